@@ -1,0 +1,101 @@
+"""What one position's distribution says: log-probability, entropy and the entropy discriminant.
+
+Source of the equations: "On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models",
+arXiv 2602.03392. Natural logarithms throughout, entropies in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Three numbers a token, all of the shape of the ``token_ids`` they were computed for.
+
+    float32, except that statistics of float64 logits stay float64. With π the policy's distribution at the token's
+    position and ``a`` the sampled token:
+
+    Attributes:
+        log_prob: ``log π(a)``, nats, never above 0. A banned token (logit -inf) has the lowest finite value.
+        entropy: ``H = -Σ_v π_v log π_v``, nats, never below 0.
+        expected_discriminant: ``E_{v~π}[S_v] = Σ_v π_v² (H + log π_v)``, nats.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    expected_discriminant: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(f"TokenStatistics needs tensors of one shape, got {shapes}")
+
+    @property
+    def discriminant(self) -> Tensor:
+        """``S* = π(a) (H + log π(a))``, nats: positive where π(a) > e^{-H}."""
+        return self.log_prob.exp() * (self.entropy + self.log_prob)
+
+    @property
+    def centred_discriminant(self) -> Tensor:
+        """``S* - E_{v~π}[S_v]``, nats: its mean over on-policy tokens is 0."""
+        return self.discriminant - self.expected_discriminant
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenStatistics:
+        """The statistics with `function` applied to each of the three tensors (indexing, moving, reshaping)."""
+        return TokenStatistics(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[TokenStatistics], dim: int = 0) -> TokenStatistics:
+        """The statistics of `parts` joined along `dim`."""
+        return TokenStatistics(
+            *(torch.cat([getattr(part, field.name) for part in parts], dim) for field in fields(TokenStatistics))
+        )
+
+
+def token_statistics(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> TokenStatistics:
+    """The readable reference: :class:`TokenStatistics` from full logits.
+
+    Args:
+        logits: ``(..., V)``, any floating type. ``-inf`` bans a token; each row needs one finite logit.
+        token_ids: ``(...)``, the sampled token of each row.
+        temperature: the logits are divided by it, as the loss does.
+
+    Returns:
+        Statistics of the shape of `token_ids`: float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: for shapes that do not belong together or a temperature that is not above 0.
+        TypeError: for logits that are not floating point.
+    """
+    check_temperature(temperature)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    if logits.dim() == 0 or logits.shape[:-1] != token_ids.shape:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} need token_ids of shape {tuple(logits.shape[:-1])}, "
+            f"got {tuple(token_ids.shape)}"
+        )
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # The maximum is subtracted before the division, so that a tiny temperature cannot overflow.
+    shifted = logits.to(dtype)
+    shifted = (shifted - shifted.amax(-1, keepdim=True)) / temperature
+    log_probs = torch.log_softmax(shifted, dim=-1)
+    # A banned token has log π = -inf and π = 0; every sum below means 0·log 0 = 0, never NaN.
+    log_probs = log_probs.clamp(min=torch.finfo(dtype).min)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).sum(-1)
+    squares = probs * probs
+    expected = entropy * squares.sum(-1) + (squares * log_probs).sum(-1)
+    log_prob = log_probs.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1)
+    return TokenStatistics(log_prob.clamp(max=0.0), entropy.clamp(min=0.0), expected)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise the ValueError that names a temperature which is not a finite number above 0."""
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
