@@ -1,0 +1,8 @@
+"""Where questions and their checkers come from: the embedded arithmetic task, GSM8K, DAPO-Math, any JSONL."""
+
+from __future__ import annotations
+
+from entropy_rft.tasks.instructions import DIRECT, INSTRUCTIONS, STEP_BY_STEP, STOP_EARLY
+from entropy_rft.tasks.task import TASK_NAMES, Task, load_task
+
+__all__ = ["DIRECT", "INSTRUCTIONS", "STEP_BY_STEP", "STOP_EARLY", "TASK_NAMES", "Task", "load_task"]

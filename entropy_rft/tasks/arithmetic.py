@@ -1,0 +1,113 @@
+"""Sums and differences of two to seven small integers: a task that needs no file, for the tiny reasoner.
+
+"What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. Terms are 1 to 50 and every partial sum
+stays within 0 to 99. A question belongs to one split for ever, by a hash of its text, so that no seed can leak a test
+question into training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+from entropy_rft.tasks.task import Task, chat_prompt, rewards
+
+LEVELS = (2, 3, 4, 5, 6, 7)
+SPLITS = ("train", "validation", "test")
+_SIZES = {"train": 4096, "validation": 600, "test": 600}
+_MAX_TERM = 50
+_MAX_SUM = 99
+_PATIENCE = 20_000  # draws without a new question before a level counts as used up
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of signed integers, evaluated from left to right."""
+
+    terms: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        first, *rest = self.terms
+        return f"What is {first}" + "".join(f" {'+' if term > 0 else '-'} {abs(term)}" for term in rest) + "?"
+
+    @property
+    def answer(self) -> int:
+        return sum(self.terms)
+
+    @property
+    def split(self) -> str:
+        """The split the question belongs to: 80 % train, 10 % validation, 10 % test."""
+        bucket = int.from_bytes(hashlib.sha256(self.question.encode()).digest()[:8], "big") % 10
+        return "test" if bucket == 9 else "validation" if bucket == 8 else "train"
+
+
+def draw(rng: random.Random, level: int, split: str) -> Sum:
+    """A random sum of `level` terms that belongs to `split`."""
+    while True:
+        total = rng.randint(1, _MAX_TERM)
+        terms = [total]
+        for _ in range(level - 1):
+            size, down = rng.randint(1, _MAX_TERM), rng.random() < 0.5
+            # The other sign always fits: sizes are at most half the range.
+            if total < size if down else total + size > _MAX_SUM:
+                down = not down
+            terms.append(-size if down else size)
+            total += terms[-1]
+        result = Sum(tuple(terms))
+        if result.split == split:
+            return result
+
+
+def questions(split: str, levels: Sequence[int] = LEVELS, seed: int = 0) -> Iterator[Sum]:
+    """Distinct questions for ever, the levels taking turns; raises ValueError when a level has no new one left."""
+    rng = random.Random(f"{seed}/{split}")
+    seen: set[Sum] = set()
+    while True:
+        for level in levels:
+            for _ in range(_PATIENCE):
+                candidate = draw(rng, level, split)
+                if candidate not in seen:
+                    break
+            else:
+                raise ValueError(f"arithmetic: split {split!r} has no more different questions of {level} terms")
+            seen.add(candidate)
+            yield candidate
+
+
+def load(
+    path: str | PathLike[str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    levels: Sequence[int] = LEVELS,
+    instruction: str | None = None,
+    answer_format: str | None = None,
+    thinking: bool = True,
+) -> Task:
+    """The arithmetic task; `levels` are the numbers of terms, and the column `difficulty` has each question's.
+
+    Without a `limit`, `train` has 4,096 questions, `validation` and `test` 600 each. The levels take turns.
+    """
+    from datasets import Dataset
+
+    if path is not None:
+        raise ValueError(f"task 'arithmetic' generates its questions and reads no file, but path is {str(path)!r}")
+    if split not in SPLITS:
+        raise ValueError(f"task 'arithmetic' has no split {split!r}; its splits: {', '.join(SPLITS)}")
+    levels = [levels] if isinstance(levels, int) else list(levels)
+    if not levels or any(isinstance(level, bool) or level not in LEVELS for level in levels):
+        raise ValueError(f"levels must be numbers of terms from {LEVELS[0]} to {LEVELS[-1]}, not {levels!r}")
+    stream = questions(split, levels, seed)
+    sums = [next(stream) for _ in range(limit or _SIZES[split])]
+    dataset = Dataset.from_dict(
+        {
+            "prompt": [chat_prompt(item.question, instruction, answer_format) for item in sums],
+            "solution": [str(item.answer) for item in sums],
+            "difficulty": [len(item.terms) for item in sums],
+        }
+    )
+    return Task(name="arithmetic", split=split, dataset=dataset, reward_funcs=rewards(thinking))

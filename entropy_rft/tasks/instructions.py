@@ -1,0 +1,9 @@
+"""Three ways to ask for thinking. The tiny reasoner is trained to obey exactly these texts, given as a system message."""
+
+from __future__ import annotations
+
+DIRECT = "Answer directly and verify once. Keep your thinking very short."
+STEP_BY_STEP = "Think step by step."
+STOP_EARLY = "Think step by step, but stop early: when it gets long, give your best answer."
+
+INSTRUCTIONS = (DIRECT, STEP_BY_STEP, STOP_EARLY)

@@ -1,0 +1,109 @@
+"""What a task is: questions, their gold answers, and the rewards that check completions against them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Reward = Callable[..., list[float | None]]
+
+# One module a task; each has a `load` whose keyword arguments after `seed` are the task's options.
+_TASKS = {
+    "arithmetic": "entropy_rft.tasks.arithmetic",
+    "gsm8k": "entropy_rft.tasks.gsm8k",
+    "dapo_math": "entropy_rft.tasks.dapo_math",
+    "jsonl": "entropy_rft.tasks.jsonl",
+}
+TASK_NAMES = tuple(_TASKS)
+_COMMON = ("path", "split", "limit", "seed")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions with checkers, ready for a TRL trainer.
+
+    `dataset` has the columns `prompt` (a list of chat messages) and `solution` (the gold answer alone, a string), and any
+    others that the task gives. `reward_funcs` are TRL reward functions that score completions of those prompts; all of
+    them can be pickled.
+    """
+
+    name: str
+    split: str
+    dataset: Dataset
+    reward_funcs: list[Reward] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def load_task(
+    name: str,
+    *,
+    path: str | PathLike[str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Task:
+    """Load the task called `name`: one of `arithmetic`, `gsm8k`, `dapo_math`, `jsonl`.
+
+    Args:
+        path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one, `arithmetic` takes none).
+            A local file IS the split: all its rows are loaded and `split` only names them.
+        split: which part of a generated or hub data set.
+        limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
+            generated task makes that many instead, and a smaller limit gives the start of a larger one.
+        seed: of the sample, or of the generated questions.
+        options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a text
+            that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose model
+            knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is wrong;
+            False: the whole completion is checked, for models that do not think in a block).
+
+    Raises:
+        ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file, the
+            line and the field.
+        TypeError: an argument of the wrong type.
+    """
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}{_nearest(name, TASK_NAMES)}; known tasks: {', '.join(TASK_NAMES)}")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+        raise TypeError(f"limit must be an integer or None, not {limit!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, not {seed!r}")
+    load = import_module(_TASKS[name]).load
+    known = [option for option in inspect.signature(load).parameters if option not in _COMMON]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"task {name!r} has no option {option!r}{_nearest(option, known)}; its options: {', '.join(known)}"
+            )
+    return load(path=path, split=split, limit=limit, seed=seed, **options)
+
+
+def rewards(thinking: bool) -> list[Reward]:
+    """TRL's correctness reward: after `</think>` only, or over the whole completion for models that do not think."""
+    from trl.rewards import accuracy_reward, reasoning_accuracy_reward
+
+    return [reasoning_accuracy_reward if thinking else accuracy_reward]
+
+
+def chat_prompt(question: str, instruction: str | None, answer_format: str | None) -> list[dict[str, str]]:
+    """The messages that ask `question`: `instruction` is the system's, `answer_format` ends the user's."""
+    content = f"{question}\n\n{answer_format}" if answer_format else question
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return [*system, {"role": "user", "content": content}]
+
+
+def _nearest(name: object, known: tuple[str, ...] | list[str]) -> str:
+    close = get_close_matches(str(name), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
