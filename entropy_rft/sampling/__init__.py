@@ -1,0 +1,17 @@
+"""One way to ask a model for completions, and one to score them token by token."""
+
+from __future__ import annotations
+
+from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
+from entropy_rft.sampling.loading import load_model_and_tokenizer
+from entropy_rft.sampling.scoring import score_completions
+from entropy_rft.sampling.transformers_sampler import TransformersSampler
+
+__all__ = [
+    "Completion",
+    "Prompt",
+    "TransformersSampler",
+    "encode_prompt",
+    "load_model_and_tokenizer",
+    "score_completions",
+]

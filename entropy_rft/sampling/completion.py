@@ -1,0 +1,59 @@
+"""What a sampler returns, and how a prompt becomes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Prompt: TypeAlias = "str | list[dict[str, Any]]"
+"""Plain text, or a conversation: a list of messages ``{"role": ..., "content": ...}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion.
+
+    Attributes:
+        prompt_ids: the prompt's tokens, chat template included, without padding.
+        token_ids: the sampled tokens, the end-of-sequence token included when the model wrote one.
+        text: `token_ids` decoded, special tokens skipped, which is what TRL hands to a reward function.
+        truncated: the token limit was reached before an end-of-sequence token.
+    """
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    truncated: bool
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """Tokenize one prompt as TRL's GRPO trainer does.
+
+    A conversation goes through the chat template with the generation prompt added; plain text is tokenized as it is,
+    without a template.
+
+    Raises:
+        ValueError: the prompt has no tokens, or is a conversation and the tokenizer has no chat template.
+        TypeError: the prompt is neither text nor a list of messages.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(text=prompt)["input_ids"]
+    elif isinstance(prompt, list) and all(isinstance(message, Mapping) for message in prompt):
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                "the prompt is a conversation but the tokenizer has no chat_template: set tokenizer.chat_template, or "
+                "give the prompt as plain text"
+            )
+        ids = tokenizer.apply_chat_template(
+            conversation=prompt,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(chat_template_kwargs or {}),
+        )["input_ids"]
+    else:
+        raise TypeError(f"a prompt must be a string or a list of messages, got {type(prompt).__name__}")
+    if not ids:
+        raise ValueError(f"prompt {prompt!r} has no tokens")
+    return list(ids)

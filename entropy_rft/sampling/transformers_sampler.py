@@ -1,0 +1,234 @@
+"""Completions from a transformers model in this process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
+
+
+class TransformersSampler:
+    """Sample with `model.generate`.
+
+    Every completion has a random stream of its own, derived from the seed, the prompt's index and the sample's index.
+    So the global random state is neither read nor changed, and a completion does not depend on the batch size, on
+    which prompts share its batch or on how many samples are asked for (up to the rounding of batched matrix products).
+
+    Args:
+        model: a causal language model, or a PEFT model whose adapters act inside it (LoRA, not prompt tuning). It is
+            put in evaluation mode while it samples and left as it was found.
+        tokenizer: its tokenizer. Padding is done here: its padding side is not used.
+        batch_size: completions generated at the same time.
+        device: where the model is moved to; ``None`` leaves it where it is.
+        chat_template_kwargs: further arguments of the chat template, as in TRL's config of the same name.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        # The adapter's layers sit inside the base model, whose `generate` honours the generation config given to it.
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if device is not None:
+            self.model.to(device)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The tokens that end a completion: the model's and the tokenizer's, as in TRL."""
+        ids = self.model.generation_config.eos_token_id
+        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        own = self.tokenizer.eos_token_id
+        return ids if own is None or own in ids else [own, *ids]
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 1024,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> list[list[Completion]]:
+        """Sample `samples` completions of each prompt.
+
+        Args:
+            prompts: conversations or plain texts.
+            samples: completions per prompt.
+            temperature: divides the logits; 0 is greedy decoding, done once per prompt and repeated.
+            top_p: sample from the smallest set of tokens that holds this probability, after the temperature.
+            max_tokens: limit on one completion, in tokens.
+            seed: of the completions' random streams.
+            progress: show a bar on stderr, if that is a terminal.
+
+        Returns:
+            For each prompt, in the order given, its completions.
+
+        Raises:
+            ValueError: an argument is out of range, or a prompt cannot be encoded.
+            FloatingPointError: the model's logits are not finite.
+        """
+        _check_settings(samples, temperature, top_p, max_tokens)
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        drawn = 1 if temperature == 0 else samples
+        # Rows of like length share a batch, so that little of it is padding; the longest go first, so that a batch
+        # which does not fit in memory fails at once.
+        rows = [(prompt, sample) for prompt in range(len(prompt_ids)) for sample in range(drawn)]
+        rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
+        results: dict[tuple[int, int], Completion] = {}
+        with _generating(self.model), _bar(len(rows), max_tokens, progress) as advance:
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                ids = [prompt_ids[prompt] for prompt, _ in batch]
+                uniforms = None
+                if temperature > 0:
+                    uniforms = torch.stack([_stream(seed, *row, max_tokens) for row in batch])
+                picker = _TokenPicker(uniforms, max(map(len, ids)), temperature, top_p, lambda n: advance(0, n))
+                for row, completion in zip(batch, self._generate(ids, max_tokens, picker), strict=True):
+                    results[row] = completion
+                advance(len(batch), 0)
+        return [[results[prompt, sample % drawn] for sample in range(samples)] for prompt in range(len(prompt_ids))]
+
+    def _generate(self, prompt_ids: list[list[int]], max_tokens: int, picker: _TokenPicker) -> list[Completion]:
+        eos = self.eos_token_ids
+        pad = next(i for i in (self.tokenizer.pad_token_id, *eos, 0) if i is not None)
+        width = max(map(len, prompt_ids))
+        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids])
+        device = self.model.get_input_embeddings().weight.device
+        # The model's own generation config must not add a penalty or a top-k of its own: `generate` fills whatever is
+        # unset from it, so it is set aside for the call.
+        config = GenerationConfig(
+            max_new_tokens=max_tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=pad, disable_compile=True
+        )
+        own, self.model.generation_config = self.model.generation_config, config
+        try:
+            output = self.model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([picker]),
+            )
+        finally:
+            self.model.generation_config = own
+        picker.check()
+        completions = []
+        for ids, row in zip(prompt_ids, output[:, width:].tolist(), strict=True):
+            end = next((i + 1 for i, token in enumerate(row) if token in eos), None)
+            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+            completions.append(Completion(ids, row[:end], text, truncated=end is None))
+        return completions
+
+
+class _TokenPicker(LogitsProcessor):
+    """Leaves one token per row for greedy decoding to take: the one where the row's uniform number meets the CDF."""
+
+    def __init__(
+        self,
+        uniforms: Tensor | None,  # (rows, max_tokens) in [0, 1); None is greedy
+        prompt_width: int,
+        temperature: float,
+        top_p: float,
+        on_step: Callable[[int], None],
+    ) -> None:
+        self.uniforms = uniforms
+        self.prompt_width = prompt_width
+        self.temperature = temperature
+        self.top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.on_step = on_step
+        self.broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        self.on_step(step + 1)
+        # Looked at once per batch, in `check`: reading it here would wait for the device at every token.
+        broken = scores.isnan().any() | ~scores.amax(-1).isfinite().all()
+        self.broken = broken if self.broken is None else self.broken | broken
+        if self.uniforms is None:
+            return scores
+        logits = scores.float() / self.temperature
+        if self.top_p is not None:
+            logits = self.top_p(input_ids, logits)
+        # float64, since rounding in a float32 sum over 150,000 tokens would shift the tail's probabilities.
+        cdf = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+        targets = self.uniforms[:, step : step + 1].to(cdf.device) * cdf[:, -1:]
+        # The first index whose CDF exceeds the target: a token of probability 0 never is.
+        picked = torch.searchsorted(cdf, targets, right=True).clamp_(max=cdf.shape[-1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter_(-1, picked, 0.0)
+
+    def check(self) -> None:
+        if self.broken is not None and bool(self.broken):
+            raise FloatingPointError("the model's logits are NaN or infinite: check its weights and dtype")
+
+
+def _stream(seed: int, prompt: int, sample: int, max_tokens: int) -> Tensor:
+    """Uniform numbers in [0, 1) of one completion, (max_tokens,) float64 on the CPU."""
+    digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
+    # manual_seed takes a signed 64-bit number
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.rand(max_tokens, dtype=torch.float64, generator=generator)
+
+
+def _check_settings(samples: int, temperature: float, top_p: float, max_tokens: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+
+
+@contextmanager
+def _generating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; whatever ends it, Ctrl-C included, the model's mode comes back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _bar(completions: int, max_tokens: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("token {task.fields[token]} of at most " + str(max_tokens)),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (wanted and console.is_terminal),
+    )
+    with bar:
+        task = bar.add_task("sampling", total=completions, token=0)
+        yield lambda done, token: bar.update(task, advance=done, token=token)
