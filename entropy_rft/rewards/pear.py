@@ -1,0 +1,126 @@
+"""PEAR, the phase-entropy-aware reward (arXiv 2510.08026)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Reward = Callable[..., "list[float | None]"]
+
+
+class PEARReward:
+    """Reward a correct answer less, the more uncertain the thinking was than the answer.
+
+    With ``P = max(0, H_think - α H_answer)``, the phase entropies being means of the old policy's token entropies in
+    nats::
+
+        r = min(1, score - P)     for a correct answer, never below `floor` if one is set
+        r = format_score          otherwise
+
+    Why a floor: nothing in the published formula bounds r from below. With P above 1 (``score = 1``) a correct answer
+    scores below a wrong one, and GRPO then learns to be wrong with confidence. That happens with models whose thinking
+    entropy is above 1 nat, such as small or young ones. ``floor=None`` is the published formula; a small positive
+    floor, such as 0.1, keeps every correct answer above a wrong one at ``format_score = 0`` and leaves the published
+    reward unchanged wherever P stays below ``score - floor``.
+
+    The object is picklable if `correctness` is, and works with conversational and plain completions alike: it never
+    looks at the text itself.
+
+    Args:
+        correctness: a TRL reward function; a value above 0 means correct, ``None`` (not applicable) stays ``None``.
+        alpha: weight of the answer's entropy. Published ablation: -1, 0, 0.5, 1, 2.
+        score: ``s``, the reward of a correct answer without penalty.
+        format_score: the reward of an answer that is not correct.
+        floor: lower bound of a correct answer's reward; ``None`` for none.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Example:
+
+    ```python
+    >>> from trl.rewards import accuracy_reward
+    >>> reward = PEARReward(accuracy_reward)
+    >>> completion = [{"role": "assistant", "content": r"\\boxed{3}"}]
+    >>> reward(completions=[completion], solution=["3"], phase_entropies=[(0.5, 0.25)])
+    [0.75]
+    ```
+    """
+
+    __name__ = "pear_reward"
+
+    def __init__(
+        self,
+        correctness: Reward,
+        alpha: float = 1.0,
+        score: float = 1.0,
+        format_score: float = 0.0,
+        floor: float | None = None,
+    ) -> None:
+        if not callable(correctness) or isinstance(correctness, type):
+            raise TypeError(f"correctness must be a TRL reward function, got {correctness!r}")
+        if inspect.iscoroutinefunction(correctness) or inspect.iscoroutinefunction(
+            getattr(correctness, "__call__", None)  # noqa: B004 - the bound method is what is inspected
+        ):
+            raise TypeError("correctness must be a synchronous reward function, got a coroutine function")
+        for name, value in (("alpha", alpha), ("score", score), ("format_score", format_score), ("floor", floor)):
+            if value is None and name == "floor":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        if floor is not None and floor > min(1.0, score):
+            raise ValueError(f"floor must not be above the best reward min(1, score) = {min(1.0, score)}, got {floor}")
+        self.correctness = correctness
+        self.alpha = alpha
+        self.score = score
+        self.format_score = format_score
+        self.floor = floor
+
+    def penalty(self, h_think: float, h_answer: float) -> float:
+        """``P = max(0, H_think - α H_answer)``, nats."""
+        difference = h_think - self.alpha * h_answer
+        # Not max(): a NaN entropy must come out as NaN (an unscorable completion), not as a free pass.
+        return 0.0 if difference <= 0 else difference
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        phase_entropies: Sequence[tuple[float, float]] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """One reward per completion; `phase_entropies` holds its ``(H_think, H_answer)``, nats."""
+        if phase_entropies is None:
+            raise ValueError(
+                "PEARReward got no phase_entropies: train with entropy_rft.EntropyGRPOTrainer, which computes them "
+                "(a plain trl.GRPOTrainer does not)"
+            )
+        if log_metric is not None:
+            kwargs["log_metric"] = log_metric
+        correct = self.correctness(completions=completions, **kwargs)
+        rewards: list[float | None] = []
+        for value, (h_think, h_answer) in zip(correct, phase_entropies, strict=True):
+            if value is None:
+                rewards.append(None)
+                continue
+            penalty = self.penalty(h_think, h_answer)
+            if log_metric is not None:
+                # One call a completion: the trainer then averages over completions, not over ranks.
+                log_metric("pear/penalty", penalty)
+            rewards.append(self._reward(penalty) if value > 0 else float(self.format_score))
+        return rewards
+
+    def _reward(self, penalty: float) -> float:
+        reward = min(1.0, self.score - penalty)
+        return reward if self.floor is None or not reward < self.floor else float(self.floor)
+
+    def __repr__(self) -> str:
+        name = getattr(self.correctness, "__name__", type(self.correctness).__name__)
+        return (
+            f"PEARReward({name}, alpha={self.alpha}, score={self.score}, format_score={self.format_score}, "
+            f"floor={self.floor})"
+        )

@@ -1,0 +1,136 @@
+"""The rules and the metrics over one whole optimisation batch: its micro-batches, and those of the other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from entropy_rft.entropy import EntropyClip, TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy.clipping import per_token
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the rules need of one micro-batch; every tensor ``(B, T)`` but `advantages`, ``(B,)`` or ``(B, T)``."""
+
+    statistics: TokenStatistics
+    advantages: Tensor
+    mask: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        return self.mask != 0
+
+    def valid_statistics(self) -> TokenStatistics:
+        """The statistics of the valid tokens, ``(N,)``."""
+        return self.statistics.map(lambda x: x[self.valid])
+
+
+@dataclass(frozen=True)
+class BatchDecision:
+    """One keep mask ``(B, T)`` per micro-batch, and the metrics of the whole batch."""
+
+    keep: list[Tensor]
+    metrics: dict[str, float]
+
+
+@torch.no_grad()
+def decide(
+    clip: EntropyClip | None,
+    batches: Sequence[MicroBatch],
+    group: dist.ProcessGroup | None,
+    apply: bool = True,
+) -> BatchDecision:
+    """Apply `clip` to the valid tokens of all `batches` and of the other processes of `group` at once.
+
+    Micro-batches may differ in length: only their valid tokens are joined. With ``apply=False`` (evaluation) the
+    metrics say what the rule would drop, and ``entropy/predicted_change`` is that of the batch as it is.
+    """
+    # A row of one long sequence: the rules do not care which completion a token belongs to.
+    statistics = TokenStatistics.cat([b.valid_statistics() for b in batches]).map(lambda x: x.unsqueeze(0))
+    advantages = torch.cat([per_token(b.advantages, b.mask)[b.valid] for b in batches]).unsqueeze(0)
+    ones = torch.ones_like(advantages)
+    metrics: dict[str, float] = {}
+    keep = torch.ones_like(advantages, dtype=torch.bool)
+    if clip is not None:
+        decision = clip.decide(statistics, advantages, ones, group)
+        keep = decision.keep
+        metrics["entropy_clip/sigma"] = decision.sigma.item()
+    effective = torch.where(keep, advantages, 0.0) if apply else advantages
+    change = predicted_entropy_change(statistics, effective, ones)
+    dropped = ~keep
+    sums = torch.stack(
+        [
+            ones.sum(),
+            change.sum(),
+            dropped.sum(),
+            (dropped & (advantages < 0)).sum(),
+            (dropped & (advantages > 0)).sum(),
+        ]
+    )
+    tokens, change_sum, *drops = _total(sums, group)
+    if tokens > 0:
+        metrics["entropy/predicted_change"] = change_sum / tokens
+        if clip is not None:
+            names = ("dropped", "dropped_negative", "dropped_positive")
+            metrics |= {f"entropy_clip/{name}": drop / tokens for name, drop in zip(names, drops, strict=True)}
+    return BatchDecision(_split_back(keep[0], batches), metrics)
+
+
+@torch.no_grad()
+def phase_metrics(
+    entropy: Tensor | None, thinking: Tensor, answer: Tensor, group: dist.ProcessGroup | None
+) -> dict[str, float]:
+    """Mean lengths (tokens per completion) and, given the entropies, mean phase entropies (nats per token).
+
+    A completion without a valid token (a truncated one that TRL masks) does not count. Sums travel between processes,
+    not means, so that every token weighs the same wherever it was sampled.
+    """
+    counted = (thinking | answer).any(1)
+    phases = (thinking, answer)
+    sums = [counted.sum(), *(phase.sum() for phase in phases)]
+    if entropy is not None:
+        sums += [(entropy.float() * phase).sum() for phase in phases]
+    completions, *rest = _total(torch.stack([value.float() for value in sums]), group)
+    metrics: dict[str, float] = {}
+    if completions > 0:
+        metrics["completions/thinking_length"] = rest[0] / completions
+        metrics["completions/answer_length"] = rest[1] / completions
+    for name, tokens, total in zip(("thinking", "answer"), rest[:2], rest[2:], strict=False):
+        if tokens > 0:
+            metrics[f"entropy/{name}"] = total / tokens
+    return metrics
+
+
+def phase_means(entropy: Tensor, thinking: Tensor, answer: Tensor) -> list[tuple[float, float]]:
+    """``(H_think, H_answer)`` of each completion, nats; 0 for an empty phase."""
+    means = [
+        (torch.where(phase, entropy, 0.0).sum(1) / phase.sum(1).clamp(min=1)).tolist() for phase in (thinking, answer)
+    ]
+    return list(zip(*means, strict=True))
+
+
+def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+    # Counts of tokens need more than float32's 24 bits; MPS has no float64.
+    sums = sums.to(torch.float32 if sums.device.type == "mps" else torch.float64)
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return sums.tolist()
+
+
+def _split_back(keep: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
+    masks: list[Tensor] = []
+    start: Any = 0
+    for batch in batches:
+        valid = batch.valid
+        end = start + int(valid.sum())
+        mask = torch.ones_like(valid)
+        mask[valid] = keep[start:end]
+        masks.append(mask)
+        start = end
+    return masks

@@ -1,0 +1,330 @@
+"""The drop-in trainer. The only file that touches TRL's private names; each use says which and why."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import trl
+import trl.trainer.utils as trl_utils
+from packaging.version import Version
+from torch import Tensor
+from trl import GRPOTrainer
+
+from entropy_rft.entropy import TokenStatistics, fused_token_statistics, phase_masks
+from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
+from entropy_rft.training.config import EntropyGRPOConfig
+
+TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
+
+# Keys of a micro-batch: the statistics travel with it through TRL's shuffling and splitting.
+_STATISTICS = ("entropy_rft_log_prob", "entropy_rft_entropy", "entropy_rft_expected_discriminant")
+_DROPPED = "entropy_rft_dropped"
+
+
+class EntropyGRPOTrainer(GRPOTrainer):
+    """:class:`trl.GRPOTrainer` with entropy-discriminator clipping and phase entropies for rewards.
+
+    The same constructor. A plain :class:`trl.GRPOConfig` is taken with the defaults of
+    :class:`~entropy_rft.EntropyGRPOConfig`, which clip by Clip_B. With ``entropy_clip="none"`` and ordinary rewards a
+    run is TRL's, bit for bit.
+
+    The statistics are those of the policy that the batch was sampled from, computed from the hidden states in the
+    forward pass that TRL makes for the old log-probabilities. Where TRL makes none (on-policy, aligned accumulation)
+    one such pass is added, only when a rule or a reward needs it. A reward needs it when `phase_entropies` or
+    `token_entropies` stands in its signature; once there, every reward function gets `phase_entropies`, a
+    ``(H_think, H_answer)`` pair in nats per completion.
+
+    The rule looks at the whole optimisation batch: the trainer therefore prepares (generates and scores) all
+    micro-batches of a step before the first loss. In evaluation nothing is clipped; the ``entropy_clip/*`` metrics say
+    what the rule would drop.
+
+    Raises:
+        ValueError: when a reward needs phase entropies and the tokenizer cannot express `think_end_token`.
+    """
+
+    _tag_names = ["trl", "grpo", "entropy-rft"]  # noqa: RUF012 - TRL's attribute
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *positional: Any, **keywords: Any):
+        _warn_outside_tested_trl()
+        if args is None:
+            name = model if isinstance(model, str) else trl_utils.get_config_model_id(model.config)
+            args = EntropyGRPOConfig(f"{name.rstrip('/').split('/')[-1]}-EntropyGRPO")
+        elif not isinstance(args, EntropyGRPOConfig):
+            args = EntropyGRPOConfig.from_grpo(args)
+        self.entropy_clip = args.build_entropy_clip()
+        super().__init__(model, reward_funcs, args, *positional, **keywords)
+
+        wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
+        rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
+        self._rewards_want_token_entropies = "token_entropies" in wanted
+        self._needs_statistics = self.entropy_clip is not None or rewards_need_entropies or args.entropy_metrics
+        self.think_end_ids = _marker_ids(self._tokenizer, args.think_end_token)
+        if rewards_need_entropies and not self.think_end_ids:
+            raise ValueError(
+                f"think_end_token {args.think_end_token!r} is not in the vocabulary of "
+                f"{type(self._tokenizer).__name__}, and a reward needs the entropies before and after it: name the "
+                "text with which this model ends its thinking"
+            )
+
+        # State of the generation under way, and of the optimisation step under way.
+        self._old_policy: TokenStatistics | None = None
+        self._awaiting_old_policy_pass = False
+        self._generated_tool_mask: list[list[int]] | None = None
+        self._step_batches: list[Any] = []
+        self._prepared: deque[dict[str, Any]] = deque()
+        self._without_gradient: Tensor | None = None
+
+    @property
+    def _process_group(self) -> dist.ProcessGroup | None:
+        return dist.group.WORLD if self.accelerator.num_processes > 1 else None
+
+    # --- generation: one pass over the old policy, before the rewards ---------------------------------------------
+
+    def _generate(self, prompts: list) -> tuple:
+        # TRL tells the rewards nothing of the tool mask, and a tool's output has no phase entropy.
+        generated = super()._generate(prompts)
+        self._generated_tool_mask = generated[2]
+        return generated
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self._needs_statistics:
+            output = super()._generate_and_score_completions(inputs)
+            self._log_phases(output, None)
+            return output
+        made_by_trl = self._trl_makes_old_policy_pass()
+        self._old_policy, self._awaiting_old_policy_pass = None, True
+        try:
+            with self._old_policy_pass_forced():
+                output = super()._generate_and_score_completions(inputs)
+            statistics = self._old_policy
+        finally:
+            self._old_policy, self._awaiting_old_policy_pass = None, False
+        if statistics is None:
+            raise RuntimeError(f"trl {trl.__version__} made no pass over the old policy where one was expected")
+        if not made_by_trl:
+            # On-policy TRL takes the loss's own log-probabilities as the old ones; the ratio stays exactly 1.
+            del output["old_per_token_logps"]
+        self._log_phases(output, statistics.entropy)
+        tensors = (statistics.log_prob, statistics.entropy, statistics.expected_discriminant)
+        return output | dict(zip(_STATISTICS, tensors, strict=True))
+
+    def _trl_makes_old_policy_pass(self) -> bool:
+        every = self.args.steps_per_generation * self.args.num_iterations
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        return corrected or self.args.gradient_accumulation_steps % every != 0
+
+    @contextmanager
+    def _old_policy_pass_forced(self) -> Iterator[None]:
+        # During generation TRL reads num_iterations only to decide whether to make this pass, with every tensor (and
+        # every image) at hand. More iterations than accumulation steps always mean yes.
+        iterations: int = self.args.num_iterations
+        self.num_iterations = self.args.gradient_accumulation_steps + 1
+        try:
+            yield
+        finally:
+            self.num_iterations = iterations
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._awaiting_old_policy_pass:  # TRL's first pass of a generation; one over the reference may follow
+            self._awaiting_old_policy_pass = False
+            kwargs["compute_entropy"] = True
+            with _statistics_head() as collected:
+                log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+                )
+            expected = torch.zeros_like(entropy)
+            expected[attention_mask[:, -logits_to_keep:] != 0] = torch.cat(collected).to(expected.device)
+            self._old_policy = TokenStatistics(log_prob, entropy, expected)
+            return log_prob, entropy, aux_loss
+        log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._without_gradient is not None:
+            log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
+        return log_prob, entropy, aux_loss
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        if self._old_policy is not None:
+            columns: dict[str, list] = {"phase_entropies": self._phase_entropies(completion_ids_list)}
+            if self._rewards_want_token_entropies:
+                on_cpu = self._old_policy.entropy.cpu()
+                columns["token_entropies"] = [
+                    row[: len(ids)].clone() for row, ids in zip(on_cpu, completion_ids_list, strict=True)
+                ]
+            # TRL hands each key of an example to the rewards as a column.
+            inputs = [
+                example | {name: column[i] for name, column in columns.items()} for i, example in enumerate(inputs)
+            ]
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _phase_entropies(self, completion_ids_list: list[list[int]]) -> list[tuple[float, float]]:
+        assert self._old_policy is not None
+        entropy = self._old_policy.entropy
+        ids = torch.zeros(entropy.shape, dtype=torch.long)
+        mask = torch.zeros(entropy.shape, dtype=torch.bool)
+        for row, completion in enumerate(completion_ids_list):
+            ids[row, : len(completion)] = torch.tensor(completion)
+            own = True if self._generated_tool_mask is None else torch.tensor(self._generated_tool_mask[row]).bool()
+            mask[row, : len(completion)] = own
+        # Positions that TRL masked (a truncated completion under mask_truncated_completions) were not measured.
+        thinking, answer = self._phases(ids.to(entropy.device), mask.to(entropy.device))
+        return phase_means(entropy, thinking, answer)
+
+    def _phases(self, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.think_end_ids:  # a tokenizer without the marker: everything is thinking
+            return mask != 0, torch.zeros_like(mask, dtype=torch.bool)
+        return phase_masks(completion_ids, mask, self.think_end_ids)
+
+    def _log_phases(self, output: Mapping[str, Any], entropy: Tensor | None) -> None:
+        thinking, answer = self._phases(output["completion_ids"], _loss_mask(output))
+        self._log_values(phase_metrics(entropy, thinking, answer, self._process_group))
+
+    def _log_values(self, metrics: Mapping[str, float]) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    # --- optimisation: the rule over the whole batch of a step, then TRL's loss -----------------------------------
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._step_batches = list(batches)
+        self._prepared.clear()
+        return batches, num_items
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if not self._needs_statistics:
+            return super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            inputs = super()._prepare_inputs(generation_batch)
+            decision = decide(self.entropy_clip, [_micro_batch(inputs)], self._process_group, apply=False)
+            self._log_values(decision.metrics)
+            return inputs
+        if not self._prepared:
+            self._prepared.extend(self._prepare_step(self._step_batches or [generation_batch]))
+        return self._prepared.popleft()
+
+    def _prepare_step(self, batches: list[Any]) -> list[dict[str, Any]]:
+        """All micro-batches of one optimisation step, clipped by what they and those of the other ranks hold."""
+        step: int = self._step  # TRL counts micro-batches with it, to know when to generate and which slice is next
+        prepared = []
+        try:
+            for offset, batch in enumerate(batches):
+                self._step = step + offset
+                prepared.append(super()._prepare_inputs(batch))
+        finally:
+            self._step = step
+        decision = decide(self.entropy_clip, [_micro_batch(inputs) for inputs in prepared], self._process_group)
+        self._log_values(decision.metrics)
+        if self.entropy_clip is None:
+            return prepared
+        return [self._clipped(inputs, keep) for inputs, keep in zip(prepared, decision.keep, strict=True)]
+
+    def _clipped(self, inputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+        # A new dict: TRL keeps the original for the next iteration, whose batch may be another one.
+        if self.importance_sampling_level == "sequence":
+            # The ratio of a sequence holds every token's log-probability, so a token leaves the gradient only there.
+            return inputs | {_DROPPED: ~keep}
+        return inputs | {"advantages": torch.where(keep, inputs["advantages"].unsqueeze(1), 0.0)}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._without_gradient = inputs.get(_DROPPED)
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._without_gradient = None
+
+
+@contextmanager
+def _statistics_head() -> Iterator[list[Tensor]]:
+    """Let TRL's fused LM head compute our statistics; yields the list that collects the expected discriminants.
+
+    TRL finds the head's weight, gathers it (ZeRO-3, FSDP2), and knows each family's soft cap and logit scale; only the
+    kernel behind it is exchanged. It cannot give Σπ² log π, and ours needs no second product for it.
+    """
+    collected: list[Tensor] = []
+
+    class StatisticsHead:
+        @staticmethod
+        def apply(hidden, weight, bias, targets, temperature, _chunk, softcap=None, scale=1.0, _outputs=()):
+            product = torch.get_autocast_dtype(hidden.device.type)
+            dtype = product if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+            statistics = fused_token_statistics(
+                hidden,
+                weight,
+                targets,
+                bias=bias,
+                temperature=temperature,
+                logit_softcap=softcap,
+                logit_scale=scale,
+                product_dtype=None if dtype == torch.float32 else dtype,
+            )
+            collected.append(statistics.expected_discriminant)
+            return statistics.log_prob, statistics.entropy, None, None, None
+
+    with (
+        _exchanged(trl_utils, "_ChunkedLogProbFunction", StatisticsHead),
+        # TRL scores only the labelled positions where this says so, and every position (prompts, padding) elsewhere.
+        _exchanged(trl_utils, "_use_triton", lambda device: True),
+    ):
+        yield collected
+
+
+@contextmanager
+def _exchanged(module: Any, name: str, value: Any) -> Iterator[None]:
+    missing = object()
+    original = module.__dict__.get(name, missing)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        if original is missing:
+            delattr(module, name)
+        else:
+            setattr(module, name, original)
+
+
+def _loss_mask(inputs: Mapping[str, Any]) -> Tensor:
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+def _micro_batch(inputs: Mapping[str, Any]) -> MicroBatch:
+    return MicroBatch(
+        TokenStatistics(*(inputs[name] for name in _STATISTICS)), inputs["advantages"], _loss_mask(inputs)
+    )
+
+
+def _parameters(reward: Any) -> set[str]:
+    if isinstance(reward, torch.nn.Module):
+        return set()
+    return set(inspect.signature(reward).parameters)
+
+
+def _marker_ids(tokenizer: Any, marker: str) -> list[int]:
+    """The marker's token ids; empty when the tokenizer cannot express it."""
+    ids = tokenizer.encode(marker, add_special_tokens=False)
+    if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
+        return []
+    return ids
+
+
+def _warn_outside_tested_trl() -> None:
+    first, end = map(Version, TESTED_TRL)
+    if not first <= Version(trl.__version__) < end:
+        warnings.warn(
+            f"trl {trl.__version__} is outside the range that entropy_rft is tested with (>={first},<{end}); "
+            "expect errors or silent differences",
+            stacklevel=3,
+        )
