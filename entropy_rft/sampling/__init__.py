@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
 from entropy_rft.sampling.loading import load_model_and_tokenizer
+from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions
 from entropy_rft.sampling.transformers_sampler import TransformersSampler
 
@@ -13,5 +14,6 @@ __all__ = [
     "TransformersSampler",
     "encode_prompt",
     "load_model_and_tokenizer",
+    "progress_bar",
     "score_completions",
 ]

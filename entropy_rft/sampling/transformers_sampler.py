@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
+from entropy_rft.sampling.progress import progress_bar
 
 
 class TransformersSampler:
@@ -99,17 +98,23 @@ class TransformersSampler:
         rows = [(prompt, sample) for prompt in range(len(prompt_ids)) for sample in range(drawn)]
         rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
         results: dict[tuple[int, int], Completion] = {}
-        with _generating(self.model), _bar(len(rows), max_tokens, progress) as advance:
+        with _generating(self.model), progress_bar("sampling", len(rows), progress) as advance:
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
                 ids = [prompt_ids[prompt] for prompt, _ in batch]
                 uniforms = None
                 if temperature > 0:
                     uniforms = torch.stack([_stream(seed, *row, max_tokens) for row in batch])
-                picker = _TokenPicker(uniforms, max(map(len, ids)), temperature, top_p, lambda n: advance(0, n))
+                picker = _TokenPicker(
+                    uniforms,
+                    max(map(len, ids)),
+                    temperature,
+                    top_p,
+                    lambda token: advance(0, f"token {token} of at most {max_tokens}"),
+                )
                 for row, completion in zip(batch, self._generate(ids, max_tokens, picker), strict=True):
                     results[row] = completion
-                advance(len(batch), 0)
+                advance(len(batch), "")
         return [[results[prompt, sample % drawn] for sample in range(samples)] for prompt in range(len(prompt_ids))]
 
     def _generate(self, prompt_ids: list[list[int]], max_tokens: int, picker: _TokenPicker) -> list[Completion]:
@@ -213,22 +218,3 @@ def _generating(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _bar(completions: int, max_tokens: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("token {task.fields[token]} of at most " + str(max_tokens)),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (wanted and console.is_terminal),
-    )
-    with bar:
-        task = bar.add_task("sampling", total=completions, token=0)
-        yield lambda done, token: bar.update(task, advance=done, token=token)

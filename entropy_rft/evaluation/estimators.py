@@ -1,0 +1,92 @@
+"""avg@k and pass@k from repeated samples of a question, and how sure the average is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of `k` samples of a question is right.
+
+    ``1 - C(n-c, k) / C(n, k)`` (arXiv 2107.03374), as a product, so that no binomial overflows.
+
+    Args:
+        n: samples drawn of the question.
+        c: how many of them are right.
+        k: at most n.
+
+    Raises:
+        ValueError: unless ``0 <= c <= n`` and ``1 <= k <= n``.
+    """
+    if not 0 <= c <= n:
+        raise ValueError(f"c must lie between 0 and n = {n}, got {c}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie between 1 and n = {n}, got {k}")
+    if n - c < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def avg_at_k(correct: Sequence[int], drawn: Sequence[int]) -> float:
+    """Mean over questions of the fraction of right samples; each question weighs the same.
+
+    Args:
+        correct: right samples of each question.
+        drawn: samples of each question, all above 0.
+
+    Raises:
+        ValueError: no question, lengths that differ, or counts out of range.
+    """
+    return float(np.mean(question_means(correct, drawn)))
+
+
+def question_means(correct: Sequence[int], drawn: Sequence[int]) -> np.ndarray:
+    """The fraction of right samples of each question, (questions,); raises as :func:`avg_at_k`."""
+    if len(correct) != len(drawn) or not len(drawn):
+        raise ValueError(f"correct and drawn must name the same questions, got {len(correct)} and {len(drawn)} of them")
+    for c, n in zip(correct, drawn, strict=True):
+        if not 0 <= c <= n or n < 1:
+            raise ValueError(f"a question has {c} right samples of {n}")
+    return np.asarray(correct, dtype=np.float64) / np.asarray(drawn, dtype=np.float64)
+
+
+def bootstrap_interval(
+    means: Sequence[float] | np.ndarray, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over questions.
+
+    Whole questions are drawn with replacement, since the samples of one question are alike: counting them as
+    independent would make the interval far too narrow. It answers "how would another draw of questions score?"; it
+    collapses to a point for one question, or when every question has the same mean (all right, all wrong), and then
+    says nothing about the uncertainty.
+
+    Args:
+        means: one mean per question, (questions,).
+        confidence: between 0 and 1.
+        resamples: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: no question, or an argument out of range.
+    """
+    values = np.asarray(means, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"means must be one number per question, got the shape {values.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    generator = np.random.default_rng(seed)
+    rows = max(1, min(resamples, 4_000_000 // len(values)))  # 32 MB of indices at a time
+    averages = [
+        values[generator.integers(len(values), size=(min(rows, resamples - start), len(values)))].mean(1)
+        for start in range(0, resamples, rows)
+    ]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.concatenate(averages), [tail, 100 - tail])
+    return float(low), float(high)

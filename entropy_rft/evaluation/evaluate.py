@@ -1,0 +1,237 @@
+"""Sample a task's questions, score the completions, and sum up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from entropy_rft.entropy import TokenStatistics, phase_masks
+from entropy_rft.evaluation.estimators import bootstrap_interval, pass_at_k, question_means
+from entropy_rft.evaluation.result import Evaluation, Scores
+from entropy_rft.sampling import Completion, TransformersSampler, progress_bar, score_completions
+
+
+class TaskLike(Protocol):
+    """What an evaluation needs of a task; `entropy_rft.tasks.Task` has it."""
+
+    name: str
+    split: str
+    dataset: Any
+    reward_funcs: Any
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One completion, boiled down."""
+
+    correct: bool | None  # None is unscorable
+    truncated: bool
+    marker: bool
+    tokens: int
+    thinking: int
+    answer: int
+    entropy: float  # sums over the tokens, nats
+    entropy_thinking: float
+    entropy_answer: float
+
+
+def evaluate_model(
+    model: Any,
+    tokenizer: Any,
+    task: TaskLike,
+    *,
+    samples: int = 8,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 1024,
+    batch_size: int = 64,
+    seed: int = 0,
+    think_end_token: str = "</think>",
+    progress: bool = True,
+    model_name: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Ask `model` every question of `task` `samples` times.
+
+    A completion is right when the task's first reward is above 0. That reward is called as TRL calls it, once, with
+    ``prompts``, ``completions``, ``completion_ids`` and every column of the data set, each repeated per sample.
+
+    Args:
+        model: a causal language model, with or without a LoRA adapter.
+        tokenizer: its tokenizer.
+        task: has `dataset`, `reward_funcs`, `name` and `split`.
+        samples: completions per question; the k of avg@k.
+        temperature: of sampling; 0 is greedy.
+        top_p: of sampling.
+        max_tokens: limit on one completion, tokens.
+        batch_size: completions generated at once. A quarter of that is scored at once, because scoring holds the
+            hidden states of whole sequences.
+        seed: of sampling.
+        think_end_token: the text that ends the thinking, one token or several.
+        progress: show bars, on a terminal.
+        model_name: what the result calls the model; by default its directory or hub name.
+        chat_template_kwargs: further arguments of the chat template.
+
+    Raises:
+        ValueError: an argument is out of range, the task has no question, no `prompt` column or no reward, or the
+            tokenizer cannot spell the marker.
+    """
+    started = time.perf_counter()
+    rows = [dict(row) for row in task.dataset]
+    if not rows:
+        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
+    if "prompt" not in rows[0]:
+        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
+    if not task.reward_funcs:
+        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+    marker = _marker_ids(tokenizer, think_end_token)
+    sampler = TransformersSampler(model, tokenizer, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)
+    completions = sampler.sample(
+        [row["prompt"] for row in rows],
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        progress=progress,
+    )
+    verdicts = _correct(task.reward_funcs[0], rows, completions)
+    flat = [completion for group in completions for completion in group]
+    described = _describe(model, flat, verdicts, marker, max(1, batch_size // 4), progress)
+    groups = [described[start : start + samples] for start in range(0, len(described), samples)]
+
+    levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=_level_order)
+    by_difficulty = {
+        str(level): _scores([g for row, g in zip(rows, groups, strict=True) if row.get("difficulty") == level], samples)
+        for level in levels
+    }
+    return Evaluation(
+        **vars(_scores(groups, samples)),
+        model=model_name or str(getattr(model, "name_or_path", "")) or type(model).__name__,
+        task=task.name,
+        split=task.split,
+        samples=samples,
+        settings={
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "think_end_token": think_end_token,
+        },
+        by_difficulty=by_difficulty,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _marker_ids(tokenizer: Any, think_end_token: str) -> list[int]:
+    ids = tokenizer.encode(think_end_token, add_special_tokens=False)
+    if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
+        raise ValueError(f"think_end_token {think_end_token!r} cannot be written with this tokenizer")
+    return list(ids)
+
+
+def _correct(
+    reward: Any, rows: Sequence[dict[str, Any]], completions: Sequence[Sequence[Completion]]
+) -> list[bool | None]:
+    """Whether each completion is right, in order of question and sample; ``None`` where the reward cannot tell."""
+    repeated = [(row, completion) for row, group in zip(rows, completions, strict=True) for completion in group]
+    # As in TRL: a conversation is answered by a conversation, plain text by plain text.
+    texts = [
+        completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
+        for row, completion in repeated
+    ]
+    own = ("prompt", "completion", "completion_ids")
+    columns = {key: [row[key] for row, _ in repeated] for key in rows[0] if key not in own}
+    values = reward(
+        prompts=[row["prompt"] for row, _ in repeated],
+        completions=texts,
+        completion_ids=[completion.token_ids for _, completion in repeated],
+        **columns,
+    )
+    if len(values) != len(repeated):
+        name = getattr(reward, "__name__", type(reward).__name__)
+        raise ValueError(f"the reward {name} gave {len(values)} values for {len(repeated)} completions")
+    # TRL reads NaN as "no reward" too.
+    return [None if value is None or value != value else bool(value > 0) for value in values]
+
+
+def _describe(
+    model: Any,
+    completions: list[Completion],
+    verdicts: list[bool | None],
+    marker: list[int],
+    batch_size: int,
+    progress: bool,
+) -> list[_Sample]:
+    # Batch by batch, because the statistics of every token of an evaluation need not fit in memory.
+    order = sorted(range(len(completions)), key=lambda i: -len(completions[i].token_ids))
+    described: dict[int, _Sample] = {}
+    with progress_bar("entropies", len(order), progress) as advance:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            scored = score_completions(model, [completions[i] for i in batch], batch_size=batch_size)
+            for i, statistics in zip(batch, scored, strict=True):
+                described[i] = _sample(completions[i], verdicts[i], statistics, marker)
+            advance(len(batch), "")
+    return [described[i] for i in range(len(completions))]
+
+
+def _sample(completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: list[int]) -> _Sample:
+    ids = torch.tensor([completion.token_ids], dtype=torch.long)
+    thinking, answer = (phase[0] for phase in phase_masks(ids, torch.ones_like(ids), marker))
+    entropy = statistics.entropy.double()
+    return _Sample(
+        correct=correct,
+        truncated=completion.truncated,
+        marker=not bool(thinking.all()),  # without a marker everything is thinking
+        tokens=len(completion.token_ids),
+        thinking=int(thinking.sum()),
+        answer=int(answer.sum()),
+        entropy=float(entropy.sum()),
+        entropy_thinking=float(entropy[thinking].sum()),
+        entropy_answer=float(entropy[answer].sum()),
+    )
+
+
+def _scores(groups: Sequence[Sequence[_Sample]], samples: int) -> Scores:
+    """Sum up the samples of some questions."""
+    everything = [sample for group in groups for sample in group]
+    verdicts = [[s.correct for s in group if s.correct is not None] for group in groups]
+    verdicts = [group for group in verdicts if group]
+    correct, drawn = [sum(group) for group in verdicts], [len(group) for group in verdicts]
+    means = question_means(correct, drawn) if drawn else None
+    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
+    passed = {k: [pass_at_k(n, c, k) for n, c in zip(drawn, correct, strict=True) if n >= k] for k in ks}
+
+    def total(name: str) -> float:
+        return sum(getattr(sample, name) for sample in everything)
+
+    def per_token(entropy: str, tokens: str) -> float | None:
+        return total(entropy) / total(tokens) if total(tokens) else None
+
+    count = len(everything)
+    return Scores(
+        questions=len(groups),
+        unscorable=sum(sample.correct is None for sample in everything),
+        avg_at_k=None if means is None else float(means.mean()),
+        avg_interval=None if means is None else bootstrap_interval(means),
+        pass_at_k={k: sum(values) / len(values) for k, values in passed.items() if values},
+        tokens=total("tokens") / count,
+        thinking_tokens=total("thinking") / count,
+        answer_tokens=total("answer") / count,
+        truncated=total("truncated") / count,
+        marker_missing=1 - total("marker") / count,
+        entropy=per_token("entropy", "tokens"),
+        entropy_thinking=per_token("entropy_thinking", "thinking"),
+        entropy_answer=per_token("entropy_answer", "answer"),
+    )
+
+
+def _level_order(level: Any) -> tuple[bool, Any]:
+    """Numbers by size, before anything else by its name."""
+    number = isinstance(level, int | float)
+    return (not number, level if number else str(level))

@@ -1,0 +1,226 @@
+"""The report's plots, as inline SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entropy_rft.evaluation.result import Evaluation
+from entropy_rft.evaluation.run import Run
+
+# Okabe and Ito's colours, less black and yellow, which vanish on one of the two backgrounds.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+DASHES: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # first and second metric of a figure
+
+# Drawn in these and then replaced, so that the text and the grid follow the page's light or dark scheme.
+_INK, _GRID = "#010203", "#010204"
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a run called "$x" is a name, not a formula
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over training steps: one or two metrics (the second is dashed) of every run.
+
+    Attributes:
+        title: what the figure shows.
+        unit: the vertical axis with its unit.
+        metrics: pairs of a metric's name and what the legend calls it.
+        scale: factor on the values, 100 for a fraction shown in percent.
+        zero: draw a line at 0, for a quantity whose sign matters.
+    """
+
+    title: str
+    unit: str
+    metrics: tuple[tuple[str, str], ...]
+    scale: float = 1.0
+    zero: bool = False
+
+
+CURVES = (
+    Curve("Entropy", "entropy (nats per token)", (("entropy", "all tokens"),)),
+    Curve(
+        "Entropy by phase",
+        "entropy (nats per token)",
+        (("entropy/thinking", "thinking"), ("entropy/answer", "answer")),
+    ),
+    Curve("Reward", "mean reward", (("reward", "reward"),)),
+    Curve("Thinking length", "thinking (tokens)", (("completions/thinking_length", "thinking"),)),
+    Curve("Completion length", "completion (tokens)", (("completions/mean_length", "completion"),)),
+    Curve(
+        "Tokens dropped by entropy clipping",
+        "dropped (% of tokens)",
+        (
+            ("entropy_clip/dropped_negative", "advantage below 0"),
+            ("entropy_clip/dropped_positive", "advantage above 0"),
+        ),
+        scale=100.0,
+    ),
+    Curve(
+        "Predicted entropy change of a step",
+        "predicted change (nats, per unit step)",
+        (("entropy/predicted_change", "predicted"),),
+        zero=True,
+    ),
+    Curve("PEAR penalty", "penalty (nats)", (("pear/penalty", "penalty"),)),
+    Curve(
+        "Truncated completions", "truncated (% of completions)", (("completions/clipped_ratio", "truncated"),), 100.0
+    ),
+    Curve("Gradient norm", "gradient norm", (("grad_norm", "gradient norm"),)),
+)
+
+
+def colour(index: int) -> str:
+    """The colour of the run at this index; it repeats after the palette's end."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Centred moving average over about a twentieth of the points; the window shrinks at the ends, so nothing lags."""
+    half = len(values) // 40
+    average = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        average.append(sum(window) / len(window))
+    return average
+
+
+def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
+    """Draw one figure; ``None`` when no run logged any of its metrics.
+
+    Raw values are faint, the moving average is on top of them, and evaluations during training are dots.
+    """
+    figure, axes = _figure()
+    empty = True
+    for index, run in enumerate(runs):
+        for dash, (metric, _) in zip(DASHES, curve.metrics, strict=False):
+            steps, values = run.series(metric)
+            values = [curve.scale * value for value in values]
+            if values:
+                empty = False
+                axes.plot(steps, values, color=colour(index), alpha=0.28, linewidth=0.9, linestyle=dash)
+                marker = "o" if len(values) == 1 else None
+                axes.plot(steps, smoothed(values), color=colour(index), linewidth=2, linestyle=dash, marker=marker)
+            steps, values = run.series(f"eval_{metric}")
+            if values:
+                empty = False
+                scaled = [curve.scale * value for value in values]
+                axes.plot(steps, scaled, "o", color=colour(index), markersize=5, markeredgecolor=_INK)
+    if empty:
+        return None
+    if curve.zero:
+        axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.set_xlabel("optimisation step")
+    axes.set_ylabel(curve.unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    alt = f"{curve.title} over optimisation steps of {', '.join(run.name for run in runs)}; unit: {curve.unit}"
+    return _svg(figure, curve.title, alt)
+
+
+def accuracy_against_thinking_svg(rows: Sequence[tuple[int, str, Evaluation]]) -> str | None:
+    """avg@k (%) with its interval against mean thinking tokens; rows are (colour index, label, evaluation)."""
+    figure, axes = _figure()
+    shown = [row for row in rows if row[2].avg_at_k is not None]
+    for index, _, evaluation in shown:
+        assert evaluation.avg_at_k is not None
+        low, high = evaluation.avg_interval or (evaluation.avg_at_k, evaluation.avg_at_k)
+        errors = [[100 * max(0.0, evaluation.avg_at_k - low)], [100 * max(0.0, high - evaluation.avg_at_k)]]
+        axes.errorbar(
+            [evaluation.thinking_tokens],
+            [100 * evaluation.avg_at_k],
+            yerr=errors,
+            fmt="o",
+            color=colour(index),
+            capsize=4,
+            markersize=8,
+        )
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("mean thinking length (tokens)")
+    axes.set_ylabel("avg@k (%)")
+    alt = "avg@k against mean thinking length: " + "; ".join(
+        f"{label} {100 * (e.avg_at_k or 0):.1f} % at {e.thinking_tokens:.0f} tokens" for _, label, e in shown
+    )
+    return _svg(figure, "accuracy", alt) if shown else None
+
+
+def difficulty_svg(rows: Sequence[tuple[int, str, Evaluation]], field: str, unit: str, scale: float) -> str | None:
+    """One score against the difficulty, a line per evaluation; rows are (colour index, label, evaluation)."""
+    figure, axes = _figure()
+    levels = difficulty_levels([evaluation for _, _, evaluation in rows])
+    empty = True
+    for index, _, evaluation in rows:
+        points = [
+            (levels.index(level), scale * getattr(scores, field))
+            for level, scores in evaluation.by_difficulty.items()
+            if getattr(scores, field) is not None
+        ]
+        if points:
+            empty = False
+            axes.plot(*zip(*points, strict=True), "o-", color=colour(index), linewidth=2, markersize=6)
+    if empty:
+        return None
+    axes.set_xticks(range(len(levels)), levels)
+    axes.set_xlabel("difficulty")
+    axes.set_ylabel(unit)
+    return _svg(figure, field, f"{unit} by difficulty of {', '.join(label for _, label, _ in rows)}")
+
+
+def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Every difficulty that occurs, numbers by size and before words."""
+    levels = {level for evaluation in evaluations for level in evaluation.by_difficulty}
+    return sorted(levels, key=lambda level: (0, float(level), "") if _is_number(level) else (1, 0.0, level))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('a report needs matplotlib: pip install "entropy_rft[report]"') from error
+    with matplotlib.rc_context(_STYLE):
+        # Small, so that the text stays readable when a phone shows the figure at its own width.
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _svg(figure: Any, salt: str, alt: str) -> str:
+    import html
+
+    import matplotlib
+
+    # The salt makes the ids inside the drawing the same from one report to the next, and unlike those of other figures.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from entropy_rft.evaluation import Evaluation, difficulty_table, evaluation_table
+
+
+def rendered(table) -> str:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_an_evaluation_survives_its_file(make_evaluation, tmp_path):
+    evaluation = make_evaluation()
+    evaluation.save(tmp_path / "deep" / "evaluation.json")
+    assert Evaluation.load(tmp_path / "deep" / "evaluation.json") == evaluation
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["evaluation.json"]
+
+
+def test_an_evaluation_survives_a_dict(make_evaluation):
+    evaluation = make_evaluation(avg_at_k=None, avg_interval=None, pass_at_k={}, entropy_answer=None)
+    data = evaluation.to_dict()
+    assert data["schema"] == 1
+    assert json.loads(json.dumps(data)) == data
+    assert Evaluation.from_dict({**data, "added_later": 1}) == evaluation
+
+
+def test_a_file_that_is_no_evaluation_is_named(tmp_path, make_evaluation):
+    path = tmp_path / "evaluation.json"
+    data = make_evaluation().to_dict()
+    without = {key: value for key, value in data.items() if key != "tokens"}
+    for text, message in [
+        ("{", "evaluation.json"),
+        ("[]", "schema is 'list'"),
+        (json.dumps({**data, "schema": 2}), "schema is 2"),
+        (json.dumps(without), "no tokens"),
+        (json.dumps({**data, "pass_at_k": 3}), "evaluation.json"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Evaluation.load(path)
+
+
+def test_nan_is_not_written(tmp_path, make_evaluation):
+    with pytest.raises(ValueError, match="JSON"):
+        make_evaluation(tokens=float("nan")).save(tmp_path / "evaluation.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_says_what_it_rests_on(make_evaluation):
+    text = rendered(evaluation_table([("clip_b", make_evaluation()), ("[bold]x", make_evaluation(avg_at_k=None))]))
+    assert "40 × 8" in text
+    assert "62.5 [55.0, 70.0]" in text
+    assert "87.5 (k=8)" in text
+    assert "arithmetic/test" in text
+    assert "bootstrap over questions" in text
+    assert "[bold]x" in text
+
+
+def test_the_table_by_difficulty(make_evaluation):
+    text = rendered(difficulty_table("clip_b", make_evaluation()))
+    assert all(f" {level} " in text for level in (2, 4, 7))
