@@ -50,6 +50,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
     """
 
     _tag_names = ["trl", "grpo", "entropy-rft"]  # noqa: RUF012 - TRL's attribute
+    _step: int  # TRL's count of micro-batches
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *positional: Any, **keywords: Any):
         _warn_outside_tested_trl()
@@ -217,7 +218,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _prepare_step(self, batches: list[Any]) -> list[dict[str, Any]]:
         """All micro-batches of one optimisation step, clipped by what they and those of the other ranks hold."""
-        step: int = self._step  # TRL counts micro-batches with it, to know when to generate and which slice is next
+        step = self._step  # TRL reads it to know when to generate and which slice of the generation is next
         prepared = []
         try:
             for offset, batch in enumerate(batches):
