@@ -18,10 +18,17 @@ from entropy_rft.sampling import Completion, TransformersSampler, progress_bar, 
 class TaskLike(Protocol):
     """What an evaluation needs of a task; `entropy_rft.tasks.Task` has it."""
 
-    name: str
-    split: str
-    dataset: Any
-    reward_funcs: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def dataset(self) -> Any: ...
+
+    @property
+    def reward_funcs(self) -> Any: ...
 
 
 @dataclass(slots=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.evaluation.run import Run
 
@@ -46,7 +48,7 @@ class Curve:
 
     Attributes:
         title: what the figure shows.
-        unit: the vertical axis with its unit.
+        unit: what the vertical axis counts.
         metrics: pairs of a metric's name and what the legend calls it.
         scale: factor on the values, 100 for a fraction shown in percent.
         zero: draw a line at 0, for a quantity whose sign matters.
@@ -60,18 +62,14 @@ class Curve:
 
 
 CURVES = (
-    Curve("Entropy", "entropy (nats per token)", (("entropy", "all tokens"),)),
+    Curve("Entropy", "nats per token", (("entropy", "all tokens"),)),
+    Curve("Entropy by phase", "nats per token", (("entropy/thinking", "thinking"), ("entropy/answer", "answer"))),
+    Curve("Reward", "mean over completions", (("reward", "reward"),)),
+    Curve("Thinking length", "mean tokens", (("completions/thinking_length", "thinking"),)),
+    Curve("Completion length", "mean tokens", (("completions/mean_length", "completion"),)),
     Curve(
-        "Entropy by phase",
-        "entropy (nats per token)",
-        (("entropy/thinking", "thinking"), ("entropy/answer", "answer")),
-    ),
-    Curve("Reward", "mean reward", (("reward", "reward"),)),
-    Curve("Thinking length", "thinking (tokens)", (("completions/thinking_length", "thinking"),)),
-    Curve("Completion length", "completion (tokens)", (("completions/mean_length", "completion"),)),
-    Curve(
-        "Tokens dropped by entropy clipping",
-        "dropped (% of tokens)",
+        "Dropped by entropy clipping",
+        "% of tokens",
         (
             ("entropy_clip/dropped_negative", "advantage below 0"),
             ("entropy_clip/dropped_positive", "advantage above 0"),
@@ -79,16 +77,14 @@ CURVES = (
         scale=100.0,
     ),
     Curve(
-        "Predicted entropy change of a step",
-        "predicted change (nats, per unit step)",
+        "Predicted entropy change",
+        "nats, per unit step",
         (("entropy/predicted_change", "predicted"),),
         zero=True,
     ),
-    Curve("PEAR penalty", "penalty (nats)", (("pear/penalty", "penalty"),)),
-    Curve(
-        "Truncated completions", "truncated (% of completions)", (("completions/clipped_ratio", "truncated"),), 100.0
-    ),
-    Curve("Gradient norm", "gradient norm", (("grad_norm", "gradient norm"),)),
+    Curve("PEAR penalty", "nats", (("pear/penalty", "penalty"),)),
+    Curve("Truncated completions", "% of completions", (("completions/clipped_ratio", "truncated"),), scale=100.0),
+    Curve("Gradient norm", "before clipping", (("grad_norm", "gradient norm"),)),
 )
 
 
@@ -98,14 +94,24 @@ def colour(index: int) -> str:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred moving average over about a twentieth of the points; the window shrinks at the ends, so nothing lags."""
+    """Centred moving average over about a twentieth of the points; at the ends, over those that there are."""
     half = len(values) // 40
-    average = []
-    for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        window = values[i - reach : i + reach + 1]
-        average.append(sum(window) / len(window))
-    return average
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return list((sums[high] - sums[low]) / (high - low))
+
+
+def thinned(steps: Sequence[int], values: Sequence[float], limit: int = 800) -> tuple[list[int], list[float]]:
+    """At most about `limit` points of a long series: the lowest and the highest of each stretch, so spikes survive."""
+    width = -(-2 * len(values) // limit)
+    if len(values) <= limit:
+        return list(steps), list(values)
+    kept = []
+    for start in range(0, len(values), width):
+        stretch = range(start, min(start + width, len(values)))
+        kept += sorted({min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)})
+    return [steps[i] for i in kept], [values[i] for i in kept]
 
 
 def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
@@ -121,9 +127,10 @@ def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
             values = [curve.scale * value for value in values]
             if values:
                 empty = False
-                axes.plot(steps, values, color=colour(index), alpha=0.28, linewidth=0.9, linestyle=dash)
+                axes.plot(*thinned(steps, values), color=colour(index), alpha=0.28, linewidth=0.9, linestyle=dash)
                 marker = "o" if len(values) == 1 else None
-                axes.plot(steps, smoothed(values), color=colour(index), linewidth=2, linestyle=dash, marker=marker)
+                line = thinned(steps, smoothed(values))
+                axes.plot(*line, color=colour(index), linewidth=2, linestyle=dash, marker=marker)
             steps, values = run.series(f"eval_{metric}")
             if values:
                 empty = False
@@ -136,7 +143,7 @@ def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
     axes.set_xlabel("optimisation step")
     axes.set_ylabel(curve.unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    alt = f"{curve.title} over optimisation steps of {', '.join(run.name for run in runs)}; unit: {curve.unit}"
+    alt = f"{curve.title} ({curve.unit}) over optimisation steps; runs: {', '.join(run.name for run in runs)}"
     return _svg(figure, curve.title, alt)
 
 
@@ -166,8 +173,10 @@ def accuracy_against_thinking_svg(rows: Sequence[tuple[int, str, Evaluation]]) -
     return _svg(figure, "accuracy", alt) if shown else None
 
 
-def difficulty_svg(rows: Sequence[tuple[int, str, Evaluation]], field: str, unit: str, scale: float) -> str | None:
-    """One score against the difficulty, a line per evaluation; rows are (colour index, label, evaluation)."""
+def difficulty_svg(
+    rows: Sequence[tuple[int, str, Evaluation]], title: str, field: str, unit: str, scale: float
+) -> str | None:
+    """One score (`field`, times `scale`) against the difficulty; rows are (colour index, label, evaluation)."""
     figure, axes = _figure()
     levels = difficulty_levels([evaluation for _, _, evaluation in rows])
     empty = True
@@ -185,7 +194,7 @@ def difficulty_svg(rows: Sequence[tuple[int, str, Evaluation]], field: str, unit
     axes.set_xticks(range(len(levels)), levels)
     axes.set_xlabel("difficulty")
     axes.set_ylabel(unit)
-    return _svg(figure, field, f"{unit} by difficulty of {', '.join(label for _, label, _ in rows)}")
+    return _svg(figure, field, f"{title}; runs: {', '.join(label for _, label, _ in rows)}")
 
 
 def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -206,7 +215,7 @@ def _figure() -> tuple[Any, Any]:
         raise ImportError('a report needs matplotlib: pip install "entropy_rft[report]"') from error
     with matplotlib.rc_context(_STYLE):
         # Small, so that the text stays readable when a phone shows the figure at its own width.
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         return figure, figure.add_subplot()
 
 
@@ -223,4 +232,6 @@ def _svg(figure: Any, salt: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    # A tenth of a point is finer than a screen shows, and makes the page a third as large.
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d\.\d)\d+", r"\1", path[0]), svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

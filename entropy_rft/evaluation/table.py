@@ -1,9 +1,10 @@
-"""Evaluations as terminal tables."""
+"""Evaluations as tables: a line per quantity, a column per evaluation, so that 80 characters or a phone hold a few."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,74 +19,79 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage, or a dash."""
-    return MISSING if value is None or value != value else f"{100 * value:.1f} %"
+    """A fraction in percent, without the sign, or a dash."""
+    return number(None if value is None else 100 * value, 1)
 
 
 def interval(scores: Scores) -> str:
-    """``avg@k [low, high]`` in percent."""
-    if scores.avg_at_k is None or scores.avg_interval is None:
-        return number(scores.avg_at_k)
-    low, high = (100 * bound for bound in scores.avg_interval)
-    return f"{100 * scores.avg_at_k:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def best_pass(scores: Scores) -> str:
-    """pass@k of the largest k, in percent."""
-    if not scores.pass_at_k:
+    """The 95 % interval of avg@k in percent, or a dash."""
+    if scores.avg_interval is None:
         return MISSING
-    k = max(scores.pass_at_k)
-    return f"{100 * scores.pass_at_k[k]:.1f} (k={k})"
+    low, high = scores.avg_interval
+    return f"{percent(low)} to {percent(high)}"
+
+
+def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """The cells of the comparison: each line is a quantity's name and its value in each evaluation."""
+    ks = sorted({k for evaluation in evaluations for k in evaluation.pass_at_k if k > 1})
+    lines = [
+        ("task", [f"{e.task}/{e.split}" for e in evaluations]),
+        ("questions × samples k", [f"{e.questions} × {e.samples}" for e in evaluations]),
+        ("avg@k (%)", [percent(e.avg_at_k) for e in evaluations]),
+        ("  95 % interval", [interval(e) for e in evaluations]),
+        *((f"pass@{k} (%)", [percent(e.pass_at_k.get(k)) for e in evaluations]) for k in ks),
+        ("thinking (tokens)", [number(e.thinking_tokens, 1) for e in evaluations]),
+        ("answer (tokens)", [number(e.answer_tokens, 1) for e in evaluations]),
+        ("completion (tokens)", [number(e.tokens, 1) for e in evaluations]),
+        ("truncated (%)", [percent(e.truncated) for e in evaluations]),
+        ("without marker (%)", [percent(e.marker_missing) for e in evaluations]),
+        ("entropy (nats)", [number(e.entropy) for e in evaluations]),
+        ("  thinking", [number(e.entropy_thinking) for e in evaluations]),
+        ("  answer", [number(e.entropy_answer) for e in evaluations]),
+    ]
+    if any(e.unscorable for e in evaluations):
+        lines.insert(2, ("not scorable", [str(e.unscorable) for e in evaluations]))
+    return [[label, *cells] for label, cells in lines]
 
 
 def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
-    """One line per evaluation: what it rests on, how often it is right, how long it thinks and how sure it is.
+    """What each evaluation rests on, how often the model is right, how long it thinks and how sure it is.
 
     Args:
-        rows: pairs of a name and an evaluation.
+        rows: pairs of a name and an evaluation; each becomes a column.
 
     Returns:
         A rich table, to be given to ``rich.print`` or a console.
     """
-    table = Table(
-        title="Evaluations",
-        caption="avg@k and pass@k in %; [95 % interval: bootstrap over questions]; entropies in nats per token",
-    )
-    table.add_column("name", overflow="fold")
-    table.add_column("task", overflow="fold")
-    table.add_column("questions × samples", justify="right")
-    _add_score_columns(table)
-    for name, evaluation in rows:
-        basis = f"{evaluation.questions} × {evaluation.samples}"
-        task = f"{evaluation.task}/{evaluation.split}"
-        table.add_row(escape(name), escape(task), basis, *_score_cells(evaluation))
-    return table
+    header = ["", *(name for name, _ in rows)]
+    lines = evaluation_lines([evaluation for _, evaluation in rows])
+    caption = "interval: bootstrap over questions; entropies: means over tokens, at temperature 1"
+    return lined_table("Evaluation", header, lines, caption)
 
 
 def difficulty_table(name: str, evaluation: Evaluation) -> Table:
     """The scores per difficulty of one evaluation, as a rich table."""
-    table = Table(title=f"{escape(name)} by difficulty ({evaluation.samples} samples a question)")
-    table.add_column("difficulty")
-    table.add_column("questions", justify="right")
-    _add_score_columns(table)
-    for level, scores in evaluation.by_difficulty.items():
-        table.add_row(escape(level), str(scores.questions), *_score_cells(scores))
-    return table
-
-
-def _add_score_columns(table: Table) -> None:
-    for title in ("avg@k", "pass@k", "tokens", "thinking", "truncated", "no marker", "H thinking", "H answer"):
-        table.add_column(title, justify="right")
-
-
-def _score_cells(scores: Scores) -> list[str]:
-    return [
-        interval(scores),
-        best_pass(scores),
-        number(scores.tokens, 1),
-        number(scores.thinking_tokens, 1),
-        percent(scores.truncated),
-        percent(scores.marker_missing),
-        number(scores.entropy_thinking),
-        number(scores.entropy_answer),
+    header = ["difficulty", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)", "entropy, thinking (nats)"]
+    lines = [
+        [
+            level,
+            str(scores.questions),
+            percent(scores.avg_at_k),
+            interval(scores),
+            number(scores.thinking_tokens, 1),
+            number(scores.entropy_thinking),
+        ]
+        for level, scores in evaluation.by_difficulty.items()
     ]
+    return lined_table(f"{name} by difficulty", header, lines, f"{evaluation.samples} samples a question")
+
+
+def lined_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> Table:
+    """A rich table of plain texts: nothing in them is read as markup."""
+    table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        first = index == 0  # names what the line is: a long run name gives way to it, not the other way round
+        table.add_column(escape(name), justify="left" if first else "right", no_wrap=first, overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table

@@ -1,0 +1,146 @@
+"""`entropy-rft evaluate`: how often a model is right, how long it thinks, how sure it is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the verb."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a model on a task",
+        description="Measure a model on a task: avg@k with an interval, pass@k, tokens, and entropies by phase.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
+    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
+    add("--path", metavar="FILE", help="local file with the task's questions")
+    add("--split", default="test", help="the task's split (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
+    add(
+        "--samples",
+        type=int,
+        default=8,
+        metavar="N",
+        help="completions per question, the k of avg@k (default: %(default)s)",
+    )
+    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
+    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
+    add(
+        "--max_tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="limit on one completion, in tokens (default: %(default)s)",
+    )
+    add(
+        "--batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="completions generated at the same time (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the weights; auto: as saved (default: %(default)s)",
+    )
+    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
+    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
+    add(
+        "--task_option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further option of the task (repeatable)",
+    )
+    add("--output", metavar="FILE.json", help="result; by default evaluation-TASK-SPLIT.json beside the model")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table, write the result.
+
+    Raises:
+        ValueError: an argument is wrong, the model or the task cannot be loaded, or the result cannot be written.
+    """
+    options = parse_options(args.task_option)
+    output = Path(args.output) if args.output else default_output(args.model, args.task, args.split)
+    if output.is_dir():
+        raise ValueError(f"--output {str(output)!r} is a directory: give a file name")
+
+    from rich.console import Console
+
+    from entropy_rft.evaluation import difficulty_table, evaluate_model, evaluation_table
+    from entropy_rft.sampling import load_model_and_tokenizer
+    from entropy_rft.tasks import load_task
+
+    # The task first: a mistake in it is found before minutes of loading weights.
+    task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
+    model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=args.device)
+    evaluation = evaluate_model(
+        model,
+        tokenizer,
+        task,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        think_end_token=args.think_end_token,
+        model_name=args.model,
+    )
+    name = Path(args.model).name or args.model
+    console = Console()
+    console.print(evaluation_table([(name, evaluation)]))
+    if len(evaluation.by_difficulty) > 1:
+        console.print(difficulty_table(name, evaluation))
+    if evaluation.unscorable:
+        console.print(f"{evaluation.unscorable} completions could not be scored; avg@k and pass@k leave them out")
+    try:
+        evaluation.save(output)
+    except OSError as error:
+        raise ValueError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+    console.print(f"result: {output}", markup=False, highlight=False)
+    return 0
+
+
+def default_output(model: str, task: str, split: str) -> Path:
+    """Beside a local model, otherwise here."""
+    directory = Path(model).expanduser()
+    return (directory if directory.is_dir() else Path()) / f"evaluation-{task}-{split}.json"
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """``["question=q", "thinking=false"]`` as a dict; numbers, true, false and none are typed.
+
+    Raises:
+        ValueError: a pair has no ``=``, or a key occurs twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--task_option {pair!r} must have the form key=value")
+        if key in options:
+            raise ValueError(f"--task_option {key!r} is given twice")
+        options[key] = _typed(value)
+    return options
+
+
+def _typed(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,223 @@
+"""The report that compares training runs: one HTML file without anything outside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.evaluation import plots
+from entropy_rft.evaluation.markup import Key, figure, page, table
+from entropy_rft.evaluation.result import Evaluation
+from entropy_rft.evaluation.run import Run
+from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
+from entropy_rft.evaluation.table import MISSING, evaluation_lines, interval, number, percent
+
+_Row = tuple[int, str, Evaluation]  # index of the run, label, evaluation
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """The runs' names; where two are equal, with their directories."""
+    counts = Counter(run.name for run in runs)
+    return [run.name if counts[run.name] == 1 else f"{run.name} ({run.directory})" for run in runs]
+
+
+def evaluation_rows(runs: Sequence[Run]) -> list[_Row]:
+    """Every evaluation of every run; a run that has several names each by its file."""
+    rows = []
+    for index, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
+        for file, evaluation in run.evaluations.items():
+            rows.append((index, label if len(run.evaluations) == 1 else f"{label}: {Path(file).stem}", evaluation))
+    return rows
+
+
+def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str = "Training report") -> None:
+    """Write the comparison of `runs` to `path`: evaluations, curves over training, and how the recipes differ.
+
+    The page needs no network and runs no script. What a run did not record is left out and said to be missing.
+
+    Raises:
+        ValueError: no run is given.
+        ImportError: matplotlib is not installed.
+    """
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    labels = run_labels(runs)
+    rows = evaluation_rows(runs)
+    document = page(
+        title,
+        [
+            _introduction(runs, labels),
+            _notes(runs, labels),
+            _evaluations(rows),
+            _difficulty(rows),
+            _training(runs, labels),
+            _recipes(runs, labels),
+            _origins(runs, labels),
+        ],
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(document, encoding="utf-8")
+
+
+def _introduction(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    lines = table(["", *labels], summary_lines(runs))
+    return f'<h2>Runs</h2>{lines}<p class="soft">{escape(SUMMARY_NOTE.capitalize())}.</p>'
+
+
+def _notes(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    return "".join(
+        f'<p class="note"><b>{escape(label)}</b> {escape(note)}</p>'
+        for run, label in zip(runs, labels, strict=True)
+        for note in run.notes
+    )
+
+
+def _evaluations(rows: Sequence[_Row]) -> str:
+    if not rows:
+        return '<h2>Evaluations</h2><p class="soft">No run has an evaluation.json.</p>'
+    lines = table(["", *(label for _, label, _ in rows)], evaluation_lines([evaluation for _, _, evaluation in rows]))
+    settings = [[label, evaluation.model, _settings(evaluation)] for _, label, evaluation in rows]
+    drawing = plots.accuracy_against_thinking_svg(rows)
+    keys = [Key(plots.colour(index), label) for index, label in {index: label for index, label, _ in rows}.items()]
+    return (
+        "<h2>Evaluations</h2>" + lines + '<p class="soft">avg@k: mean over questions of the fraction of right samples. '
+        "Intervals: 95 %, from a bootstrap over whole questions; they do not cover the chance in training, which only "
+        "runs with other seeds show. pass@k is the unbiased estimate. Entropies are means over the phase's tokens, of "
+        "the model's distribution at temperature 1, in nats.</p>"
+        + (
+            figure("Accuracy (avg@k, %) against thinking length (tokens)", drawing, keys, "bars: 95 % interval")
+            if drawing
+            else ""
+        )
+        + "<details><summary>Models and sampling settings</summary>"
+        + table(["run", "model", "settings"], settings, text=True)
+        + "</details>"
+    )
+
+
+def _settings(evaluation: Evaluation) -> str:
+    settings = [f"{name} {value}" for name, value in evaluation.settings.items()]
+    return ", ".join([*settings, f"{evaluation.unscorable} unscorable", f"{evaluation.seconds:.0f} s"])
+
+
+def _difficulty(rows: Sequence[_Row]) -> str:
+    rows = [row for row in rows if row[2].by_difficulty]
+    if not rows:
+        return ""
+    keys = [Key(plots.colour(index), label) for index, label, _ in rows]
+    figures = [
+        (title, plots.difficulty_svg(rows, title, field, unit, scale))
+        for title, field, unit, scale in (
+            ("Accuracy by difficulty (avg@k, %)", "avg_at_k", "avg@k (%)", 100.0),
+            ("Thinking entropy by difficulty (nats per token)", "entropy_thinking", "nats per token", 1.0),
+            ("Thinking length by difficulty (tokens)", "thinking_tokens", "tokens", 1.0),
+        )
+    ]
+    levels = plots.difficulty_levels([evaluation for _, _, evaluation in rows])
+    cells = [
+        [
+            level,
+            label,
+            str(scores.questions),
+            percent(scores.avg_at_k),
+            interval(scores),
+            number(scores.thinking_tokens, 1),
+            number(scores.entropy_thinking),
+            number(scores.entropy_answer),
+        ]
+        for level in levels
+        for _, label, evaluation in rows
+        if (scores := evaluation.by_difficulty.get(level)) is not None
+    ]
+    header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)"]
+    header += ["entropy, thinking (nats)", "entropy, answer (nats)"]
+    return (
+        "<h2>By difficulty</h2>"
+        + _figures(figure(title, svg, keys) for title, svg in figures if svg)
+        + "<details><summary>Table by difficulty</summary>"
+        + table(header, cells)
+        + "</details>"
+    )
+
+
+def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    figures, absent = [], []
+    for curve in plots.CURVES:
+        svg = plots.curve_svg(runs, curve)
+        if svg is None:
+            absent.append(curve.title.lower())
+            continue
+        # Only runs that are in the figure belong in its legend.
+        logged = [
+            any(run.series(name)[0] or run.series(f"eval_{name}")[0] for name, _ in curve.metrics) for run in runs
+        ]
+        keys = [Key(plots.colour(i), label) for i, label in enumerate(labels) if logged[i]]
+        if len(curve.metrics) > 1:
+            keys += [Key(None, name, dashed=i > 0) for i, (_, name) in enumerate(curve.metrics)]
+        figures.append(figure(f"{curve.title} ({curve.unit})", svg, keys))
+    missing = f'<p class="soft">Recorded by no run: {escape(", ".join(absent))}.</p>' if absent else ""
+    return (
+        "<h2>Training</h2>"
+        '<p class="soft">Faint: what was logged. Strong: centred moving average over a twentieth of the steps. Dots: '
+        "evaluations during training. A legend names only the runs that recorded the quantity.</p>"
+        + _figures(figures)
+        + missing
+    )
+
+
+def _figures(figures: Any) -> str:
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    fields = sorted({name for run in runs for name in run.recipe})
+    differing = [name for name in fields if len({_value(run, name) for run in runs}) > 1]
+    if len(runs) == 1:
+        body = ""
+    elif differing:
+        rows = [[name, *(_value(run, name) for run in runs)] for name in differing]
+        body = table(["field", *labels], rows, text=True)
+    else:
+        body = '<p class="soft">The recipes are the same.</p>'
+    shared = [[name, _value(runs[0], name)] for name in fields if name not in differing]
+    return (
+        "<h2>Recipes</h2>"
+        + body
+        + f"<details><summary>{'All' if len(runs) == 1 else 'The same in all runs:'} {len(shared)} fields</summary>"
+        + table(["field", "value"], shared, text=True)
+        + "</details>"
+    )
+
+
+def _value(run: Run, name: str) -> str:
+    if name not in run.recipe:
+        return MISSING
+    value = run.recipe[name]
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _origins(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    rows = [
+        [
+            label,
+            run.created or MISSING,
+            MISSING if run.seed is None else str(run.seed),
+            run.device or MISSING,
+            shlex.join(run.command) or MISSING,
+        ]
+        for run, label in zip(runs, labels, strict=True)
+    ]
+    packages = sorted({package for run in runs for package in run.versions})
+    versions = [[package, *(run.versions.get(package, MISSING) for run in runs)] for package in packages]
+    return (
+        "<h2>Where the runs come from</h2>"
+        + table(["run", "started", "seed", "device", "command"], rows, text=True)
+        + (table(["package", *labels], versions, text=True) if versions else "")
+    )
