@@ -1,8 +1,8 @@
 """Sums and differences of two to seven small integers: a task that needs no file, for the tiny reasoner.
 
-"What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. Terms are 1 to 50 and every partial sum
-stays within 0 to 99. A question belongs to one split for ever, by a hash of its text, so that no seed can leak a test
-question into training.
+"What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. Terms are 1 to 50 and every partial
+sum stays within 0 to 99. A question belongs to one split for ever, by a hash of its text, so that no seed can leak a
+test question into training.
 """
 
 from __future__ import annotations

@@ -23,6 +23,13 @@ _TASKS = {
     "jsonl": "entropy_rft.tasks.jsonl",
 }
 TASK_NAMES = tuple(_TASKS)
+_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("instruction", (str, type(None)), "text or None"),
+    ("answer_format", (str, type(None)), "text or None"),
+    ("thinking", (bool,), "true or false"),
+    ("question_column", (str,), "text"),
+    ("answer_column", (str,), "text"),
+)
 _COMMON = ("path", "split", "limit", "seed")
 
 
@@ -30,9 +37,9 @@ _COMMON = ("path", "split", "limit", "seed")
 class Task:
     """Questions with checkers, ready for a TRL trainer.
 
-    `dataset` has the columns `prompt` (a list of chat messages) and `solution` (the gold answer alone, a string), and any
-    others that the task gives. `reward_funcs` are TRL reward functions that score completions of those prompts; all of
-    them can be pickled.
+    `dataset` has the columns `prompt` (a list of chat messages) and `solution` (the gold answer alone, a string), and
+    any others that the task gives. `reward_funcs` are TRL reward functions that score completions of those prompts; all
+    of them can be pickled.
     """
 
     name: str
@@ -56,20 +63,21 @@ def load_task(
     """Load the task called `name`: one of `arithmetic`, `gsm8k`, `dapo_math`, `jsonl`.
 
     Args:
-        path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one, `arithmetic` takes none).
-            A local file IS the split: all its rows are loaded and `split` only names them.
+        path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one, `arithmetic` takes
+            none). A local file IS the split: all its rows are loaded and `split` only names them.
         split: which part of a generated or hub data set.
         limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
             generated task makes that many instead, and a smaller limit gives the start of a larger one.
         seed: of the sample, or of the generated questions.
-        options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a text
-            that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose model
-            knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is wrong;
-            False: the whole completion is checked, for models that do not think in a block).
+        options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a
+            text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose
+            model knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is
+            wrong; False: the whole completion is checked, for models that do not think in a block). `arithmetic` also
+            knows `levels`, and `jsonl` `question_column` and `answer_column`.
 
     Raises:
-        ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file, the
-            line and the field.
+        ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file,
+            the line and the field.
         TypeError: an argument of the wrong type.
     """
     if name not in _TASKS:
@@ -80,6 +88,8 @@ def load_task(
         raise ValueError(f"limit must be at least 1, not {limit}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, not {seed!r}")
+    if not isinstance(split, str):
+        raise TypeError(f"split must be a string, not {split!r}")
     load = import_module(_TASKS[name]).load
     known = [option for option in inspect.signature(load).parameters if option not in _COMMON]
     for option in options:
@@ -87,6 +97,9 @@ def load_task(
             raise ValueError(
                 f"task {name!r} has no option {option!r}{_nearest(option, known)}; its options: {', '.join(known)}"
             )
+    for option, kinds, expected in _TYPES:
+        if option in options and not isinstance(options[option], kinds):
+            raise TypeError(f"{option} must be {expected}, not {options[option]!r}")
     return load(path=path, split=split, limit=limit, seed=seed, **options)
 
 

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+from trl.rewards import accuracy_reward, reasoning_accuracy_reward
+
+from entropy_rft.tasks import TASK_NAMES, load_task
+
+
+def test_names():
+    assert TASK_NAMES == ("arithmetic", "gsm8k", "dapo_math", "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("gms8k", "gsm8k"), ("arithmetics", "arithmetic"), ("dapo-math", "dapo_math")]
+)
+def test_unknown_name_gives_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"unknown task '{name}' .did you mean '{nearest}'") as caught:
+        load_task(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_option_gives_the_nearest():
+    with pytest.raises(ValueError, match=r"'arithmetic' has no option 'level' \(did you mean 'levels'\?\)"):
+        load_task("arithmetic", level=[2])
+    with pytest.raises(ValueError, match="'gsm8k' has no option 'xyz'; its options: instruction"):
+        load_task("gsm8k", xyz=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"limit": 0}, ValueError),
+        ({"limit": -3}, ValueError),
+        ({"limit": 2.0}, TypeError),
+        ({"limit": True}, TypeError),
+        ({"seed": "1"}, TypeError),
+        ({"split": None}, TypeError),
+        ({"instruction": 5}, TypeError),
+        ({"answer_format": ["x"]}, TypeError),
+        ({"thinking": "no"}, TypeError),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error):
+    with pytest.raises(error, match=next(iter(arguments))):
+        load_task("arithmetic", **arguments)
+
+
+def test_rewards_are_trls_and_can_be_pickled():
+    thinking = load_task("arithmetic", limit=1)
+    plain = load_task("arithmetic", limit=1, thinking=False)
+    assert thinking.reward_funcs == [reasoning_accuracy_reward]
+    assert plain.reward_funcs == [accuracy_reward]
+    assert pickle.loads(pickle.dumps(thinking.reward_funcs)) == thinking.reward_funcs
+
+
+def test_rewards_score_the_dataset():
+    task = load_task("arithmetic", limit=3)
+    golds = task.dataset["solution"][:]
+    texts = [f"<think> x </think> \\boxed{{{golds[0]}}}", "<think> x </think> \\boxed{1000}", f"\\boxed{{{golds[2]}}}"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    assert task.reward_funcs[0](completions=completions, solution=golds) == [1.0, 0.0, 0.0]
+
+
+def test_importing_the_room_is_light():
+    code = "import sys, entropy_rft.tasks; print([m for m in ('torch', 'trl', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
