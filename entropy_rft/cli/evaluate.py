@@ -77,10 +77,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from entropy_rft.evaluation import difficulty_table, evaluate_model, evaluation_table
-    from entropy_rft.sampling import load_model_and_tokenizer
+    from entropy_rft.sampling import check_settings, load_model_and_tokenizer
     from entropy_rft.tasks import load_task
 
-    # The task first: a mistake in it is found before minutes of loading weights.
+    # The settings and the task first: a mistake in them is found before minutes of loading weights.
+    check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=args.device)
     evaluation = evaluate_model(

@@ -30,7 +30,7 @@ def _movement(values: Sequence[float], digits: int) -> str:
     if not values:
         return MISSING
     tenth = max(1, len(values) // 10)
-    return f"{number(_mean(values[:tenth]), digits)} → {number(_mean(values[-tenth:]), digits)}"
+    return f"{number(_mean(values[:tenth]), digits)}→{number(_mean(values[-tenth:]), digits)}"
 
 
 def _mean(values: Sequence[float]) -> float:

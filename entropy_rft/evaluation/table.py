@@ -28,7 +28,7 @@ def interval(scores: Scores) -> str:
     if scores.avg_interval is None:
         return MISSING
     low, high = scores.avg_interval
-    return f"{percent(low)} to {percent(high)}"
+    return f"{percent(low)}–{percent(high)}"
 
 
 def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
@@ -65,7 +65,7 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
     """
     header = ["", *(name for name, _ in rows)]
     lines = evaluation_lines([evaluation for _, evaluation in rows])
-    caption = "interval: bootstrap over questions; entropies: means over tokens, at temperature 1"
+    caption = "interval: bootstrap over questions; entropies: per token, at temperature 1"
     return lined_table("Evaluation", header, lines, caption)
 
 

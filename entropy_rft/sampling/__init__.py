@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
+from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.loading import load_model_and_tokenizer
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions
@@ -12,6 +12,7 @@ __all__ = [
     "Completion",
     "Prompt",
     "TransformersSampler",
+    "check_settings",
     "encode_prompt",
     "load_model_and_tokenizer",
     "progress_bar",

@@ -57,3 +57,16 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
     if not ids:
         raise ValueError(f"prompt {prompt!r} has no tokens")
     return list(ids)
+
+
+def check_settings(
+    samples: int = 1, temperature: float = 1.0, top_p: float = 1.0, max_tokens: int = 1, batch_size: int = 1
+) -> None:
+    """Raise a ValueError that names the first setting which is out of range; callers use it before slow work."""
+    for name, count in (("samples", samples), ("max_tokens", max_tokens), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")

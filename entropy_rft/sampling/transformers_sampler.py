@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from entropy_rft.sampling.completion import Completion, Prompt, encode_prompt
+from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
 
 
@@ -43,8 +43,7 @@ class TransformersSampler:
         device: str | torch.device | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_settings(batch_size=batch_size)
         # The adapter's layers sit inside the base model, whose `generate` honours the generation config given to it.
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         if device is not None:
@@ -90,7 +89,7 @@ class TransformersSampler:
             ValueError: an argument is out of range, or a prompt cannot be encoded.
             FloatingPointError: the model's logits are not finite.
         """
-        _check_settings(samples, temperature, top_p, max_tokens)
+        check_settings(samples, temperature, top_p, max_tokens)
         prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
         drawn = 1 if temperature == 0 else samples
         # Rows of like length share a batch, so that little of it is padding; the longest go first, so that a batch
@@ -195,17 +194,6 @@ def _stream(seed: int, prompt: int, sample: int, max_tokens: int) -> Tensor:
     # manual_seed takes a signed 64-bit number
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.rand(max_tokens, dtype=torch.float64, generator=generator)
-
-
-def _check_settings(samples: int, temperature: float, top_p: float, max_tokens: int) -> None:
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
 
 
 @contextmanager

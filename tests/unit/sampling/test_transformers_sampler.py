@@ -41,7 +41,7 @@ def test_results_are_in_the_order_of_the_prompts(sampler, random_tokenizer):
 
 def test_a_conversation_goes_through_the_chat_template_and_text_does_not(random_tokenizer):
     assert random_tokenizer.decode(encode_prompt(random_tokenizer, PROMPTS[0])) == (
-        "<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n<|im_start|>assistant\n"
+        "<|user|>What is 12 + 34?<|end|><|assistant|>"
     )
     assert random_tokenizer.decode(encode_prompt(random_tokenizer, "12")) == "12"
 

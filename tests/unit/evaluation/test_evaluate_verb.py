@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pytest
+
+from entropy_rft.cli import evaluate as verb
+from entropy_rft.evaluation import Evaluation
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    verb.add_parser(parser.add_subparsers())
+    return parser.parse_args(["evaluate", *map(str, words)])
+
+
+@pytest.fixture
+def model_dir(random_model_dir, tmp_path) -> Path:
+    return Path(shutil.copytree(random_model_dir, tmp_path / "model"))
+
+
+SMALL = ("--task", "arithmetic", "--limit", 6, "--samples", 2, "--max_tokens", 8, "--device", "cpu")
+
+
+def test_an_evaluation_from_the_command_line(model_dir, capsys):
+    args = parsed("--model", model_dir, *SMALL)
+    assert args.run(args) == 0
+    assert "6 × 2" in capsys.readouterr().out
+    result = Evaluation.load(model_dir / "evaluation-arithmetic-test.json")
+    assert (result.model, result.task, result.split) == (str(model_dir), "arithmetic", "test")
+    assert (result.questions, result.samples, result.settings["max_tokens"]) == (6, 2, 8)
+    assert 0 < result.tokens <= 8
+    assert result.entropy is not None
+    assert result.entropy > 0
+    again = parsed("--model", model_dir, *SMALL, "--output", model_dir / "again.json", "--batch_size", 5)
+    again.run(again)
+    repeated = Evaluation.load(model_dir / "again.json")
+    assert (repeated.tokens, repeated.avg_at_k) == (result.tokens, result.avg_at_k)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "./nowhere", "--task", "arithmetic"], "nowhere"),
+        (["--model", "./nowhere", "--task", "arithmetik"], "arithmetik"),
+        (["--model", "./nowhere", "--task", "arithmetic", "--task_option", "thinking"], "key=value"),
+        (["--model", "./nowhere", "--task", "arithmetic", "--task_option", "nonsense=1"], "nonsense"),
+        (["--model", "./nowhere", "--task", "arithmetic", "--output", "/"], "--output"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    args = parsed(*words)
+    with pytest.raises(ValueError, match=message) as caught:
+        args.run(args)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_checked_before_the_model_is_loaded():
+    args = parsed("--model", "./nowhere", "--task", "arithmetic", "--temperature", "-1")
+    with pytest.raises(ValueError, match="temperature"):
+        args.run(args)
+
+
+def test_task_options_are_typed():
+    assert verb.parse_options(["a=1", "b=0.5", "c=true", "d=None", "e=x=y", "f="]) == {
+        "a": 1, "b": 0.5, "c": True, "d": None, "e": "x=y", "f": "",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="twice"):
+        verb.parse_options(["a=1", "a=2"])
+
+
+def test_a_hub_model_leaves_its_result_here():
+    assert verb.default_output("owner/name", "gsm8k", "test") == Path("evaluation-gsm8k-test.json")
