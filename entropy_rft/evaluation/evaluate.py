@@ -78,14 +78,14 @@ def evaluate_model(
         batch_size: completions generated at once. A quarter of that is scored at once, because scoring holds the
             hidden states of whole sequences.
         seed: of sampling.
-        think_end_token: the text that ends the thinking, one token or several.
+        think_end_token: the text that ends the thinking, one token or several; a completion without it is all
+            thinking.
         progress: show bars, on a terminal.
         model_name: what the result calls the model; by default its directory or hub name.
         chat_template_kwargs: further arguments of the chat template.
 
     Raises:
-        ValueError: an argument is out of range, the task has no question, no `prompt` column or no reward, or the
-            tokenizer cannot spell the marker.
+        ValueError: an argument is out of range, or the task has no question, no `prompt` column or no reward.
     """
     started = time.perf_counter()
     rows = [dict(row) for row in task.dataset]
@@ -135,10 +135,11 @@ def evaluate_model(
 
 
 def _marker_ids(tokenizer: Any, think_end_token: str) -> list[int]:
+    """Empty where the tokenizer cannot write the marker: no completion can hold it, and everything is thinking."""
+    if not think_end_token:
+        raise ValueError("think_end_token is empty: give the text that ends the thinking, such as </think>")
     ids = tokenizer.encode(think_end_token, add_special_tokens=False)
-    if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
-        raise ValueError(f"think_end_token {think_end_token!r} cannot be written with this tokenizer")
-    return list(ids)
+    return [] if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids else list(ids)
 
 
 def _correct(
@@ -189,7 +190,9 @@ def _describe(
 
 def _sample(completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: list[int]) -> _Sample:
     ids = torch.tensor([completion.token_ids], dtype=torch.long)
-    thinking, answer = (phase[0] for phase in phase_masks(ids, torch.ones_like(ids), marker))
+    everything = torch.ones_like(ids)
+    phases = phase_masks(ids, everything, marker) if marker else (everything.bool(), ~everything.bool())
+    thinking, answer = (phase[0] for phase in phases)
     entropy = statistics.entropy.double()
     return _Sample(
         correct=correct,

@@ -32,6 +32,7 @@ figure svg { display: block; width: 100%; height: auto; }
   font-size: .875rem; overflow-wrap: anywhere; }
 .legend svg { display: inline-block; width: 1.75rem; height: .6rem; margin-right: .35rem; vertical-align: middle; }
 code { font-size: .85em; overflow-wrap: anywhere; }
+details { margin: .75rem 0; } summary { cursor: pointer; color: var(--soft); }
 .note { border-left: .25rem solid #E69F00; padding: .25rem .75rem; background: var(--card); }
 """
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
@@ -84,22 +83,36 @@ def _evaluations(rows: Sequence[_Row]) -> str:
         return '<h2>Evaluations</h2><p class="soft">No run has an evaluation.json.</p>'
     lines = table(["", *(label for _, label, _ in rows)], evaluation_lines([evaluation for _, _, evaluation in rows]))
     settings = [[label, evaluation.model, _settings(evaluation)] for _, label, evaluation in rows]
-    drawing = plots.accuracy_against_thinking_svg(rows)
-    keys = [Key(plots.colour(index), label) for index, label in {index: label for index, label, _ in rows}.items()]
-    return (
-        "<h2>Evaluations</h2>" + lines + '<p class="soft">avg@k: mean over questions of the fraction of right samples. '
-        "Intervals: 95 %, from a bootstrap over whole questions; they do not cover the chance in training, which only "
-        "runs with other seeds show. pass@k is the unbiased estimate. Entropies are means over the phase's tokens, of "
-        "the model's distribution at temperature 1, in nats.</p>"
-        + (
-            figure("Accuracy (avg@k, %) against thinking length (tokens)", drawing, keys, "bars: 95 % interval")
-            if drawing
-            else ""
-        )
-        + "<details><summary>Models and sampling settings</summary>"
-        + table(["run", "model", "settings"], settings, text=True)
-        + "</details>"
+    figures = []
+    for task, group in _by_task(rows).items():
+        # One point compares nothing; the table has its numbers.
+        drawing = plots.accuracy_against_thinking_svg(group) if len(group) > 1 else None
+        if drawing:
+            heading = f"{task}: accuracy (avg@k, %) against thinking length (tokens)"
+            figures.append(figure(heading, drawing, _keys(group), "bars: 95 % interval"))
+    explained = (
+        "avg@k: mean over questions of the fraction of right samples. Intervals: 95 %, from a bootstrap over whole "
+        "questions; they do not cover the chance in training, which only runs with other seeds show. pass@k is the "
+        "unbiased estimate. Entropies are means over the phase's tokens, of the model's distribution at temperature 1, "
+        "in nats."
     )
+    return (
+        f'<h2>Evaluations</h2>{lines}<p class="soft">{escape(explained)}</p>{_figures(figures)}'
+        "<details><summary>Models and sampling settings</summary>"
+        f"{table(['run', 'model', 'settings'], settings, text=True)}</details>"
+    )
+
+
+def _by_task(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    """Scores on different tasks do not belong in one figure."""
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row[2].task}/{row[2].split}", []).append(row)
+    return groups
+
+
+def _keys(rows: Sequence[_Row]) -> list[Key]:
+    return [Key(plots.colour(index), label) for index, label, _ in rows]
 
 
 def _settings(evaluation: Evaluation) -> str:
@@ -107,20 +120,30 @@ def _settings(evaluation: Evaluation) -> str:
     return ", ".join([*settings, f"{evaluation.unscorable} unscorable", f"{evaluation.seconds:.0f} s"])
 
 
+_BY_DIFFICULTY = (
+    ("accuracy by difficulty (avg@k, %)", "avg_at_k", "avg@k (%)", 100.0),
+    ("thinking entropy by difficulty (nats per token)", "entropy_thinking", "nats per token", 1.0),
+    ("thinking length by difficulty (tokens)", "thinking_tokens", "tokens", 1.0),
+)
+
+
 def _difficulty(rows: Sequence[_Row]) -> str:
-    rows = [row for row in rows if row[2].by_difficulty]
-    if not rows:
-        return ""
-    keys = [Key(plots.colour(index), label) for index, label, _ in rows]
-    figures = [
-        (title, plots.difficulty_svg(rows, title, field, unit, scale))
-        for title, field, unit, scale in (
-            ("Accuracy by difficulty (avg@k, %)", "avg_at_k", "avg@k (%)", 100.0),
-            ("Thinking entropy by difficulty (nats per token)", "entropy_thinking", "nats per token", 1.0),
-            ("Thinking length by difficulty (tokens)", "thinking_tokens", "tokens", 1.0),
-        )
-    ]
-    levels = plots.difficulty_levels([evaluation for _, _, evaluation in rows])
+    parts = []
+    for task, group in _by_task([row for row in rows if row[2].by_difficulty]).items():
+        figures = []
+        for title, field, unit, scale in _BY_DIFFICULTY:
+            heading = f"{task}: {title}"
+            drawing = plots.difficulty_svg(group, heading, field, unit, scale)
+            if drawing:
+                figures.append(figure(heading, drawing, _keys(group)))
+        summary = f"<summary>{escape(task)}: table by difficulty</summary>"
+        parts.append(f"{_figures(figures)}<details>{summary}{_difficulty_table(group)}</details>")
+    return "<h2>By difficulty</h2>" + "".join(parts) if parts else ""
+
+
+def _difficulty_table(rows: Sequence[_Row]) -> str:
+    header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)"]
+    header += ["entropy, thinking (nats)", "entropy, answer (nats)"]
     cells = [
         [
             level,
@@ -132,19 +155,11 @@ def _difficulty(rows: Sequence[_Row]) -> str:
             number(scores.entropy_thinking),
             number(scores.entropy_answer),
         ]
-        for level in levels
+        for level in plots.difficulty_levels([evaluation for _, _, evaluation in rows])
         for _, label, evaluation in rows
         if (scores := evaluation.by_difficulty.get(level)) is not None
     ]
-    header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)"]
-    header += ["entropy, thinking (nats)", "entropy, answer (nats)"]
-    return (
-        "<h2>By difficulty</h2>"
-        + _figures(figure(title, svg, keys) for title, svg in figures if svg)
-        + "<details><summary>Table by difficulty</summary>"
-        + table(header, cells)
-        + "</details>"
-    )
+    return table(header, cells)
 
 
 def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
@@ -172,8 +187,8 @@ def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
     )
 
 
-def _figures(figures: Any) -> str:
-    return f'<div class="figures">{"".join(figures)}</div>'
+def _figures(figures: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
 def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> str:

@@ -151,7 +151,14 @@ def test_tasks_that_cannot_be_evaluated(task, message):
         evaluate_model(Model(), Tokenizer(), task, samples=3, progress=False)
 
 
-@pytest.mark.parametrize("marker", ["", "<unknown>"])
-def test_a_marker_the_tokenizer_cannot_write(marker):
+def test_a_tokenizer_without_the_marker_makes_everything_thinking():
+    result = evaluate_model(Model(), Tokenizer(), FakeTask(), samples=3, think_end_token="<unknown>", progress=False)
+    assert result.marker_missing == 1.0
+    assert result.thinking_tokens == result.tokens
+    assert result.entropy_thinking == result.entropy
+    assert result.entropy_answer is None
+
+
+def test_an_empty_marker_is_a_mistake():
     with pytest.raises(ValueError, match="think_end_token"):
-        evaluate_model(Model(), Tokenizer(), FakeTask(), samples=3, think_end_token=marker, progress=False)
+        evaluate_model(Model(), Tokenizer(), FakeTask(), samples=3, think_end_token="", progress=False)
