@@ -58,12 +58,15 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over questions.
 
     Whole questions are drawn with replacement, since the samples of one question are alike: counting them as
-    independent would make the interval far too narrow. It answers "how would another draw of questions score?"; it
-    collapses to a point for one question, or when every question has the same mean (all right, all wrong), and then
-    says nothing about the uncertainty.
+    independent would make the interval far too narrow. It answers "how would another draw of questions score?".
+
+    When everything is right or everything is wrong, resampling sees no spread at all; then the open end is the exact
+    bound ``1 - tail^(1/questions)`` away: if a question scores above 0 with probability p, then n questions are all
+    wrong with probability ``(1-p)^n``, and the true mean is at most p. Questions that share any other mean, a single
+    one for instance, give a point, which says nothing about the uncertainty.
 
     Args:
-        means: one mean per question, (questions,).
+        means: one mean per question, (questions,), each between 0 and 1.
         confidence: between 0 and 1.
         resamples: bootstrap draws.
         seed: of the draws.
@@ -77,16 +80,23 @@ def bootstrap_interval(
     values = np.asarray(means, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"means must be one number per question, got the shape {values.shape}")
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"means must lie between 0 and 1, got {values.min()} to {values.max()}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
+    tail = (1 - confidence) / 2
+    reach = 1 - tail ** (1 / len(values))
+    if values.max() == 0:
+        return 0.0, reach
+    if values.min() == 1:
+        return 1 - reach, 1.0
     generator = np.random.default_rng(seed)
     rows = max(1, min(resamples, 4_000_000 // len(values)))  # 32 MB of indices at a time
     averages = [
         values[generator.integers(len(values), size=(min(rows, resamples - start), len(values)))].mean(1)
         for start in range(0, resamples, rows)
     ]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(np.concatenate(averages), [tail, 100 - tail])
+    low, high = np.quantile(np.concatenate(averages), [tail, 1 - tail])
     return float(low), float(high)

@@ -61,8 +61,11 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.985
 
 
-def test_the_interval_of_equal_questions_is_a_point():
-    assert bootstrap_interval([1.0, 1.0]) == (1.0, 1.0)
+def test_the_interval_of_all_right_or_all_wrong_is_the_exact_bound():
+    low, high = bootstrap_interval([1.0] * 20)
+    assert high == 1.0
+    assert low**20 == pytest.approx(0.025)  # with this chance of being right, 20 of 20 is as rare as a tail
+    assert bootstrap_interval([0.0] * 20) == pytest.approx((0.0, 1 - low))
     assert bootstrap_interval([0.25]) == (0.25, 0.25)
 
 
@@ -70,6 +73,8 @@ def test_the_interval_of_equal_questions_is_a_point():
     ("arguments", "name"),
     [
         ({"means": []}, "means"),
+        ({"means": [1.5]}, "between 0 and 1"),
+        ({"means": [float("nan")]}, "between 0 and 1"),
         ({"means": [1.0], "confidence": 1.0}, "confidence"),
         ({"means": [1.0], "resamples": 0}, "resamples"),
     ],
