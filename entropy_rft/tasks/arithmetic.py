@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 _SIZES = {"train": 4096, "validation": 600, "test": 600}
 _MAX_TERM = 50
 _MAX_SUM = 99
-_PATIENCE = 20_000  # draws without a new question before a level counts as used up
+_PATIENCE = 4_000  # draws without a new question before a level counts as used up
 
 
 @dataclass(frozen=True)
