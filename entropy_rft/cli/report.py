@@ -13,7 +13,12 @@ def add_parser(subparsers: Any) -> None:
         help="compare training runs in one HTML page",
         description="Compare run directories: a summary here, plots and tables in one self-contained HTML page.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, as training writes it")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, as training writes it; the first is the baseline of differences",
+    )
     parser.add_argument("--output", default="report.html", metavar="FILE", help="page to write (default: %(default)s)")
     parser.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
     parser.set_defaults(run=run)

@@ -18,12 +18,13 @@ _LAZY = {
     "evaluate_model": "entropy_rft.evaluation.evaluate",
     "evaluation_table": "entropy_rft.evaluation.table",
     "load_run": "entropy_rft.evaluation.run",
+    "paired_difference": "entropy_rft.evaluation.estimators",
     "pass_at_k": "entropy_rft.evaluation.estimators",
     "write_report": "entropy_rft.evaluation.report",
 }
 
 if TYPE_CHECKING:
-    from entropy_rft.evaluation.estimators import avg_at_k, bootstrap_interval, pass_at_k
+    from entropy_rft.evaluation.estimators import avg_at_k, bootstrap_interval, paired_difference, pass_at_k
     from entropy_rft.evaluation.evaluate import evaluate_model
     from entropy_rft.evaluation.report import write_report
     from entropy_rft.evaluation.result import Evaluation, Scores
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate_model",
     "evaluation_table",
     "load_run",
+    "paired_difference",
     "pass_at_k",
     "write_report",
 ]

@@ -82,16 +82,58 @@ def bootstrap_interval(
         raise ValueError(f"means must be one number per question, got the shape {values.shape}")
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"means must lie between 0 and 1, got {values.min()} to {values.max()}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    _check(confidence, resamples)
     tail = (1 - confidence) / 2
     reach = 1 - tail ** (1 / len(values))
     if values.max() == 0:
         return 0.0, reach
     if values.min() == 1:
         return 1 - reach, 1.0
+    return _percentiles(values, tail, resamples, seed)
+
+
+def paired_difference(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """How much better `second` did than `first` on the same questions, with a bootstrap interval over questions.
+
+    Hard questions are hard for both, so the difference is known far better than either average: overlapping intervals
+    of two averages do not mean that they are equal.
+
+    Args:
+        first: one mean per question, ``None`` where nothing could be scored; those questions are left out.
+        second: the same for the other model, question by question.
+
+    Returns:
+        (difference, low, high).
+
+    Raises:
+        ValueError: lengths that differ, no question in common, or an argument out of range.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"the two models answered {len(first)} and {len(second)} questions, not the same ones")
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not pairs:
+        raise ValueError("no question was scored for both models")
+    _check(confidence, resamples)
+    values = np.asarray([b - a for a, b in pairs], dtype=np.float64)
+    return float(values.mean()), *_percentiles(values, (1 - confidence) / 2, resamples, seed)
+
+
+def _check(confidence: float, resamples: int) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+
+
+def _percentiles(values: np.ndarray, tail: float, resamples: int, seed: int) -> tuple[float, float]:
+    """The `tail` and ``1 - tail`` quantiles of the mean of resampled `values`, (questions,)."""
     generator = np.random.default_rng(seed)
     rows = max(1, min(resamples, 4_000_000 // len(values)))  # 32 MB of indices at a time
     averages = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +131,8 @@ def evaluate_model(
             "seed": seed,
             "think_end_token": think_end_token,
         },
+        questions_digest=_digest(rows),
+        question_means=[_mean_of(group) for group in groups],
         by_difficulty=by_difficulty,
         seconds=time.perf_counter() - started,
     )
@@ -239,6 +243,16 @@ def _scores(groups: Sequence[Sequence[_Sample]], samples: int) -> Scores:
         entropy_thinking=per_token("entropy_thinking", "thinking"),
         entropy_answer=per_token("entropy_answer", "answer"),
     )
+
+
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    text = json.dumps([[row["prompt"], row.get("solution")] for row in rows], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _mean_of(group: Sequence[_Sample]) -> float | None:
+    verdicts = [sample.correct for sample in group if sample.correct is not None]
+    return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def _level_order(level: Any) -> tuple[bool, Any]:

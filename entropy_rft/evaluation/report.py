@@ -92,9 +92,10 @@ def _evaluations(rows: Sequence[_Row]) -> str:
             figures.append(figure(heading, drawing, _keys(group), "bars: 95 % interval"))
     explained = (
         "avg@k: mean over questions of the fraction of right samples. Intervals: 95 %, from a bootstrap over whole "
-        "questions; they do not cover the chance in training, which only runs with other seeds show. pass@k is the "
-        "unbiased estimate. Entropies are means over the phase's tokens, of the model's distribution at temperature 1, "
-        "in nats."
+        "questions; they do not cover the chance in training, which only runs with other seeds show. Minus the first: "
+        "the difference to the first column, compared question by question where both answered the same ones, which is "
+        "known better than the averages are. pass@k is the unbiased estimate. Entropies are means over the phase's "
+        "tokens, of the model's distribution at temperature 1, in nats."
     )
     return (
         f'<h2>Evaluations</h2>{lines}<p class="soft">{escape(explained)}</p>{_figures(figures)}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ class Scores:
         Raises:
             ValueError: a field is missing.
         """
-        missing = [f.name for f in fields(cls) if f.name not in data]
+        optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
+        missing = [f.name for f in fields(cls) if f.name not in data and f.name not in optional]
         if missing:
             raise ValueError(f"the evaluation has no {', '.join(missing)}")
-        known = {f.name: data[f.name] for f in fields(cls)}
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         known["pass_at_k"] = {int(k): value for k, value in known["pass_at_k"].items()}
         if known["avg_interval"] is not None:
             known["avg_interval"] = tuple(known["avg_interval"])
@@ -76,6 +77,9 @@ class Evaluation(Scores):
         split: the task's split.
         samples: completions per question.
         settings: `temperature`, `top_p`, `max_tokens`, `seed` and `think_end_token`.
+        questions_digest: names the questions; evaluations with the same digest asked the same ones in the same order.
+        question_means: the fraction of right samples of each question in that order, ``None`` where nothing could be
+            scored. It is what a paired comparison of two evaluations needs.
         by_difficulty: the scores per value of the data set's `difficulty` column, in ascending order; empty without
             that column.
         seconds: wall-clock time of it all.
@@ -86,6 +90,8 @@ class Evaluation(Scores):
     split: str
     samples: int
     settings: dict[str, Any]
+    questions_digest: str = ""
+    question_means: list[float | None] = field(default_factory=list)
     by_difficulty: dict[str, Scores] = field(default_factory=dict)
     seconds: float
 

@@ -38,7 +38,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _duration(run: Run) -> str:
-    # "time" starts again when a run is resumed, so the largest value is a lower bound then.
     _, times = run.series("time")
     if not times:
         return MISSING

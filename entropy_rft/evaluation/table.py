@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from entropy_rft.evaluation.estimators import paired_difference
 from entropy_rft.evaluation.result import Evaluation, Scores
 
 MISSING = "–"
@@ -32,7 +33,10 @@ def interval(scores: Scores) -> str:
 
 
 def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
-    """The cells of the comparison: each line is a quantity's name and its value in each evaluation."""
+    """The cells of the comparison: each line is a quantity's name and its value in each evaluation.
+
+    Evaluations of the same questions as the first one also get their paired difference to it.
+    """
     ks = sorted({k for evaluation in evaluations for k in evaluation.pass_at_k if k > 1})
     lines = [
         ("task", [f"{e.task}/{e.split}" for e in evaluations]),
@@ -49,9 +53,25 @@ def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
         ("  thinking", [number(e.entropy_thinking) for e in evaluations]),
         ("  answer", [number(e.entropy_answer) for e in evaluations]),
     ]
+    differences = [_difference(evaluations[0], e) if i else None for i, e in enumerate(evaluations)]
+    if any(differences):
+        at = 1 + next(i for i, (label, _) in enumerate(lines) if "interval" in label)
+        lines[at:at] = [
+            ("  minus the first", [MISSING if d is None else f"{100 * d[0]:+.1f}" for d in differences]),
+            ("  95 % interval", [MISSING if d is None else f"{percent(d[1])} to {percent(d[2])}" for d in differences]),
+        ]
     if any(e.unscorable for e in evaluations):
         lines.insert(2, ("not scorable", [str(e.unscorable) for e in evaluations]))
     return [[label, *cells] for label, cells in lines]
+
+
+def _difference(first: Evaluation, other: Evaluation) -> tuple[float, float, float] | None:
+    """The paired difference in avg@k with its interval, where both asked the same questions."""
+    same = first.questions_digest and first.questions_digest == other.questions_digest and first.task == other.task
+    both = any(
+        a is not None and b is not None for a, b in zip(first.question_means, other.question_means, strict=False)
+    )
+    return paired_difference(first.question_means, other.question_means) if same and both else None
 
 
 def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from entropy_rft.evaluation import avg_at_k, bootstrap_interval, pass_at_k
+from entropy_rft.evaluation import avg_at_k, bootstrap_interval, paired_difference, pass_at_k
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -82,3 +82,26 @@ def test_the_interval_of_all_right_or_all_wrong_is_the_exact_bound():
 def test_the_interval_names_what_is_wrong(arguments, name):
     with pytest.raises(ValueError, match=name):
         bootstrap_interval(**arguments)
+
+
+def test_a_paired_difference_is_known_better_than_the_averages():
+    generator = np.random.default_rng(3)
+    hardness = generator.random(200)
+    first, second = (hardness * 0.9).tolist(), (hardness * 0.9 + 0.05).tolist()
+    difference, low, high = paired_difference([*first, None, 1.0], [*second, 0.5, None])
+    assert difference == pytest.approx(0.05)
+    assert high - low < 1e-9
+    wide = bootstrap_interval(first)
+    assert wide[1] - wide[0] > 0.05
+    noisy = [min(1.0, max(0.0, value + generator.normal(0, 0.2))) for value in first]
+    difference, low, high = paired_difference(first, noisy)
+    assert low < difference < high
+
+
+def test_a_paired_difference_needs_the_same_questions():
+    with pytest.raises(ValueError, match="1 and 2 questions"):
+        paired_difference([1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match="no question"):
+        paired_difference([1.0, None], [None, 0.0])
+    with pytest.raises(ValueError, match="confidence"):
+        paired_difference([1.0], [1.0], confidence=0.0)

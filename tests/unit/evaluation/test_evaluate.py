@@ -96,8 +96,19 @@ def test_the_numbers_of_a_known_evaluation():
     assert result.entropy_thinking == pytest.approx((0.1 + 0.2 + 0.1 + 0.4 + 0.4 + 0.1 + 0.1 + 0.8) / 8)
     assert result.entropy_answer == pytest.approx((0.3 + 0.5 + 0.6) / 3)
     assert result.entropy == pytest.approx((2.2 + 1.4 + 4 * 1.81) / 19)
+    assert result.question_means == [0.5, 1.0]
     assert result.settings["max_tokens"] == 5
     assert result.seconds > 0
+
+
+def test_the_digest_names_the_questions():
+    def digest(**changes):
+        task = FakeTask()
+        task.dataset[1].update(changes)
+        return evaluate_model(Model(), Tokenizer(), task, samples=3, progress=False).questions_digest
+
+    assert digest() == digest(difficulty=3)
+    assert len({digest(), digest(solution="3"), digest(prompt=[{"role": "user", "content": "c"}])}) == 3
 
 
 def test_difficulties_are_in_numeric_order_with_their_own_scores():

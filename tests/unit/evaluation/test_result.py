@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from entropy_rft.evaluation import Evaluation, difficulty_table, evaluation_table
+from entropy_rft.evaluation.table import evaluation_lines
 
 
 def rendered(table) -> str:
@@ -65,3 +66,12 @@ def test_the_table_says_what_it_rests_on(make_evaluation):
 def test_the_table_by_difficulty(make_evaluation):
     text = rendered(difficulty_table("clip_b", make_evaluation()))
     assert all(f" {level} " in text for level in (2, 4, 7))
+
+
+def test_evaluations_of_the_same_questions_are_compared_question_by_question(make_evaluation):
+    first = make_evaluation(questions_digest="a", question_means=[0.0, 0.5, None, 1.0])
+    better = make_evaluation(questions_digest="a", question_means=[0.25, 0.75, 0.0, 1.0])
+    others = make_evaluation(questions_digest="b", question_means=[0.25, 0.75, 0.0, 1.0])
+    lines = {line[0]: line[1:] for line in evaluation_lines([first, better, others])}
+    assert lines["  minus the first"] == ["–", "+16.7", "–"]
+    assert "  minus the first" not in {line[0] for line in evaluation_lines([first, others])}
