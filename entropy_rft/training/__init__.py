@@ -1,0 +1,1 @@
+"""Training: the configuration, the trainer, recipes and the run directory."""

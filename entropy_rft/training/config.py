@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from trl import GRPOConfig
 
 from entropy_rft.entropy import EntropyClip
 from entropy_rft.entropy.clipping import ADVANTAGES, RULES
+from entropy_rft.suggestions import did_you_mean
 
 _PRESETS = {"clip_b": EntropyClip.clip_b(), "clip_v": EntropyClip.clip_v()}
 
@@ -100,8 +100,6 @@ class EntropyGRPOConfig(GRPOConfig):
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     choices = list(choices)
-    if value in choices:
-        return
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+    if value not in choices:
+        hint = did_you_mean(value, choices)
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")

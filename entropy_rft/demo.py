@@ -1,0 +1,186 @@
+"""The demo: three methods from one checkpoint, measured on the same held-out questions, in one report."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from datasets.utils.logging import disable_progress_bar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PrinterCallback, TrainerCallback
+
+from entropy_rft.assets import TINY_REASONER
+from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
+from entropy_rft.evaluation.report import write_report
+from entropy_rft.evaluation.run import load_run
+from entropy_rft.evaluation.table import number, percent
+from entropy_rft.sampling import load_model_and_tokenizer
+from entropy_rft.tasks import load_task
+from entropy_rft.training.recipe import RecipeParser
+from entropy_rft.training.run import TrainingRun
+from entropy_rft.training.run_directory import RunDirectory
+
+METHODS = {"grpo": "GRPO", "clip_b": "Clip_B", "clip_b_pear": "Clip_B + PEAR"}
+START = "start"
+
+
+class Demo:
+    """Train each method, evaluate it and the start, report.
+
+    Args:
+        output_dir: one run directory per method, and ``report.html``.
+        steps: optimisation steps of each method; None takes the recipes'.
+        questions: held-out questions, levels of difficulty taking turns.
+        samples: completions per question.
+        seed: of training and of sampling.
+
+    Raises:
+        ValueError: an argument is out of range, or matplotlib is missing.
+    """
+
+    def __init__(self, output_dir: str, steps: int | None, questions: int, samples: int, seed: int) -> None:
+        for name, value in (("steps", steps), ("questions", questions), ("samples", samples)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError('the report needs matplotlib: pip install "entropy_rft[report]"')
+        self.output_dir = Path(output_dir)
+        self.steps = steps
+        self.seed = seed
+        self.samples = samples
+        self.console = Console()
+        self.task = load_task("arithmetic", split="test", limit=questions)
+        self.rows: list[tuple[str, Evaluation]] = []
+
+    def run(self) -> int:
+        """All of it; on Ctrl-C what is finished is still reported."""
+        interrupted = False
+        with _quiet_libraries():
+            try:
+                self._evaluate_start()
+                for name, title in METHODS.items():
+                    self._train(name, title)
+            except KeyboardInterrupt:
+                interrupted = True
+        self._report()
+        if interrupted:
+            raise KeyboardInterrupt
+        return 0
+
+    def _evaluate_start(self) -> None:
+        self.console.print("[bold]start[/bold]: the embedded tiny reasoner, before any training")
+        directory = RunDirectory(self.output_dir / START)
+        directory.set_aside()
+        recipe = {"model_name_or_path": "tiny_reasoner"}
+        directory.describe(recipe, seed=self.seed, command=sys.argv, device="cpu", name=START)
+        directory.keep_metrics_until(0)
+        self._evaluate(str(TINY_REASONER), directory.path, START)
+
+    def _train(self, name: str, title: str) -> None:
+        flags = ["--output_dir", str(self.output_dir / name), "--seed", str(self.seed), "--run_name", title]
+        flags += ["--disable_tqdm", "true", "--save_strategy", "no", "--report_to", "none"]
+        if self.steps is not None:
+            flags += ["--max_steps", str(self.steps)]
+        recipe = RecipeParser().parse(["--config", str(find_recipe(f"tiny/{name}.yaml")), *flags])
+        self.console.print(f"[bold]{title}[/bold]: {recipe.training.max_steps} steps")
+        with _step_bar(title, recipe.training.max_steps, self.console) as callback:
+            run = TrainingRun(recipe, command=sys.argv, callbacks=[callback])
+            run.trainer.remove_callback(PrinterCallback)
+            run.train()
+        self._evaluate(recipe.training.output_dir, run.directory.path, title, recipe)
+
+    def _evaluate(self, model_dir: str, directory: Path, title: str, recipe: Any = None) -> None:
+        model, tokenizer = load_model_and_tokenizer(model_dir, device="cpu")
+        evaluation = evaluate_model(
+            model,
+            tokenizer,
+            self.task,
+            samples=self.samples,
+            temperature=1.0,
+            max_tokens=recipe.training.max_completion_length if recipe else MAX_TOKENS,
+            batch_size=256,
+            seed=self.seed,
+            model_name=title,
+        )
+        evaluation.save(directory / "evaluation.json")
+        self.rows.append((title, evaluation))
+        accuracy, thinking = percent(evaluation.avg_at_k), number(evaluation.thinking_tokens, 0)
+        self.console.print(f"  {accuracy} correct, {thinking} thinking tokens", highlight=False)
+
+    def _report(self) -> None:
+        if not self.rows:
+            return
+        self.console.print(evaluation_table(self.rows))
+        finished = {title for title, _ in self.rows}
+        names = [START, *(name for name, title in METHODS.items() if title in finished)]
+        page = self.output_dir / "report.html"
+        write_report([load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo")
+        self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+MAX_TOKENS = 256
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe that came with the package: beside it in a checkout, inside it in a wheel.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    package = Path(__file__).parent
+    for root in (package / "recipes", package.parent / "recipes"):
+        if (root / name).is_file():
+            return root / name
+    raise ValueError(f"no recipe {name!r} came with the package")
+
+
+@contextmanager
+def _step_bar(title: str, steps: int, console: Console) -> Iterator[TrainerCallback]:
+    bar = Progress(
+        TextColumn("  training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("reward {task.fields[reward]}  entropy {task.fields[entropy]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=steps, reward="-", entropy="-")
+
+        class Advance(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                bar.update(task, completed=state.global_step)
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+                if logs and "reward" in logs:
+                    bar.update(task, reward=f"{logs['reward']:.2f}", entropy=f"{logs['entropy']:.2f}")
+
+        yield Advance()
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """The demo's own lines are what a person wants to read; warnings about future versions are not."""
+    disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        transformers.utils.logging.enable_progress_bar()

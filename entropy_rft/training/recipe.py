@@ -1,0 +1,178 @@
+"""A recipe: everything one training run is made of, from a YAML file and flags that override it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from entropy_rft.suggestions import did_you_mean
+from entropy_rft.training.config import EntropyGRPOConfig
+
+
+@dataclass
+class TaskArguments:
+    """What is learned from: the questions, and the rewards that score their answers."""
+
+    task: str = field(
+        default="arithmetic", metadata={"help": "Where the questions come from: arithmetic, gsm8k, dapo_math or jsonl."}
+    )
+    task_path: str | None = field(default=None, metadata={"help": "Local JSON Lines file with the task's questions."})
+    task_split: str = field(default="train", metadata={"help": "The task's split to train on."})
+    task_limit: int | None = field(default=None, metadata={"help": "At most this many questions."})
+    task_options: dict | str | None = field(
+        default=None, metadata={"help": "Further options of the task, as a mapping (JSON on the command line)."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "The task's split to evaluate on during training (see eval_strategy)."}
+    )
+    eval_limit: int | None = field(default=None, metadata={"help": "At most this many questions of eval_split."})
+    rewards: list[str] = field(
+        default_factory=lambda: ["task"],
+        metadata={"help": "task, pear, accuracy, reasoning_accuracy, think_format, or module:function of your own."},
+    )
+    pear_alpha: float = field(default=1.0, metadata={"help": "PEAR: weight of the answer's entropy."})
+    pear_score: float = field(default=1.0, metadata={"help": "PEAR: reward of a correct answer without penalty."})
+    pear_format_score: float = field(default=0.0, metadata={"help": "PEAR: reward of an answer that is not correct."})
+    pear_floor: float | None = field(
+        default=None, metadata={"help": "PEAR: least reward of a correct answer; none as published."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.task_options, str):
+            try:
+                self.task_options = json.loads(self.task_options)
+            except ValueError as error:
+                raise ValueError(f"task_options must be a JSON mapping, got {self.task_options!r}: {error}") from error
+        if not isinstance(self.task_options, dict | None):
+            raise ValueError(f"task_options must be a mapping, got {self.task_options!r}")
+
+    @property
+    def pear(self) -> dict[str, Any]:
+        """The arguments of :class:`~entropy_rft.PEARReward`."""
+        return {name: getattr(self, f"pear_{name}") for name in ("alpha", "score", "format_score", "floor")}
+
+
+@dataclass
+class Recipe:
+    """One run's arguments, and which of them were given rather than left at their default."""
+
+    task: TaskArguments
+    training: EntropyGRPOConfig
+    model: ModelConfig
+    given: dict[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        """The flat mapping that makes the same run again: what was given, and the run's own fields in full."""
+        own = (self.task, self.training)
+        names = {f.name for f in fields(TaskArguments)} | set(EntropyGRPOConfig.__annotations__) | _ALWAYS
+        values = {name: getattr(part, name) for part in own for name in sorted(names) if hasattr(part, name)}
+        values["model_name_or_path"] = self.model.model_name_or_path
+        return {name: value for name, value in (values | self.given).items() if value is not None}
+
+
+_ALWAYS = {"seed", "learning_rate", "max_steps", "num_train_epochs", "num_generations", "temperature", "loss_type"}
+_ALWAYS |= {"max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps", "output_dir"}
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser, with one-line errors that name the nearest key.
+
+    Raises:
+        ValueError: for a missing or malformed file, an unknown key or flag, or a value of the wrong kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([TaskArguments, EntropyGRPOConfig, ModelConfig], prog="entropy-rft train", allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def parse(self, argv: Sequence[str]) -> Recipe:
+        """``["--config", "recipe.yaml", "--max_steps", "5"]`` as a :class:`Recipe`."""
+        path, flags = _take_config(argv)
+        self._check_flags(flags)
+        options = self._read(path) if path is not None else {}
+        environment = options.pop("env", None)
+        self._check_options(options, path)
+        self.set_defaults_with_config(**options)
+        if environment:
+            _set_environment(environment)
+        task, training, model = self.parse_args_into_dataclasses(args=flags)
+        flagged = {word[2:].partition("=")[0] for word in flags if word.startswith("--")}
+        given: dict[str, Any] = {}
+        for part in (task, training, model):
+            given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
+            given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
+        return Recipe(task, training, model, given)
+
+    def _read(self, path: str) -> dict[str, Any]:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
+        try:
+            options = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"recipe {path!r} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(options, dict):
+            raise ValueError(f"recipe {path!r} must be a mapping of fields to values")
+        return options
+
+    def _check_flags(self, flags: Sequence[str]) -> None:
+        known = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        for word in flags:
+            name = word[2:].partition("=")[0]
+            if word.startswith("--") and name not in known:
+                raise ValueError(f"unknown option --{name}{did_you_mean(name, known)}")
+
+    def _check_options(self, options: dict[str, Any], path: str | None) -> None:
+        actions = {action.dest: action for action in self._actions if action.dest != "help"}
+        for name, value in options.items():
+            if name not in actions:
+                raise ValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")
+            # A string goes through argparse like a flag's; TRL takes anything else as it stands, so it is tried here.
+            action = actions[name]
+            many = action.nargs in ("+", "*")
+            if value is None or isinstance(value, dict) or (isinstance(value, list) and many):
+                continue
+            try:
+                if isinstance(value, list):
+                    raise ValueError("a list")
+                self._check_value(action, self._get_value(action, str(value)))
+            except Exception as error:
+                raise ValueError(f"recipe {path!r}: {name} cannot be {value!r}: {_reason(error)}") from error
+            if many:
+                options[name] = [value]
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "message", error)).splitlines()[0]
+
+
+def _take_config(flags: Sequence[str]) -> tuple[str | None, list[str]]:
+    rest: list[str] = []
+    path: str | None = None
+    words = iter(flags)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                raise ValueError("--config needs the path of a recipe")
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _set_environment(environment: Any) -> None:
+    if not isinstance(environment, dict):
+        raise ValueError("env must be a mapping of variables to values")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})

@@ -1,0 +1,102 @@
+"""From a recipe to a trained model in a run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import get_peft_config, get_quantization_config
+
+from entropy_rft.assets import TINY_REASONER
+from entropy_rft.rewards import build_rewards
+from entropy_rft.tasks import load_task
+from entropy_rft.training.recipe import Recipe
+from entropy_rft.training.run_directory import RunDirectory, RunRecorder, checkpoint_to_resume
+from entropy_rft.training.trainer import EntropyGRPOTrainer
+
+
+class TrainingRun:
+    """A recipe made ready: everything that the user can have got wrong is found while this is constructed.
+
+    Args:
+        recipe: what to train, and how.
+        command: recorded in ``run.json``.
+        callbacks: further callbacks of the trainer.
+
+    Raises:
+        ValueError, TypeError, OSError: naming what is wrong with the recipe.
+    """
+
+    def __init__(self, recipe: Recipe, command: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> None:
+        args = recipe.training
+        task = self._load_task(recipe, recipe.task.task_split, recipe.task.task_limit)
+        evaluated = None
+        if recipe.task.eval_split is not None:
+            evaluated = self._load_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
+        elif args.eval_strategy != "no":
+            raise ValueError(f"eval_strategy is {args.eval_strategy!s}, but no eval_split says what to evaluate on")
+        rewards = build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
+        self.checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+        self.directory = RunDirectory(args.output_dir)
+        self.recipe = recipe
+        self.command = list(command)
+        model = _local_model(recipe)
+        if args.process_index == 0 and self.checkpoint is None and (moved := self.directory.set_aside()):
+            print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
+        args.distributed_state.wait_for_everyone()
+        self.trainer = EntropyGRPOTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=task.dataset,
+            eval_dataset=evaluated,
+            quantization_config=get_quantization_config(recipe.model),
+            peft_config=get_peft_config(recipe.model),
+            callbacks=[RunRecorder(self.directory), *callbacks],
+        )
+
+    @staticmethod
+    def _load_task(recipe: Recipe, split: str, limit: int | None) -> Any:
+        options = recipe.task.task_options or {}
+        assert isinstance(options, dict)
+        path = recipe.task.task_path
+        return load_task(
+            recipe.task.task, path=path, split=split, limit=limit, seed=recipe.training.data_seed or 0, **options
+        )
+
+    def train(self) -> EntropyGRPOTrainer:
+        """Train, resuming where the recipe says so, and save the model, its tokenizer and the run's description."""
+        args = self.recipe.training
+        if self.trainer.accelerator.is_main_process:
+            self.directory.describe(
+                self.recipe.resolved(),
+                seed=args.seed,
+                command=self.command,
+                device=str(self.trainer.accelerator.device),
+                name=args.run_name or Path(args.output_dir).name,
+            )
+        self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        self.trainer.save_model(args.output_dir)
+        return self.trainer
+
+
+def _local_model(recipe: Recipe) -> str:
+    """The model's directory or hub name; TRL loads it with the arguments set here."""
+    model = recipe.model
+    if model.model_name_or_path is None:
+        model.model_name_or_path = "tiny_reasoner"
+    name = str(TINY_REASONER) if model.model_name_or_path == "tiny_reasoner" else model.model_name_or_path
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"model_name_or_path {name!r} is not a directory")
+    options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    given = recipe.training.model_init_kwargs or {}
+    assert isinstance(given, dict)  # TRL has parsed the command line's JSON
+    recipe.training.model_init_kwargs = {k: v for k, v in options.items() if v is not None} | given
+    return name

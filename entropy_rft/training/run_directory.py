@@ -1,0 +1,146 @@
+"""What a run leaves on the disk: the resolved recipe, versions and seed, and every logged metric as a JSON line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
+_PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    ``run.json`` describes it, ``recipe.yaml`` makes it again, ``metrics.jsonl`` has one line per log.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / RUN).is_file()
+
+    def set_aside(self) -> Path | None:
+        """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went."""
+        if not self.exists:
+            return None
+        number = 1
+        while (target := self.path.with_name(f"{self.path.resolve().name}.{number}")).exists():
+            number += 1
+        self.path.rename(target)
+        return target
+
+    def describe(self, recipe: Mapping[str, Any], *, seed: int, command: Sequence[str], device: str, name: str) -> None:
+        """Write ``run.json`` and ``recipe.yaml``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        description = {
+            "name": name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seed": seed,
+            "command": list(command),
+            "device": device,
+            "python": platform.python_version(),
+            "versions": installed_versions(),
+        }
+        _replace(self.path / RUN, json.dumps(description, indent=2) + "\n")
+        _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
+
+    def keep_metrics_until(self, step: int) -> float:
+        """Drop the lines after `step`, and a half-written last one; returns the seconds the kept part took."""
+        file = self.path / METRICS
+        kept: list[str] = []
+        seconds = 0.0
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry["step"] <= step:
+                kept.append(line + "\n")
+                seconds = entry.get("time", seconds)
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(file, "".join(kept))
+        return seconds
+
+    def append_metrics(self, entry: Mapping[str, Any]) -> None:
+        """Add one line, in one write."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class RunRecorder(TrainerCallback):
+    """Appends what the trainer logs to the run directory; after a resume the lines continue where the step does."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._started = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self._started = time.monotonic() - self.directory.keep_metrics_until(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        seconds = round(time.monotonic() - self._started, 3)
+        self.directory.append_metrics({"step": state.global_step, "epoch": state.epoch, "time": seconds, **logs})
+
+
+def checkpoint_to_resume(requested: str | None, output_dir: str) -> str | None:
+    """The checkpoint meant by ``--resume_from_checkpoint``: a path, or the last one for ``auto`` and ``true``.
+
+    ``auto`` starts afresh when there is none.
+
+    Raises:
+        ValueError: for a checkpoint that does not exist.
+    """
+    if requested is None or requested.lower() in ("false", "none", ""):
+        return None
+    if requested.lower() in ("auto", "true"):
+        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if last is None and requested.lower() == "true":
+            raise ValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no checkpoint")
+        return last
+    if not (Path(requested) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
+    return requested
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run does, where they are installed."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _replace(path: Path, text: str) -> None:
+    # A crash leaves the old file or the new one, never half of it.
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
