@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Parse the recipe, find every mistake in it, then train."""
-    from entropy_rft.training.recipe import RecipeParser
+    from entropy_rft.training.recipe import RecipeParser, without_secrets
 
     parser = RecipeParser()
     if {"-h", "--help"} & set(argv):
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
 
         from entropy_rft.training.run import TrainingRun
 
-        prepared = TrainingRun(recipe, command=["entropy-rft", "train", *argv])
+        prepared = TrainingRun(recipe, command=["entropy-rft", "train", *without_secrets(argv)])
     trainer = prepared.train()
     trainer.accelerator.print(f"model, metrics and recipe: {recipe.training.output_dir}")
     trainer.accelerator.end_training()

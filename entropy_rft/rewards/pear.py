@@ -115,8 +115,11 @@ class PEARReward:
         return rewards
 
     def _reward(self, penalty: float) -> float:
-        reward = min(1.0, self.score - penalty)
-        return reward if self.floor is None or not reward < self.floor else float(self.floor)
+        reward = self.score - penalty
+        # Comparisons instead of min() and max(), so that a NaN stays one.
+        if reward > 1.0:
+            return 1.0
+        return float(self.floor) if self.floor is not None and reward < self.floor else reward
 
     def __repr__(self) -> str:
         name = getattr(self.correctness, "__name__", type(self.correctness).__name__)

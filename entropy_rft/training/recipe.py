@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,9 @@ from trl import ModelConfig, TrlParser
 
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
+
+# Fields whose value is written nowhere.
+SECRETS = frozenset({"hub_token"})
 
 
 @dataclass
@@ -74,11 +78,27 @@ class Recipe:
         names = {f.name for f in fields(TaskArguments)} | set(EntropyGRPOConfig.__annotations__) | _ALWAYS
         values = {name: getattr(part, name) for part in own for name in sorted(names) if hasattr(part, name)}
         values["model_name_or_path"] = self.model.model_name_or_path
-        return {name: value for name, value in (values | self.given).items() if value is not None}
+        return {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in (values | self.given).items()
+            if value is not None and name not in SECRETS
+        }
 
 
 _ALWAYS = {"seed", "learning_rate", "max_steps", "num_train_epochs", "num_generations", "temperature", "loss_type"}
 _ALWAYS |= {"max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps", "output_dir"}
+
+
+def without_secrets(argv: Sequence[str]) -> list[str]:
+    """A command line as it may be written down: the values of secret flags are left out."""
+    words: list[str] = []
+    hide = False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        secret = name.lstrip("-").replace("-", "_") in SECRETS
+        words.append("..." if hide else f"{name}=..." if secret and equals else word)
+        hide = secret and not equals
+    return words
 
 
 class RecipeParser(TrlParser):
@@ -105,7 +125,7 @@ class RecipeParser(TrlParser):
         if environment:
             _set_environment(environment)
         task, training, model = self.parse_args_into_dataclasses(args=flags)
-        flagged = {word[2:].partition("=")[0] for word in flags if word.startswith("--")}
+        flagged = {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
         given: dict[str, Any] = {}
         for part in (task, training, model):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
@@ -126,11 +146,11 @@ class RecipeParser(TrlParser):
         return options
 
     def _check_flags(self, flags: Sequence[str]) -> None:
-        known = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        dashed = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
         for word in flags:
-            name = word[2:].partition("=")[0]
-            if word.startswith("--") and name not in known:
-                raise ValueError(f"unknown option --{name}{did_you_mean(name, known)}")
+            option = word.partition("=")[0]
+            if word.startswith("--") and option not in dashed:
+                raise ValueError(f"unknown option {option}{did_you_mean(option, dashed)}")
 
     def _check_options(self, options: dict[str, Any], path: str | None) -> None:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}

@@ -1,0 +1,259 @@
+"""The command line as a user types it, on the random model: runs, resumes, logs, and names mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
+
+
+def entropy_rft(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "entropy_rft", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, random_model_dir: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    fields = {
+        "model_name_or_path": str(random_model_dir),
+        "task": "arithmetic",
+        "task_limit": 16,
+        "rewards": ["pear"],
+        "pear_floor": 0.1,
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "report_to": "none",
+    }
+    file.write_text(yaml.safe_dump(fields))
+    return file
+
+
+def metrics(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path) -> None:
+    straight = entropy_rft("train", "--config", recipe, cwd=tmp_path)
+    assert straight.returncode == 0, straight.stderr
+    run = tmp_path / "run"
+    assert {"run.json", "recipe.yaml", "metrics.jsonl", "model.safetensors", "checkpoint-4"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert [entry["step"] for entry in metrics(run)] == [1, 2, 3, 4]
+    assert metrics(run)[0].keys() >= {"entropy_clip/sigma", "pear/penalty", "entropy/predicted_change", "reward"}
+
+    # Two steps, then the rest from the checkpoint: the same run, line for line and bit for bit.
+    parts = tmp_path / "parts"
+    for flags in (["--max_steps", "2"], ["--resume_from_checkpoint", "auto"]):
+        result = entropy_rft("train", "--config", recipe, "--output_dir", parts, *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    ignored = ("step_time", "time", "num_tokens", "epoch")
+    compared = [
+        [{name: value for name, value in entry.items() if name not in ignored} for entry in metrics(directory)]
+        for directory in (run, parts)
+    ]
+    assert compared[0] == compared[1]
+    import torch
+
+    for name, tensor in weights(run).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+
+    # The resolved recipe makes the run again; the earlier one is set aside, not overwritten.
+    again = entropy_rft("train", "--config", run / "recipe.yaml", "--max_steps", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{run} held an earlier run, which is now in {run}.1" in again.stderr
+    assert metrics(run)[0]["loss"] == metrics(tmp_path / "run.1")[0]["loss"]
+
+    evaluation = entropy_rft(
+        *("evaluate", "--model", parts, "--task", "arithmetic", "--limit", "6", "--samples", "2"),
+        *("--max_tokens", "8"),
+        cwd=tmp_path,
+    )
+    assert evaluation.returncode == 0, evaluation.stderr
+    written = json.loads((parts / "evaluation-arithmetic-test.json").read_text())
+    assert (written["questions"], written["samples"]) == (6, 2)
+    report = entropy_rft("report", parts, tmp_path / "run.1", "--output", "page.html", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+def test_evaluates_during_training(recipe: Path, tmp_path: Path) -> None:
+    flags = ["--eval_split", "validation", "--eval_limit", "2", "--eval_strategy", "steps", "--eval_steps", "1"]
+    result = entropy_rft("train", "--config", recipe, "--max_steps", "1", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert any("eval_entropy/thinking" in entry for entry in metrics(tmp_path / "run"))
+
+
+def test_wandb_offline_holds_our_metrics(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    result = entropy_rft(
+        *("train", "--config", recipe, "--max_steps", "2", "--report_to", "wandb"),
+        cwd=tmp_path,
+        WANDB_MODE="offline",
+        WANDB_DIR=str(tmp_path),
+        WANDB_SILENT="true",
+    )
+    assert result.returncode == 0, result.stderr
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = read_wandb(file)
+    for entry in metrics(tmp_path / "run"):
+        history = next(row for row in logged if row.get("train/global_step") == entry["step"] and "train/loss" in row)
+        for name in ("entropy_clip/sigma", "entropy/thinking", "pear/penalty", "completions/thinking_length"):
+            assert history[f"train/{name}"] == pytest.approx(entry[name]), name
+
+
+def read_wandb(file: Path) -> list[dict]:
+    """The history of an offline run: protobuf records in LevelDB's log framing, after a header of 7 bytes."""
+    import struct
+
+    from wandb.proto import wandb_internal_pb2
+
+    data, block, position = file.read_bytes(), 32768, 7
+    records, parts = [], b""
+    while position + 7 <= len(data):
+        left = block - position % block
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        if kind == 0:
+            break
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a full record, or the last of its parts
+            records.append(parts)
+            parts = b""
+    rows = []
+    for raw in records:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(raw)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real questions are not at {DATA}")
+def test_real_questions_run_through(tmp_path: Path) -> None:
+    """GSM8K with the embedded model's architecture and byte-level tokenizer: the pipeline is what is shown."""
+    result = entropy_rft(
+        *("train", "--config", ROOT / "recipes/tiny/clip_b_pear.yaml", "--task", "gsm8k"),
+        *("--task_path", DATA / "gsm8k_train.jsonl", "--max_steps", "5", "--output_dir", tmp_path / "gsm8k"),
+        *("--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "48"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    logged = metrics(tmp_path / "gsm8k")
+    assert [entry["step"] for entry in logged] == [1, 2, 3, 4, 5]
+    assert all(entry["entropy/thinking"] > 0 for entry in logged)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "missing.yaml"], "recipe 'missing.yaml' cannot be read"),
+        (["--learning_rat", "1"], "unknown option --learning_rat; did you mean --learning_rate?"),
+        (["--rewards", "pearl"], "there is no reward 'pearl'; did you mean pear?"),
+        (["--entropy_clip_mu_low", "0"], "entropy_clip_mu_low must be above 0, got 0"),
+        (["--entropy_clip", "clipb"], "did you mean clip_b?"),
+        (["--num_generations", "3"], "must be divisible by num_generations (3)"),
+        (["--task", "gsm8k", "--task_path", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--task", "arithmetics"], "arithmetic"),
+        (["--model_name_or_path", "./no-model"], "'./no-model' is not a directory"),
+        (["--resume_from_checkpoint", "./no-checkpoint"], "is not a checkpoint directory"),
+        (["--eval_strategy", "steps"], "no eval_split"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    flags: list[str],
+    message: str,
+    recipe: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from entropy_rft.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", str(recipe), *flags]) == 2
+    captured = capfd.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("entropy-rft: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pear_with_a_tokenizer_that_lacks_the_marker(recipe: Path, tmp_path: Path, random_model_dir: Path) -> None:
+    import shutil
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = tmp_path / "model"
+    shutil.copytree(random_model_dir, model)
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<eos>": 2, "What": 3}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    for file in model.glob("token*"):
+        file.unlink()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        chat_template="{{ messages[0]['content'] }}",
+    ).save_pretrained(model)
+    result = entropy_rft("train", "--config", recipe, "--model_name_or_path", model, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "think_end_token '</think>' is not in the vocabulary" in result.stderr.splitlines()[-1]
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["report", "--help"],
+        ["demo", "--help"],
+    ):
+        result = entropy_rft(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "usage: entropy-rft" in result.stdout
+    assert "--entropy_clip_mu_low" in entropy_rft("train", "--help", cwd=tmp_path).stdout
+    unknown = entropy_rft("trian", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert len(unknown.stderr.splitlines()) == 1

@@ -1,0 +1,40 @@
+"""`import entropy_rft` and the command line's help must not pay for torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import entropy_rft",
+        "import entropy_rft; dir(entropy_rft)",
+        "import entropy_rft.cli.main; entropy_rft.cli.main.build_parser()",
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    check = f"{code}; import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_entropy_room_imports_torch_only() -> None:
+    check = "import entropy_rft.entropy, sys; print([n for n in ('transformers', 'trl') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_names_load_on_first_use() -> None:
+    import entropy_rft
+
+    assert set(entropy_rft.__all__) <= set(dir(entropy_rft))
+    for name in entropy_rft.__all__:
+        assert getattr(entropy_rft, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        entropy_rft.nonsense  # noqa: B018

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig
+
+from entropy_rft import EntropyGRPOConfig
+from entropy_rft.entropy import EntropyClip
+
+CPU = {"bf16": False, "use_cpu": True, "report_to": []}
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({}, EntropyClip.clip_b()),
+        ({"entropy_clip": "none"}, None),
+        ({"entropy_clip": "clip_v"}, EntropyClip.clip_v()),
+        ({"entropy_clip_mu_low": 2.0}, EntropyClip.clip_b(2.0)),
+        (
+            {"entropy_clip_mu_low": 2, "entropy_clip_mu_high": 2, "entropy_clip_advantages": "all"},
+            EntropyClip.two_sided("clip_b", 2),
+        ),
+        (
+            {"entropy_clip": "clip_v", "entropy_clip_mu_low": float("inf"), "entropy_clip_max_fraction": 1},
+            EntropyClip("clip_v", float("inf"), None, "negative", 1),
+        ),
+    ],
+)
+def test_fields_become_the_rule(tmp_path: Path, fields: dict, rule: EntropyClip | None) -> None:
+    assert EntropyGRPOConfig(str(tmp_path), **CPU, **fields).build_entropy_clip() == rule
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"entropy_clip": "clipb"}, ValueError, "entropy_clip must be one of .* got 'clipb'; did you mean clip_b"),
+        ({"entropy_clip_mu_low": 0}, ValueError, "entropy_clip_mu_low must be above 0, got 0"),
+        ({"entropy_clip_mu_high": -2.5}, ValueError, r"entropy_clip_mu_high must be above 0, got -2\.5"),
+        ({"entropy_clip": "none", "entropy_clip_mu_low": -1}, ValueError, "entropy_clip_mu_low must be above 0"),
+        ({"entropy_clip_mu_low": "a"}, TypeError, "entropy_clip_mu_low must be a number"),
+        ({"entropy_clip_max_fraction": 2}, ValueError, "entropy_clip_max_fraction must be at most 1, got 2"),
+        ({"entropy_clip_advantages": "negatives"}, ValueError, "did you mean negative"),
+        ({"think_end_token": ""}, ValueError, "think_end_token must be a non-empty string"),
+    ],
+)
+def test_mistakes_are_named_at_construction(tmp_path: Path, fields: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        EntropyGRPOConfig(str(tmp_path), **CPU, **fields)
+
+
+def test_everything_else_is_trls(tmp_path: Path) -> None:
+    ours, theirs = EntropyGRPOConfig(str(tmp_path), **CPU), GRPOConfig(str(tmp_path), **CPU)
+    assert isinstance(ours, GRPOConfig)
+    for name, value in theirs.to_dict().items():
+        assert ours.to_dict()[name] == value or name == "logging_dir", name
+
+
+def test_a_ready_grpo_config_is_upgraded(tmp_path: Path) -> None:
+    theirs = GRPOConfig(str(tmp_path), **CPU, gradient_accumulation_steps=4, per_device_train_batch_size=2)
+    ours = EntropyGRPOConfig.from_grpo(theirs)
+    assert type(theirs) is GRPOConfig
+    assert (ours.steps_per_generation, ours.entropy_clip, ours.output_dir) == (4, "clip_b", str(tmp_path))

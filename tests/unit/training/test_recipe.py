@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from entropy_rft.training.recipe import Recipe, RecipeParser, without_secrets
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+CPU = {"bf16": False, "use_cpu": True, "report_to": "none"}
+
+
+def parse(tmp_path: Path, fields: dict, *flags: str) -> Recipe:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), **CPU, **fields}))
+    return RecipeParser().parse(["--config", str(file), *flags])
+
+
+def test_flags_override_the_file_and_given_says_what_was_given(tmp_path: Path) -> None:
+    recipe = parse(tmp_path, {"learning_rate": 1e-5, "max_steps": 7, "rewards": ["pear"]}, "--max_steps", "3")
+    assert (recipe.training.max_steps, recipe.training.learning_rate, recipe.task.rewards) == (3, 1e-5, ["pear"])
+    assert recipe.given["max_steps"] == 3
+    assert "beta" not in recipe.given
+
+
+def test_resolved_recipe_makes_the_same_run_again(tmp_path: Path) -> None:
+    first = parse(
+        tmp_path,
+        {
+            "entropy_clip": "clip_v",
+            "rewards": ["pear"],
+            "pear_floor": 0.1,
+            "steps_per_generation": 2,
+            "gradient_checkpointing": False,
+            "task_options": {"levels": [2, 3]},
+        },
+        "--learning_rate=2e-5",
+    )
+    again = parse(tmp_path, first.resolved())
+    assert again.resolved() == first.resolved()
+    assert again.training.to_dict() == first.training.to_dict()
+    assert (again.task, again.model) == (first.task, first.model)
+    assert again.training.gradient_checkpointing is False
+
+
+def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_VARIABLE", "before")
+    recipe = parse(tmp_path, {"env": {"SOME_VARIABLE": 5}, "rewards": "pear"})
+    assert os.environ["SOME_VARIABLE"] == "5"
+    assert recipe.task.rewards == ["pear"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "flags", "message"),
+    [
+        ({"learning_rat": 1}, [], "unknown key 'learning_rat'; did you mean learning_rate"),
+        ({}, ["--max_step", "3"], "unknown option --max_step; did you mean --max_steps"),
+        ({"max_steps": "many"}, [], "max_steps.*'many'"),
+        ({"max_steps": [1, 2]}, [], r"max_steps cannot be \[1, 2\]"),
+        ({"learning_rate": True}, [], "learning_rate cannot be True"),
+        ({}, ["--max_steps", "x"], "argument --max_steps.*: invalid int value: 'x'"),
+        ({"entropy_clip": "clipb"}, [], "entropy_clip.*did you mean clip_b"),
+        ({"per_device_train_batch_size": 8, "num_generations": 3}, [], r"\(8\) must be divisible by num_generations"),
+        ({"entropy_clip_mu_low": -1}, [], "entropy_clip_mu_low must be above 0"),
+        ({"task_options": "[1"}, [], "task_options must be a JSON mapping"),
+        ({}, ["--config"], "--config needs"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, fields: dict, flags: list[str], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        parse(tmp_path, fields, *flags)
+    assert "\n" not in str(error.value)
+
+
+def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
+    for recipe in (parse(tmp_path, {"hub_token": "hf_a"}), parse(tmp_path, {}, "--hub_token", "hf_a")):
+        assert recipe.training.hub_token == "hf_a"
+        assert "hf_a" not in yaml.safe_dump(recipe.resolved())
+    words = ["train", "--hub_token", "hf_a", "--seed", "1", "--hub-token=hf_b"]
+    assert without_secrets(words) == ["train", "--hub_token", "...", "--seed", "1", "--hub-token=..."]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("just text", "must be a mapping")]
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        RecipeParser().parse(["--config", str(file)])
+    with pytest.raises(ValueError, match=r"'none\.yaml' cannot be read: No such file"):
+        RecipeParser().parse(["--config", "none.yaml"])
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: str(file.relative_to(RECIPES)))
+def test_every_recipe_parses(file: Path, tmp_path: Path) -> None:
+    recipe = RecipeParser().parse(["--config", str(file), "--output_dir", str(tmp_path)])
+    assert recipe.given.keys() > {"output_dir", "task", "rewards"}
+    if file.parent.name == "tiny":
+        assert Path(yaml.safe_load(file.read_text())["output_dir"]).name == file.stem
+        assert f"recipes/tiny/{file.name}" in file.read_text()
