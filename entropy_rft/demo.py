@@ -113,7 +113,7 @@ class Demo:
         evaluation.save(directory / "evaluation.json")
         self.rows.append((title, evaluation))
         accuracy, thinking = percent(evaluation.avg_at_k), number(evaluation.thinking_tokens, 0)
-        self.console.print(f"  {accuracy} correct, {thinking} thinking tokens", highlight=False)
+        self.console.print(f"  {accuracy} % correct, {thinking} thinking tokens", highlight=False)
 
     def _report(self) -> None:
         if not self.rows:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from entropy_rft.entropy import TokenStatistics, phase_masks
+from entropy_rft.entropy import TokenStatistics
 from entropy_rft.evaluation.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.evaluation.result import Evaluation, Scores
-from entropy_rft.sampling import Completion, TransformersSampler, progress_bar, score_completions
+from entropy_rft.sampling import Completion, ThinkEndMarker, TransformersSampler, progress_bar, score_completions
 
 
 class TaskLike(Protocol):
@@ -97,7 +97,7 @@ def evaluate_model(
         raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
     if not task.reward_funcs:
         raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
-    marker = _marker_ids(tokenizer, think_end_token)
+    marker = ThinkEndMarker(tokenizer, think_end_token)
     sampler = TransformersSampler(model, tokenizer, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)
     completions = sampler.sample(
         [row["prompt"] for row in rows],
@@ -138,14 +138,6 @@ def evaluate_model(
     )
 
 
-def _marker_ids(tokenizer: Any, think_end_token: str) -> list[int]:
-    """Empty where the tokenizer cannot write the marker: no completion can hold it, and everything is thinking."""
-    if not think_end_token:
-        raise ValueError("think_end_token is empty: give the text that ends the thinking, such as </think>")
-    ids = tokenizer.encode(think_end_token, add_special_tokens=False)
-    return [] if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids else list(ids)
-
-
 def _correct(
     reward: Any, rows: Sequence[dict[str, Any]], completions: Sequence[Sequence[Completion]]
 ) -> list[bool | None]:
@@ -175,7 +167,7 @@ def _describe(
     model: Any,
     completions: list[Completion],
     verdicts: list[bool | None],
-    marker: list[int],
+    marker: ThinkEndMarker,
     batch_size: int,
     progress: bool,
 ) -> list[_Sample]:
@@ -192,11 +184,12 @@ def _describe(
     return [described[i] for i in range(len(completions))]
 
 
-def _sample(completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: list[int]) -> _Sample:
+def _sample(
+    completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: ThinkEndMarker
+) -> _Sample:
     ids = torch.tensor([completion.token_ids], dtype=torch.long)
     everything = torch.ones_like(ids)
-    phases = phase_masks(ids, everything, marker) if marker else (everything.bool(), ~everything.bool())
-    thinking, answer = (phase[0] for phase in phases)
+    thinking, answer = (phase[0] for phase in marker.phases(ids, everything))
     entropy = statistics.entropy.double()
     return _Sample(
         correct=correct,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.loading import load_model_and_tokenizer
+from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions
 from entropy_rft.sampling.transformers_sampler import TransformersSampler
@@ -11,6 +12,7 @@ from entropy_rft.sampling.transformers_sampler import TransformersSampler
 __all__ = [
     "Completion",
     "Prompt",
+    "ThinkEndMarker",
     "TransformersSampler",
     "check_settings",
     "encode_prompt",

@@ -17,7 +17,8 @@ from packaging.version import Version
 from torch import Tensor
 from trl import GRPOTrainer
 
-from entropy_rft.entropy import TokenStatistics, fused_token_statistics, phase_masks
+from entropy_rft.entropy import TokenStatistics, fused_token_statistics
+from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
 
@@ -66,8 +67,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
         self._rewards_want_token_entropies = "token_entropies" in wanted
         self._needs_statistics = self.entropy_clip is not None or rewards_need_entropies or args.entropy_metrics
-        self.think_end_ids = _marker_ids(self._tokenizer, args.think_end_token)
-        if rewards_need_entropies and not self.think_end_ids:
+        self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
+        if rewards_need_entropies and not self._marker:
             raise ValueError(
                 f"think_end_token {args.think_end_token!r} is not in the vocabulary of "
                 f"{type(self._tokenizer).__name__}, and a reward needs the entropies before and after it: name the "
@@ -179,16 +180,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
             own = True if self._generated_tool_mask is None else torch.tensor(self._generated_tool_mask[row]).bool()
             mask[row, : len(completion)] = own
         # Positions that TRL masked (a truncated completion under mask_truncated_completions) were not measured.
-        thinking, answer = self._phases(ids.to(entropy.device), mask.to(entropy.device))
+        thinking, answer = self._marker.phases(ids.to(entropy.device), mask.to(entropy.device))
         return phase_means(entropy, thinking, answer)
 
-    def _phases(self, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.think_end_ids:  # a tokenizer without the marker: everything is thinking
-            return mask != 0, torch.zeros_like(mask, dtype=torch.bool)
-        return phase_masks(completion_ids, mask, self.think_end_ids)
-
     def _log_phases(self, output: Mapping[str, Any], entropy: Tensor | None) -> None:
-        thinking, answer = self._phases(output["completion_ids"], _loss_mask(output))
+        thinking, answer = self._marker.phases(output["completion_ids"], _loss_mask(output))
         self._log_values(phase_metrics(entropy, thinking, answer, self._process_group))
 
     def _log_values(self, metrics: Mapping[str, float]) -> None:
@@ -311,14 +307,6 @@ def _parameters(reward: Any) -> set[str]:
     if isinstance(reward, torch.nn.Module):
         return set()
     return set(inspect.signature(reward).parameters)
-
-
-def _marker_ids(tokenizer: Any, marker: str) -> list[int]:
-    """The marker's token ids; empty when the tokenizer cannot express it."""
-    ids = tokenizer.encode(marker, add_special_tokens=False)
-    if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
-        return []
-    return ids
 
 
 def _warn_outside_tested_trl() -> None:

@@ -21,6 +21,9 @@ class Tokenizer:
         assert not add_special_tokens
         return {"</think>": MARKER, "": []}.get(text, [self.unk_token_id])
 
+    def convert_ids_to_tokens(self, ids):
+        return [f"[{token}]" for token in ids]
+
 
 def reward(prompts, completions, completion_ids, solution, difficulty, **kwargs):
     """Right when the text is the solution; unscorable when it is a question mark."""

@@ -1,0 +1,81 @@
+"""The text that ends the thinking, as a tokenizer writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_rft.entropy import phase_masks
+
+# Stands for a token that is not the model's own; no token's text holds it.
+_NOT_OURS = "\0"
+
+
+class ThinkEndMarker:
+    """Finds ``</think>`` in token ids.
+
+    One token (reasoning models) is looked for as that token. A tokenizer that splits the text writes it in more than
+    one way: Qwen2.5 ends ``"</think>\\n"`` with a token ``">\\n"``. There the text itself is looked for, and every
+    token that holds a part of it belongs to neither phase.
+
+    Args:
+        tokenizer: of the model that writes the completions.
+        text: the marker.
+
+    Attributes:
+        ids: the marker's token ids when it stands alone; empty when the tokenizer cannot write it.
+
+    Raises:
+        ValueError: for a marker without text.
+    """
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"think_end_token must be the text that ends the thinking, such as </think>, got {text!r}")
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        unknown = tokenizer.unk_token_id
+        self.ids: list[int] = [] if unknown is not None and unknown in ids else ids
+        self._tokenizer = tokenizer
+        self._written = text
+        if len(self.ids) > 1:  # SentencePiece puts a word boundary before a text that stands alone
+            self._written = "".join(tokenizer.convert_ids_to_tokens(self.ids)).lstrip("▁")
+
+    def __bool__(self) -> bool:
+        return bool(self.ids)
+
+    def phases(self, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Thinking and answer, as :func:`~entropy_rft.entropy.phase_masks`; both ``(B, T)`` bool.
+
+        Without a marker everything valid is thinking.
+        """
+        if not self.ids:
+            return mask != 0, torch.zeros_like(mask, dtype=torch.bool)
+        if len(self.ids) == 1:
+            return phase_masks(completion_ids, mask, self.ids)
+        valid = mask != 0
+        thinking, answer = valid.clone(), torch.zeros_like(valid)
+        for row, (ids, own) in enumerate(zip(completion_ids.tolist(), valid.tolist(), strict=True)):
+            start, end = self._span(ids, own)
+            thinking[row, start:] = False
+            answer[row, end:] = valid[row, end:]
+        return thinking, answer
+
+    def _span(self, ids: list[int], own: list[bool]) -> tuple[int, int]:
+        """Positions of the first token with a part of the marker and of the first one after it."""
+        pieces = [
+            str(piece) if ours else _NOT_OURS
+            for piece, ours in zip(self._tokenizer.convert_ids_to_tokens(ids), own, strict=True)
+        ]
+        found = "".join(pieces).find(self._written)
+        if found < 0:
+            return len(ids), len(ids)
+        start, last, position = 0, 0, 0
+        for index, piece in enumerate(pieces):
+            if position <= found:
+                start = index
+            if position < found + len(self._written):
+                last = index
+            position += len(piece)
+        return start, last + 1
