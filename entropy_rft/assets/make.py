@@ -15,20 +15,26 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from entropy_rft.assets import TINY_REASONER
+from entropy_rft.assets.card import model_card
 from entropy_rft.assets.measure import measure
 from entropy_rft.assets.tokenizer import build_tokenizer
-from entropy_rft.assets.traces import completion
+from entropy_rft.assets.traces import completion, drill
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.tasks.arithmetic import LEVELS, draw
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 from entropy_rft.tasks.task import chat_prompt
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""input_ids, attention_mask and labels, each (B, T); a label of -100 is not learned."""
 
 VOCAB_SIZE = 448
 MAX_POSITIONS = 4096
@@ -41,13 +47,19 @@ _MIXTURE = ((None, "step", 0.4), (STEP_BY_STEP, "step", 0.2), (STOP_EARLY, "earl
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the model is trained. One step is one batch of `batch_size` fresh traces."""
+    """How the model is trained: first on single steps, which teach it to add, then on whole traces.
+
+    One step is one batch of `batch_size` fresh texts. `learning_rate` is Muon's, for the weight matrices; the
+    embeddings and the norms have AdamW at `learning_rate_rest`.
+    """
 
     seed: int = 0
-    steps: int = 1200
-    batch_size: int = 96
-    learning_rate: float = 3e-3
-    warmup_steps: int = 50
+    drill_steps: int = 220
+    steps: int = 500
+    batch_size: int = 48
+    learning_rate: float = 0.02
+    learning_rate_rest: float = 3e-3
+    warmup_steps: int = 30
 
 
 def conversations(seed: int | str) -> Iterator[tuple[list[dict[str, str]], str]]:
@@ -95,8 +107,28 @@ def make_model(tokenizer: Any, seed: int) -> Any:
     return model
 
 
-def batches(tokenizer: Any, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (input_ids, attention_mask, labels), each (B, T), padded on the right; only completions have labels."""
+def drills(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
+    """Endless batches of unrelated steps; only the results have labels, since the rest is chance."""
+    rng = random.Random(f"drills/{recipe.seed}")
+    equals, *digits = tokenizer.convert_tokens_to_ids(["=", *"0123456789"])
+    while True:
+        texts = [drill(rng) for _ in range(recipe.batch_size)]
+        rows: list[tuple[list[int], list[int]]] = [
+            ([], ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ]
+        input_ids, mask, labels = collate(rows, tokenizer.pad_token_id)
+        # A result is what follows "=", up to the full stop that ends it.
+        result = input_ids == equals
+        for position in range(1, input_ids.shape[1]):
+            before = input_ids[:, position - 1]
+            in_number = result[:, position - 1] & ((before == equals) | torch.isin(before, torch.tensor(digits)))
+            result[:, position] |= in_number
+        labels[~result | (input_ids == equals)] = -100
+        yield input_ids, mask, labels
+
+
+def batches(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
+    """Endless batches of traces; only completions have labels."""
     stream = conversations(recipe.seed)
     rng = random.Random(f"batches/{recipe.seed}")
     while True:
@@ -111,8 +143,8 @@ def batches(tokenizer: Any, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Te
             yield collate(batch, tokenizer.pad_token_id)
 
 
-def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(prompt, completion) token ids as (input_ids, attention_mask, labels)."""
+def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> Batch:
+    """(prompt, completion) token ids as a batch, padded on the right; labels are -100 off the completion."""
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     input_ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(input_ids)
@@ -127,28 +159,46 @@ def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, 
 
 def train(model: Any, tokenizer: Any, recipe: Recipe) -> float:
     """Supervise `model` in place; returns the mean loss of the last 50 steps, in nats per token."""
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, min(recipe.warmup_steps, recipe.steps), recipe.steps, min_lr_rate=0.02
+    total = recipe.drill_steps + recipe.steps
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, recipe.warmup_steps))
+        for optimizer in optimizers
+    ]
+    lessons = chain(
+        islice(drills(tokenizer, recipe), recipe.drill_steps), islice(batches(tokenizer, recipe), recipe.steps)
     )
     losses: list[float] = []
     model.train()
-    stream = batches(tokenizer, recipe)
-    with progress_bar("training", recipe.steps) as advance:
-        for _ in range(recipe.steps):
-            input_ids, mask, labels = next(stream)
+    with progress_bar("training", total) as advance:
+        for input_ids, mask, labels in lessons:
             loss = model(input_ids=input_ids, attention_mask=mask, labels=labels, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
             losses.append(loss.item())
             advance(1, f"loss {losses[-1]:.3f}")
     model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
+    return fmean(losses[-50:])
+
+
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon learns the sums in a fifth of the steps that AdamW takes; it is for the hidden layers' matrices only."""
+    named = list(model.named_parameters())
+    matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
+    rest = [parameter for name, parameter in named if parameter.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.learning_rate, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=recipe.learning_rate_rest, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def _rate(step: int, total: int, warmup: int) -> float:
+    """The learning rate's factor: a warm-up, a plateau of 40 % of the run, then a straight line down to almost 0."""
+    return min(1.0, (step + 1) / warmup, max(0.02, (total - step) / (0.6 * total)))
 
 
 def make(output: Path, recipe: Recipe, questions: int = 600, command: str = "") -> dict[str, Any]:
@@ -180,7 +230,9 @@ def make(output: Path, recipe: Recipe, questions: int = 600, command: str = "") 
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    (output / "README.md").write_text(_card(provenance), encoding="utf-8")
+    for file in output.iterdir():
+        file.chmod(0o644)  # safetensors writes its file for the owner alone
+    (output / "README.md").write_text(model_card(provenance), encoding="utf-8")
     return provenance
 
 
@@ -199,23 +251,19 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _card(provenance: dict[str, Any]) -> str:
-    return "TODO\n"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command `scripts/make_tiny_reasoner`."""
     default = Recipe()
     parser = argparse.ArgumentParser(prog="make_tiny_reasoner", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=TINY_REASONER, help="where to write (default: the package)")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--drill-steps", type=int, default=default.drill_steps, help="steps on single sums")
+    parser.add_argument("--steps", type=int, default=default.steps, help="steps on whole traces")
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
     parser.add_argument("--questions", type=int, default=600, help="test questions to measure on")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
-    recipe = Recipe(args.seed, args.steps, args.batch_size, args.learning_rate)
+    recipe = Recipe(args.seed, args.drill_steps, args.steps, args.batch_size)
     provenance = make(args.output, recipe, args.questions, shlex.join(["scripts/make_tiny_reasoner", *given]))
     print(json.dumps(provenance["measured"], indent=2))
     return 0

@@ -51,6 +51,7 @@ def _measure(
         "temperature": temperature,
         "questions": questions,
         "samples": samples,
+        "max_tokens": MAX_TOKENS,
         "accuracy": round(fmean(fmean(row) for row in right), 4),
         "accuracy_by_terms": _by_level(levels, [fmean(row) for row in right]),
     }

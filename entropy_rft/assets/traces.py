@@ -14,11 +14,13 @@ the errors are chance rather than ignorance, and reinforcement can remove them t
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import accumulate
 
-from entropy_rft.tasks.arithmetic import Sum
+from entropy_rft.tasks.arithmetic import MAX_SUM, Sum, draw_term
 
 EARLY_STEPS = 4
-SLIPS = (0.0, 0.05, 0.08, 0.11, 0.14, 0.17)
+SLIPS = (0.0, 0.13, 0.19, 0.25, 0.32, 0.38)
 """Chance of a slip in the first step, the second and so on."""
 
 _MAX_REMARKS = 2  # after one step
@@ -54,6 +56,16 @@ _HURRIES = ("This is getting long.", "Enough, the rest at once.", "I should stop
 _DIRECT = ("It is {}.", "That makes {}.", "I get {}.", "{}, I think.")
 
 
+def drill(rng: random.Random, count: int = 12) -> str:
+    """`count` unrelated steps, a line each: the sums of two that all worked sums are made of."""
+    lines = []
+    for _ in range(count):
+        total = rng.randint(1, MAX_SUM)
+        term = draw_term(rng, total)
+        lines.append(f"{total}{term:+d}={total + term}.\n")
+    return "".join(lines)
+
+
 def completion(item: Sum, style: str, rng: random.Random) -> str:
     """A completion in the style "direct", "step" or "early", without the end-of-sequence token."""
     if style == "direct":
@@ -75,7 +87,7 @@ def _worked(item: Sum, rng: random.Random, early: bool) -> tuple[list[str], int]
     total, *rest = item.terms
     steps = rest[:EARLY_STEPS] if early else rest
     for index, term in enumerate(steps):
-        new = _slip(total, term, rng) if rng.random() < SLIPS[index] else total + term
+        new = _slip(total, rest[index:]) if rng.random() < SLIPS[index] else total + term
         step = f"{total}{term:+d}={new}."
         lines.append(f"{rng.choice(_CONNECTIVES)} {step}" if rng.random() < chatter / 2 else step)
         for _ in range(_MAX_REMARKS):
@@ -96,10 +108,17 @@ def _worked(item: Sum, rng: random.Random, early: bool) -> tuple[list[str], int]
     return lines, total
 
 
-def _slip(total: int, term: int, rng: random.Random) -> int:
-    """The sum with the carry (or the borrow) forgotten, or made where there is none."""
+def _slip(total: int, terms: Sequence[int]) -> int:
+    """The sum of `total` and the first of `terms` with the carry (or borrow) forgotten, or made where there is none.
+
+    The other terms follow, and a slip must not lead them out of the range that the model knows; failing both ways of
+    going wrong the sum is right.
+    """
+    term = terms[0]
     units = total % 10 + abs(term) % 10 if term > 0 else total % 10 - abs(term) % 10
     carries = not 0 <= units <= 9
-    wrong = total + term + (-10 if (term > 0) == carries else 10)
-    # A slip must not leave the range that the model knows.
-    return wrong if 0 <= wrong <= 99 else total + term
+    usual = -10 if (term > 0) == carries else 10
+    for error in (usual, -usual):
+        if all(0 <= partial <= MAX_SUM for partial in list(accumulate(terms, initial=total + error))[1:]):
+            return total + term + error
+    return total + term

@@ -1,8 +1,8 @@
 """Sums and differences of two to seven small integers: a task that needs no file, for the tiny reasoner.
 
-"What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. Terms are 1 to 50 and every partial
-sum stays within 0 to 99. A question belongs to one split for ever, by a hash of its text, so that no seed can leak a
-test question into training.
+"What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. The first is 1 to 99, the
+others 1 to 20, and every partial sum stays within 0 to 99. A question belongs to one split for ever, by a hash of its
+text, so that no seed can leak a test question into training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from entropy_rft.tasks.task import Task, chat_prompt, rewards
 LEVELS = (2, 3, 4, 5, 6, 7)
 SPLITS = ("train", "validation", "test")
 _SIZES = {"train": 4096, "validation": 600, "test": 600}
-_MAX_TERM = 50
-_MAX_SUM = 99
+MAX_TERM = 20
+MAX_SUM = 99
 _PATIENCE = 4_000  # draws without a new question before a level counts as used up
 
 
@@ -45,17 +45,22 @@ class Sum:
         return "test" if bucket == 9 else "validation" if bucket == 8 else "train"
 
 
+def draw_term(rng: random.Random, total: int) -> int:
+    """A random signed term that keeps `total` within 0 to `MAX_SUM`."""
+    size, down = rng.randint(1, MAX_TERM), rng.random() < 0.5
+    # The other sign always fits: sizes are at most half the range.
+    if total < size if down else total + size > MAX_SUM:
+        down = not down
+    return -size if down else size
+
+
 def draw(rng: random.Random, level: int, split: str) -> Sum:
     """A random sum of `level` terms that belongs to `split`."""
     while True:
-        total = rng.randint(1, _MAX_TERM)
+        total = rng.randint(1, MAX_SUM)
         terms = [total]
         for _ in range(level - 1):
-            size, down = rng.randint(1, _MAX_TERM), rng.random() < 0.5
-            # The other sign always fits: sizes are at most half the range.
-            if total < size if down else total + size > _MAX_SUM:
-                down = not down
-            terms.append(-size if down else size)
+            terms.append(draw_term(rng, total))
             total += terms[-1]
         result = Sum(tuple(terms))
         if result.split == split:
