@@ -1,19 +1,28 @@
 """The same token statistics from hidden states and the LM head, without ever holding the logits.
 
 One pass over tiles of the vocabulary with an online log-sum-exp. With ``z`` the transformed logits, ``m`` the running
-maximum and ``e = exp(z - m)``, four running sums are enough for everything::
+maximum (of one token, the first that reaches it) and ``e = exp(z - m)``, four running sums over the OTHER tokens are
+enough for everything::
 
     s1 = Σ e    t1 = Σ e (z-m)    s2 = Σ e²    t2 = Σ e² (z-m)
 
-    log π(a) = z_a - m - log s1
-    H        = log s1 - t1/s1
-    E[S]     = Σ π² (H + log π) = (t2 - s2 t1/s1) / s1²
+    log π(a) = z_a - m - log(1 + s1)
+    H        = log(1 + s1) - t1 / (1 + s1)
+    E[S]     = Σ π² (H + log π) = (t2 - (1 + s2) t1 / (1 + s1)) / (1 + s1)²
 
-When the maximum rises by d, ``e`` shrinks by ``r = exp(-d)`` and the sums follow: ``s ← r s``, ``t ← r (t - d s)``
-(with ``r²`` for the squares).
+The maximum's own term, 1, stays out of the sums because it would swallow the rest of a peaked row: at a maximum
+probability of 0.9999 all of log π(a) and H is in an s1 of 1e-4, of which 1 + s1 keeps three digits in float32. No
+difference of like numbers is left: both terms of H are positive.
+
+When the maximum rises by d, the old one joins the sums, and with ``r = exp(-d)``:
+``s ← r (s + 1)``, ``t ← r (t - d (s + 1))`` (with ``r²`` for the squares).
 """
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +34,49 @@ TOKEN_TILE = 512
 VOCABULARY_TILE = 1024
 
 # Stands for -inf where an infinite value would make 0 * inf: exp(-1e4) is 0 in float32 and 0 * -1e4 is 0.
-_FAR_BELOW = -1.0e4
-_NO_MAXIMUM = -1.0e30
+FAR_BELOW = -1.0e4
+NO_MAXIMUM = -1.0e30
+
+
+class Head(NamedTuple):
+    """An LM head: ``z = softcap(scale · (hidden @ weight.T + bias)) / temperature``."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+    temperature: float
+    softcap: float | None
+    scale: float
+    product_dtype: torch.dtype | None  # None: float32 from any input
+
+    def rounds(self) -> bool:
+        return self.product_dtype not in (None, torch.float32)
+
+
+class RunningSums(NamedTuple):
+    """Of each token, float32 ``(N,)``: the running maximum, the sums over all other tokens, the sampled logit."""
+
+    maximum: Tensor
+    s1: Tensor
+    t1: Tensor
+    s2: Tensor
+    t2: Tensor
+    target_logit: Tensor
+
+    @classmethod
+    def start(cls, tokens: int, device: torch.device) -> RunningSums:
+        rows = torch.zeros(6, tokens, dtype=torch.float32, device=device)
+        rows[0] = NO_MAXIMUM
+        rows[5] = float("-inf")
+        return cls(*rows)
+
+    def statistics(self) -> TokenStatistics:
+        log_sum, total = self.s1.log1p(), self.s1 + 1
+        mean = self.t1 / total
+        return TokenStatistics(
+            (self.target_logit - self.maximum - log_sum).clamp(min=torch.finfo(torch.float32).min, max=0.0),
+            (log_sum - mean).clamp(min=0.0),
+            (self.t2 - (self.s2 + 1) * mean) / total.square(),
+        )
 
 
 @torch.no_grad()
@@ -43,10 +93,12 @@ def fused_token_statistics(
 ) -> TokenStatistics:
     """:class:`TokenStatistics` of ``z = softcap(logit_scale · (hidden @ weight.T + bias)) / temperature``.
 
-    No gradient flows. Extra memory is a few tiles, whatever the number of tokens and the vocabulary.
+    No gradient flows. Extra memory is a few tiles, whatever the number of tokens and the vocabulary. CUDA tensors go
+    through Triton where it is installed, without waiting for the device; every other device through torch, to the
+    same numbers.
 
     Args:
-        hidden: ``(..., D)`` hidden states that enter the LM head.
+        hidden: ``(..., D)`` hidden states that enter the LM head: float32, bfloat16 or float16.
         weight: ``(V, D)`` LM head.
         token_ids: ``(...)`` sampled tokens.
         bias: ``(V,)``, may hold ``-inf`` for banned tokens.
@@ -70,87 +122,89 @@ def fused_token_statistics(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and token_ids {tuple(token_ids.shape)} "
             "do not belong together: (..., D), (V, D) and (...) are needed"
         )
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    targets = token_ids.reshape(-1)
-    output = torch.empty(3, flat.shape[0], dtype=torch.float32, device=flat.device)
-    for start in range(0, flat.shape[0], TOKEN_TILE):
-        tokens = slice(start, start + TOKEN_TILE)
-        _one_token_tile(
-            flat[tokens],
-            weight,
-            bias,
-            targets[tokens],
-            temperature,
-            logit_softcap,
-            logit_scale,
-            product_dtype,
-            output[:, tokens],
-        )
-    return TokenStatistics(*(row.reshape(token_ids.shape) for row in output))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be {tuple(weight.shape[:1])} for this weight, got {tuple(bias.shape)}")
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), token_ids.reshape(-1)
+    head = Head(weight, bias, temperature, logit_softcap, logit_scale, product_dtype)
+    with torch.autocast(flat.device.type, enabled=False):  # `product_dtype` alone decides
+        if flat.is_cuda and _triton_is_installed():
+            from entropy_rft.entropy.fused_triton import running_sums
+        else:
+            running_sums = _running_sums
+        return running_sums(flat, targets, head).statistics().map(lambda row: row.reshape(token_ids.shape))
 
 
-def _one_token_tile(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    temperature: float,
-    logit_softcap: float | None,
-    logit_scale: float,
-    product_dtype: torch.dtype | None,
-    output: Tensor,
-) -> None:
-    tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    before_cap = logit_scale if logit_softcap is not None else logit_scale / temperature
-    rounded = hidden.to(product_dtype) if product_dtype is not None else None
-    # float32 products and sums from any input type: a tile rounded to bfloat16 makes the entropy drift.
-    # Scaling commutes with the product, and D numbers are cheaper to scale than V.
-    hidden = hidden.float() * before_cap
-    tile = hidden.new_empty(tokens, min(VOCABULARY_TILE, vocabulary))
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def _running_sums(hidden: Tensor, targets: Tensor, head: Head) -> RunningSums:
+    tokens = hidden.shape[0]
+    sums = RunningSums.start(tokens, hidden.device)
+    tiles = -(-tokens // TOKEN_TILE)
+    for tile in range(tiles):  # of equal size: a last tile of one token would cost as much as a full one
+        rows = slice(tile * tokens // tiles, (tile + 1) * tokens // tiles)
+        _one_token_tile(hidden[rows], targets[rows], head, RunningSums(*(row[rows] for row in sums)))
+    return sums
+
+
+def _one_token_tile(hidden: Tensor, targets: Tensor, head: Head, sums: RunningSums) -> None:
+    tokens, vocabulary = hidden.shape[0], head.weight.shape[0]
+    before_cap = head.scale / (head.temperature if head.softcap is None else head.softcap)
+    rounded = hidden.to(head.product_dtype) if head.rounds() else None
+    if rounded is None:
+        # float32 products and sums from any input type: a tile rounded to bfloat16 makes the entropy drift.
+        # Scaling commutes with the product, and D numbers are cheaper to scale than V.
+        hidden = hidden.float() * before_cap
+    tile = torch.empty(tokens, min(VOCABULARY_TILE, vocabulary), device=hidden.device)
     exps = torch.empty_like(tile)
-    maximum = hidden.new_full((tokens,), _NO_MAXIMUM)
-    s1, t1, s2, t2 = hidden.new_zeros(4, tokens)
-    target_logit = hidden.new_full((tokens,), float("-inf"))
     for start in range(0, vocabulary, VOCABULARY_TILE):
         end = min(start + VOCABULARY_TILE, vocabulary)
         z, e = tile[:, : end - start], exps[:, : end - start]
         if rounded is None:
-            torch.mm(hidden, weight[start:end].float().t(), out=z)
-            if bias is not None:
-                z.add_(bias[start:end].float() * before_cap)
+            torch.mm(hidden, head.weight[start:end].float().t(), out=z)
+            if head.bias is not None:
+                z.add_(head.bias[start:end].float() * before_cap)
         else:
-            product = torch.mm(rounded, weight[start:end].to(rounded.dtype).t())
-            if bias is not None:
-                product.add_(bias[start:end].to(rounded.dtype))
+            product = torch.mm(rounded, head.weight[start:end].to(rounded.dtype).t())
+            if head.bias is not None:
+                product.add_(head.bias[start:end].to(rounded.dtype))
             z.copy_(product).mul_(before_cap)
-        if logit_softcap is not None:
-            z.div_(logit_softcap).tanh_().mul_(logit_softcap / temperature)
+        if head.softcap is not None:
+            z.tanh_().mul_(head.softcap / head.temperature)
         local = targets - start
         here = (local >= 0) & (local < end - start)
         at_target = z.gather(1, local.clamp(0, end - start - 1).unsqueeze(1)).squeeze(1)
-        target_logit = torch.where(here, at_target, target_logit)
+        sums.target_logit.copy_(torch.where(here, at_target, sums.target_logit))
+        _fold(z, e, sums)
 
-        risen = torch.maximum(maximum, z.amax(1))
-        drop = maximum - risen
-        z.sub_(risen.unsqueeze(1)).clamp_(min=_FAR_BELOW)
-        torch.exp(z, out=e)
-        r = drop.exp()
-        # `drop` times an empty sum must be 0 also when the first maximum stands in for -inf.
-        t1 = r * (t1 + drop * s1)
-        s1 = r * s1 + e.sum(1)
-        r2 = r * r
-        t2 = r2 * (t2 + drop * s2)
-        s2 = r2 * s2
-        z.mul_(e)
-        t1 = t1 + z.sum(1)
-        z.mul_(e)
-        t2 = t2 + z.sum(1)
-        e.mul_(e)
-        s2 = s2 + e.sum(1)
-        maximum = risen
-    log_s1 = s1.log()
-    mean = t1 / s1
-    lowest = torch.finfo(torch.float32).min
-    output[0] = (target_logit - maximum - log_s1).clamp(min=lowest, max=0.0)
-    output[1] = (log_s1 - mean).clamp(min=0.0)
-    output[2] = (t2 - s2 * mean) / (s1 * s1)
+
+def _fold(z: Tensor, e: Tensor, sums: RunningSums) -> None:
+    """Add one tile of logits `z` to the sums; `z` and the scratch `e` of its shape are overwritten."""
+    maximum, s1, t1, s2, t2, _ = sums
+    top = z.amax(1)
+    rose = top > maximum
+    # argmax reads a tile ten times slower than amax, but after the first tiles few rows need it.
+    rising = rose.nonzero().squeeze(1)
+    where = z[rising].argmax(1)
+    risen = torch.where(rose, top, maximum)
+    drop = maximum - risen
+    r, old = drop.exp(), rose.float()
+    # Before the first maximum r is 0, and so is everything below; NO_MAXIMUM keeps it from being 0 * inf.
+    t1.add_(drop * (s1 + old)).mul_(r)
+    s1.add_(old).mul_(r)
+    r.square_()
+    t2.add_(drop * (s2 + old)).mul_(r)
+    s2.add_(old).mul_(r)
+    maximum.copy_(risen)
+
+    torch.exp(z.sub_(risen.unsqueeze(1)).clamp_(min=FAR_BELOW), out=e)
+    e[rising, where] = 0.0
+    s1.add_(e.sum(1))
+    z.mul_(e)
+    t1.add_(z.sum(1))
+    z.mul_(e)
+    t2.add_(z.sum(1))
+    e.mul_(e)
+    s2.add_(e.sum(1))
