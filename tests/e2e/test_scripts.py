@@ -1,0 +1,87 @@
+"""The README's commands, as a user runs them; smaller, because the demo at its own size takes minutes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--steps", "2", "--questions", "6", "--samples", "2")
+
+
+def demo(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # The environment the tests run in is an existing virtual environment, which the script must honour.
+    return subprocess.run(
+        [ROOT / "scripts" / "demo.sh", *arguments],
+        cwd=cwd,
+        env={**os.environ, "VIRTUAL_ENV": sys.prefix, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+
+
+class Elements(HTMLParser):
+    """Counts tags, and collects what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "href") and not value.startswith(("#", "data:"))
+        ]
+
+
+def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Path) -> None:
+    result = demo(tmp_path, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert f"environment {sys.prefix}" in result.stderr
+    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking"):
+        assert text in result.stdout
+    page = tmp_path / "runs" / "demo" / "report.html"
+    assert f"report: {page}" in result.stdout
+    elements = Elements()
+    elements.feed(page.read_text(encoding="utf-8"))
+    assert elements.tags.count("svg") >= 5
+    assert elements.tags.count("table") >= 2
+    assert elements.fetched == []
+    for name in ("grpo", "clip_b", "clip_b_pear"):
+        assert (tmp_path / "runs" / "demo" / name / "evaluation.json").is_file()
+        assert len((tmp_path / "runs" / "demo" / name / "metrics.jsonl").read_text().splitlines()) == 2
+    # The environment is ready now: nothing is installed a second time.
+    again = demo(tmp_path, "--steps", "0")
+    assert again.returncode == 2
+    assert "is ready" in again.stderr
+    assert again.stderr.splitlines()[-1] == "entropy-rft: error: steps must be at least 1, got 0"
+
+
+def test_interrupted_demo_reports_what_it_has(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entropy_rft", "demo", "--steps", "500", "--questions", "6", "--samples", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("GRPO"):  # the start has been measured, and training begins
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "avg@k" in output
+    assert errors.splitlines()[-1] == "entropy-rft: interrupted"
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
