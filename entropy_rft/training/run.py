@@ -76,6 +76,7 @@ class TrainingRun:
                 seed=args.seed,
                 command=self.command,
                 device=str(self.trainer.accelerator.device),
+                processes=self.trainer.accelerator.num_processes,
                 name=args.run_name or Path(args.output_dir).name,
             )
         self.trainer.train(resume_from_checkpoint=self.checkpoint)

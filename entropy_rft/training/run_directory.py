@@ -43,7 +43,16 @@ class RunDirectory:
         self.path.rename(target)
         return target
 
-    def describe(self, recipe: Mapping[str, Any], *, seed: int, command: Sequence[str], device: str, name: str) -> None:
+    def describe(
+        self,
+        recipe: Mapping[str, Any],
+        *,
+        name: str,
+        seed: int,
+        command: Sequence[str],
+        device: str,
+        processes: int = 1,
+    ) -> None:
         """Write ``run.json`` and ``recipe.yaml``."""
         self.path.mkdir(parents=True, exist_ok=True)
         description = {
@@ -52,6 +61,7 @@ class RunDirectory:
             "seed": seed,
             "command": list(command),
             "device": device,
+            "processes": processes,
             "python": platform.python_version(),
             "versions": installed_versions(),
         }

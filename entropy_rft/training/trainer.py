@@ -306,7 +306,10 @@ def _micro_batch(inputs: Mapping[str, Any]) -> MicroBatch:
 def _parameters(reward: Any) -> set[str]:
     if isinstance(reward, torch.nn.Module):
         return set()
-    return set(inspect.signature(reward).parameters)
+    try:
+        return set(inspect.signature(reward).parameters)
+    except ValueError:  # a callable written in C names no parameters
+        return set()
 
 
 def _warn_outside_tested_trl() -> None:

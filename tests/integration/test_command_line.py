@@ -118,6 +118,24 @@ def test_evaluates_during_training(recipe: Path, tmp_path: Path) -> None:
     assert any("eval_entropy/thinking" in entry for entry in metrics(tmp_path / "run"))
 
 
+def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "entropy_rft"]
+    result = subprocess.run(
+        [sys.executable, *launch, "train", "--config", str(recipe), "--per_device_train_batch_size", "4"],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert [entry["step"] for entry in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (tmp_path / "run.1" / "run.json").read_text() == "{}"
+
+
 def test_wandb_offline_holds_our_metrics(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     result = entropy_rft(
