@@ -151,69 +151,6 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         token_statistics(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, dtype=torch.long))
 
 
-class TestFused:
-    @pytest.mark.parametrize(("vocabulary", "width", "tokens"), [(1, 3, 4), (1023, 17, 5), (2500, 33, 600)])
-    def test_agrees_with_full_logits(self, vocabulary: int, width: int, tokens: int) -> None:
-        torch.manual_seed(vocabulary)
-        hidden, weight = torch.randn(tokens, width), torch.randn(vocabulary, width)
-        bias, ids = torch.randn(vocabulary), torch.randint(0, vocabulary, (tokens,))
-        logits = hidden.double() @ weight.double().T + bias
-        capped = 5.0 * torch.tanh(0.3 * logits / 5.0)
-        plain = fused_token_statistics(hidden, weight, ids, bias=bias, temperature=0.7)
-        softcapped = fused_token_statistics(
-            hidden, weight, ids, bias=bias, temperature=0.7, logit_softcap=5.0, logit_scale=0.3
-        )
-        for fused, z in ((plain, logits), (softcapped, capped)):
-            full = token_statistics(z, ids, 0.7)
-            for name in NAMES:
-                assert torch.allclose(getattr(fused, name).double(), getattr(full, name), rtol=2e-5, atol=2e-6), name
-
-    def test_no_token_and_any_leading_shape(self) -> None:
-        weight = torch.randn(9, 4)
-        assert fused_token_statistics(torch.zeros(0, 4), weight, torch.zeros(0, dtype=torch.long)).entropy.shape == (0,)
-        hidden, ids = torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
-        assert fused_token_statistics(hidden, weight, ids).entropy.shape == (2, 3)
-
-    def test_first_tile_without_a_finite_logit(self) -> None:
-        bias = torch.zeros(3000)
-        bias[:2048] = float("-inf")
-        hidden, weight, ids = torch.randn(4, 8), torch.randn(3000, 8), torch.tensor([2500, 2999, 2048, 0])
-        fused = fused_token_statistics(hidden, weight, ids, bias=bias)
-        full = token_statistics(hidden @ weight.T + bias, ids)
-        for name in NAMES:
-            assert torch.isfinite(getattr(fused, name)).all()
-            assert torch.allclose(getattr(fused, name)[:3], getattr(full, name)[:3], rtol=2e-5, atol=2e-6), name
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_low_precision_inputs_accumulate_in_float32(self, dtype: torch.dtype) -> None:
-        hidden, weight = torch.randn(16, 64).to(dtype), torch.randn(1500, 64).to(dtype)
-        ids = torch.randint(0, 1500, (16,))
-        fused = fused_token_statistics(hidden, weight, ids)
-        full = token_statistics(hidden.double() @ weight.double().T, ids)
-        assert torch.allclose(fused.log_prob.double(), full.log_prob, rtol=2e-5, atol=2e-6)
-        assert torch.allclose(fused.entropy.double(), full.entropy, rtol=2e-5, atol=2e-6)
-
-    def test_product_dtype_rounds_as_a_head_of_that_dtype_does(self) -> None:
-        hidden, weight = torch.randn(16, 64).bfloat16(), torch.randn(1500, 64).bfloat16()
-        ids = torch.randint(0, 1500, (16,))
-        fused = fused_token_statistics(hidden, weight, ids, temperature=0.9, product_dtype=torch.bfloat16)
-        full = token_statistics((hidden @ weight.T).float(), ids, 0.9)
-        assert torch.allclose(fused.log_prob, full.log_prob, rtol=2e-5, atol=2e-6)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"hidden": torch.randn(2, 5)}, "do not belong together"),
-            ({"logit_softcap": 0.0}, "logit_softcap must be above 0"),
-            ({"temperature": -1.0}, "temperature"),
-        ],
-    )
-    def test_bad_arguments_are_named(self, arguments: dict, message: str) -> None:
-        good = {"hidden": torch.randn(2, 4), "weight": torch.randn(3, 4), "token_ids": torch.zeros(2, dtype=torch.long)}
-        with pytest.raises(ValueError, match=message):
-            fused_token_statistics(**(good | arguments))
-
-
 def test_reference_itself() -> None:
     # The oracle against two cases known in closed form.
     uniform = statistics(np.zeros(8), 3)
