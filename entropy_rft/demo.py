@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import transformers
 from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback
 
 from entropy_rft.assets import TINY_REASONER
@@ -22,12 +21,13 @@ from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
 from entropy_rft.evaluation.table import number, percent
-from entropy_rft.sampling import load_model_and_tokenizer
+from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
 from entropy_rft.tasks import load_task
 from entropy_rft.training.recipe import RecipeParser
 from entropy_rft.training.run import TrainingRun
 from entropy_rft.training.run_directory import RunDirectory
 
+MAX_TOKENS = 256  # of a completion; the longest of the tiny reasoner's take about 200
 METHODS = {"grpo": "GRPO", "clip_b": "Clip_B", "clip_b_pear": "Clip_B + PEAR"}
 START = "start"
 
@@ -91,13 +91,13 @@ class Demo:
             flags += ["--max_steps", str(self.steps)]
         recipe = RecipeParser().parse(["--config", str(find_recipe(f"tiny/{name}.yaml")), *flags])
         self.console.print(f"[bold]{title}[/bold]: {recipe.training.max_steps} steps")
-        with _step_bar(title, recipe.training.max_steps, self.console) as callback:
-            run = TrainingRun(recipe, command=sys.argv, callbacks=[callback])
+        with progress_bar("training", recipe.training.max_steps) as advance:
+            run = TrainingRun(recipe, command=sys.argv, callbacks=[_Advance(advance)])
             run.trainer.remove_callback(PrinterCallback)
             run.train()
-        self._evaluate(recipe.training.output_dir, run.directory.path, title, recipe)
+        self._evaluate(recipe.training.output_dir, run.directory.path, title)
 
-    def _evaluate(self, model_dir: str, directory: Path, title: str, recipe: Any = None) -> None:
+    def _evaluate(self, model_dir: str, directory: Path, title: str) -> None:
         model, tokenizer = load_model_and_tokenizer(model_dir, device="cpu")
         evaluation = evaluate_model(
             model,
@@ -105,7 +105,7 @@ class Demo:
             self.task,
             samples=self.samples,
             temperature=1.0,
-            max_tokens=recipe.training.max_completion_length if recipe else MAX_TOKENS,
+            max_tokens=MAX_TOKENS,
             batch_size=256,
             seed=self.seed,
             model_name=title,
@@ -126,9 +126,6 @@ class Demo:
         self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 
-MAX_TOKENS = 256
-
-
 def find_recipe(name: str) -> Path:
     """A recipe that came with the package: beside it in a checkout, inside it in a wheel.
 
@@ -142,31 +139,20 @@ def find_recipe(name: str) -> Path:
     raise ValueError(f"no recipe {name!r} came with the package")
 
 
-@contextmanager
-def _step_bar(title: str, steps: int, console: Console) -> Iterator[TrainerCallback]:
-    bar = Progress(
-        TextColumn("  training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("reward {task.fields[reward]}  entropy {task.fields[entropy]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(title, total=steps, reward="-", entropy="-")
+class _Advance(TrainerCallback):
+    """Moves a progress bar with the training, and shows the two curves that matter behind it."""
 
-        class Advance(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                bar.update(task, completed=state.global_step)
+    def __init__(self, advance: Callable[[int, str], None]) -> None:
+        self.advance = advance
+        self.note = ""
 
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-                if logs and "reward" in logs:
-                    bar.update(task, reward=f"{logs['reward']:.2f}", entropy=f"{logs['entropy']:.2f}")
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1, self.note)
 
-        yield Advance()
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "reward" in logs:
+            self.note = f"reward {logs['reward']:.2f}, entropy {logs['entropy']:.2f}"
+            self.advance(0, self.note)
 
 
 @contextmanager

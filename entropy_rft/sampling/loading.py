@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.assets import model_source
+
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -15,8 +17,8 @@ def load_model_and_tokenizer(
     """Load a causal language model, or the model under a LoRA adapter together with the adapter.
 
     Args:
-        name: a directory, or a name on the hub. What looks like a path (it starts with ``.``, ``/`` or ``~``, or has
-            more than one slash) must exist.
+        name: a directory, a name on the hub, or ``tiny_reasoner``, which ships with the package. What looks
+            like a path (it starts with ``.``, ``/`` or ``~``, or has more than one slash) must exist.
         dtype: "auto" is the dtype the weights were saved in.
         device: ``None`` takes the accelerator when there is one.
 
@@ -28,7 +30,7 @@ def load_model_and_tokenizer(
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    text = os.fspath(name)
+    text = model_source(os.fspath(name))
     path = Path(text).expanduser()
     if path.is_dir():
         text = str(path)

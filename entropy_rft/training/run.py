@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
-from entropy_rft.assets import TINY_REASONER
+from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.tasks import load_task
 from entropy_rft.training.recipe import Recipe
@@ -89,7 +89,7 @@ def _local_model(recipe: Recipe) -> str:
     model = recipe.model
     if model.model_name_or_path is None:
         model.model_name_or_path = "tiny_reasoner"
-    name = str(TINY_REASONER) if model.model_name_or_path == "tiny_reasoner" else model.model_name_or_path
+    name = model_source(model.model_name_or_path)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ValueError(f"model_name_or_path {name!r} is not a directory")
     options = {
