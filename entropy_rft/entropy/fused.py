@@ -152,25 +152,25 @@ def _running_sums(hidden: Tensor, targets: Tensor, head: Head) -> RunningSums:
 def _one_token_tile(hidden: Tensor, targets: Tensor, head: Head, sums: RunningSums) -> None:
     tokens, vocabulary = hidden.shape[0], head.weight.shape[0]
     before_cap = head.scale / (head.temperature if head.softcap is None else head.softcap)
-    rounded = hidden.to(head.product_dtype) if head.rounds() else None
-    if rounded is None:
-        # float32 products and sums from any input type: a tile rounded to bfloat16 makes the entropy drift.
-        # Scaling commutes with the product, and D numbers are cheaper to scale than V.
-        hidden = hidden.float() * before_cap
+    # float32 products and sums from any input type: a tile rounded to bfloat16 makes the entropy drift.
+    dtype = head.product_dtype if head.product_dtype is not None and head.rounds() else torch.float32
+    hidden = hidden.to(dtype)
+    bias = None if head.bias is None else head.bias.to(dtype)
     tile = torch.empty(tokens, min(VOCABULARY_TILE, vocabulary), device=hidden.device)
     exps = torch.empty_like(tile)
     for start in range(0, vocabulary, VOCABULARY_TILE):
         end = min(start + VOCABULARY_TILE, vocabulary)
         z, e = tile[:, : end - start], exps[:, : end - start]
-        if rounded is None:
-            torch.mm(hidden, head.weight[start:end].float().t(), out=z)
-            if head.bias is not None:
-                z.add_(head.bias[start:end].float() * before_cap)
-        else:
-            product = torch.mm(rounded, head.weight[start:end].to(rounded.dtype).t())
-            if head.bias is not None:
-                product.add_(head.bias[start:end].to(rounded.dtype))
-            z.copy_(product).mul_(before_cap)
+        product = z if dtype == torch.float32 else torch.empty_like(z, dtype=dtype)
+        torch.mm(hidden, head.weight[start:end].to(dtype).t(), out=product)
+        if bias is not None:
+            product.add_(bias[start:end])
+        if product is not z:
+            z.copy_(product)
+        # The logits and not the hidden states are scaled, which would be cheaper: the training loss scales logits, and
+        # the log-probabilities of the two are compared.
+        if before_cap != 1.0:
+            z.mul_(before_cap)
         if head.softcap is not None:
             z.tanh_().mul_(head.softcap / head.temperature)
         local = targets - start
