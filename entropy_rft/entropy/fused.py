@@ -50,9 +50,6 @@ class Head(NamedTuple):
     scale: float
     product_dtype: torch.dtype | None  # None: float32 from any input
 
-    def rounds(self) -> bool:
-        return self.product_dtype not in (None, torch.float32)
-
 
 class RunningSums(NamedTuple):
     """Of each token, float32 ``(N,)``: the running maximum, the sums over all other tokens, the sampled logit."""
@@ -155,7 +152,7 @@ def _one_token_tile(hidden: Tensor, targets: Tensor, head: Head, sums: RunningSu
     tokens, vocabulary = hidden.shape[0], head.weight.shape[0]
     before_cap = head.scale / (head.temperature if head.softcap is None else head.softcap)
     # float32 products and sums from any input type: a tile rounded to bfloat16 makes the entropy drift.
-    dtype = head.product_dtype if head.product_dtype is not None and head.rounds() else torch.float32
+    dtype = head.product_dtype or torch.float32
     hidden = hidden.to(dtype)
     bias = None if head.bias is None else head.bias.to(dtype)
     tile = torch.empty(tokens, min(VOCABULARY_TILE, vocabulary), device=hidden.device)

@@ -147,7 +147,7 @@ def running_sums(hidden: Tensor, targets: Tensor, head: Head) -> RunningSums:
 
 def _dtypes(hidden: Tensor, head: Head) -> tuple[torch.dtype, torch.dtype]:
     """Of the product's operands and of its result."""
-    if head.product_dtype is not None and head.rounds():
+    if head.product_dtype is not None and head.product_dtype != torch.float32:
         return head.product_dtype, head.product_dtype
     if hidden.is_cuda and _MM_OUT_DTYPE and hidden.dtype == head.weight.dtype:
         return hidden.dtype, torch.float32
