@@ -155,7 +155,7 @@ def _one_token_tile(hidden: Tensor, targets: Tensor, head: Head, sums: RunningSu
     dtype = head.product_dtype or torch.float32
     hidden = hidden.to(dtype)
     bias = None if head.bias is None else head.bias.to(dtype)
-    tile = torch.empty(tokens, min(VOCABULARY_TILE, vocabulary), device=hidden.device)
+    tile = torch.empty(tokens, min(VOCABULARY_TILE, vocabulary), dtype=torch.float32, device=hidden.device)
     exps = torch.empty_like(tile)
     for start in range(0, vocabulary, VOCABULARY_TILE):
         end = min(start + VOCABULARY_TILE, vocabulary)
