@@ -80,19 +80,21 @@ def token_statistics(logits: Tensor, token_ids: Tensor, temperature: float = 1.0
             f"logits of shape {tuple(logits.shape)} need token_ids of shape {tuple(logits.shape[:-1])}, "
             f"got {tuple(token_ids.shape)}"
         )
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    result_dtype = torch.promote_types(logits.dtype, torch.float32)
+    # float64 inside: a peaked row's entropy is a sum of terms that all but cancel. (MPS has no float64.)
+    dtype = result_dtype if logits.device.type == "mps" else torch.float64
     # The maximum is subtracted before the division, so that a tiny temperature cannot overflow.
     shifted = logits.to(dtype)
     shifted = (shifted - shifted.amax(-1, keepdim=True)) / temperature
     log_probs = torch.log_softmax(shifted, dim=-1)
     # A banned token has log π = -inf and π = 0; every sum below means 0·log 0 = 0, never NaN.
-    log_probs = log_probs.clamp(min=torch.finfo(dtype).min)
+    log_probs = log_probs.clamp(min=torch.finfo(result_dtype).min)
     probs = log_probs.exp()
     entropy = -(probs * log_probs).sum(-1)
     squares = probs * probs
     expected = entropy * squares.sum(-1) + (squares * log_probs).sum(-1)
     log_prob = log_probs.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1)
-    return TokenStatistics(log_prob.clamp(max=0.0), entropy.clamp(min=0.0), expected)
+    return TokenStatistics(log_prob.clamp(max=0.0), entropy.clamp(min=0.0), expected).map(lambda x: x.to(result_dtype))
 
 
 def check_temperature(temperature: float) -> None:
