@@ -53,6 +53,8 @@ class Demo:
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError('the report needs matplotlib: pip install "entropy_rft[report]"')
         self.output_dir = Path(output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"output_dir {output_dir!r} is a file")
         self.steps = steps
         self.seed = seed
         self.samples = samples

@@ -41,7 +41,8 @@ ensure_environment() {
         return
     fi
     if ! "$python" -c 'import torch' 2>/dev/null; then
-        # An open range takes the newest build with its gigabytes of CUDA, which a machine without a GPU never uses.
+        # An open range takes the newest build with its gigabytes of CUDA, which a machine without a GPU never uses;
+        # this version is the one whose CPU build the tests run on, where the package index has it.
         if [ -n "${ENTROPY_RFT_TORCH:-}" ]; then
             wanted_torch=$ENTROPY_RFT_TORCH
         elif command -v nvidia-smi >/dev/null 2>&1; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +18,14 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Around what only reads and checks what the user gave: whatever is wrong there is the user's to mend."""
+    """Around what only reads and checks what the user gave: whatever is wrong there is the user's to mend.
+
+    Warnings about the future of a library would only stand before the line that matters.
+    """
     try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         raise UserError.of(error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
     from entropy_rft.evaluation import difficulty_table, evaluate_model, evaluation_table
     from entropy_rft.sampling import check_settings, load_model_and_tokenizer
-    from entropy_rft.tasks import load_task
+    from entropy_rft.tasks import check_options, load_task
 
+    check_options(options)
     # The settings and the task first: a mistake in them is found before minutes of loading weights.
     check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
@@ -136,12 +138,10 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _typed(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None, "null": None}
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

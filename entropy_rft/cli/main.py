@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         try:
             return args.run(args)
-        except ValueError as error:  # the verbs name the user's mistakes so
+        except (ValueError, TypeError, OSError) as error:  # the verbs name the user's mistakes so
             raise UserError.of(error) from error
     except UserError as error:
         if os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":

@@ -8,6 +8,7 @@ a valid token.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ class ClipDecision:
 
     Attributes:
         keep: bool, the shape of the mask. False only where a valid token is dropped.
-        sigma: 0-dim float64, the width of the whole batch, nats.
+        sigma: 0-dim float64 (float32 on MPS), the width of the whole batch, nats.
     """
 
     keep: Tensor
@@ -76,9 +77,9 @@ class EntropyClip:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number or None, got {value!r}")
-            if not value > 0:
+            if not float(value) > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if self.max_fraction is not None and self.max_fraction > 1:
             raise ValueError(f"max_fraction must be at most 1, got {self.max_fraction}")
@@ -124,9 +125,14 @@ class EntropyClip:
             mask: ``(B, T)``, nonzero = valid.
             group: the processes that hold the other parts of the batch; ``None`` when this one holds all of it.
         """
+        if statistics.entropy.shape != mask.shape:
+            shape = tuple(statistics.entropy.shape)
+            raise ValueError(f"statistics of shape {shape} need a mask of that shape, got {tuple(mask.shape)}")
         valid = mask != 0
         sign = per_token(advantages, mask)[valid]
-        z, sigma, count = self._deviations(statistics.map(lambda x: x[valid].double()), group)
+        # MPS has no float64.
+        wide = torch.float32 if mask.device.type == "mps" else torch.float64
+        z, sigma, count = self._deviations(statistics.map(lambda x: x[valid].to(wide)), group)
         drop = torch.zeros_like(z, dtype=torch.bool)
         # Written as a violation, so that a NaN (a broken row) keeps its token instead of dropping the batch.
         if self.mu_low is not None:
@@ -139,7 +145,7 @@ class EntropyClip:
         elif self.advantages == "positive":
             drop &= sign > 0
         if self.max_fraction is not None:
-            drop = _most_extreme(z.abs(), drop, max(1, int(self.max_fraction * count)), group)
+            drop = _most_extreme(z.abs(), drop, max(1, int(self.max_fraction * count + 1e-9)), group)
         keep = torch.ones_like(valid)
         keep[valid] = ~drop
         return ClipDecision(keep, sigma)

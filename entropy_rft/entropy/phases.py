@@ -24,9 +24,12 @@ def phase_masks(completion_ids: Tensor, mask: Tensor, think_end_ids: Sequence[in
         Two bool tensors ``(B, T)``; both are False outside `mask`.
 
     Raises:
+        TypeError: for a single id instead of a sequence.
         ValueError: for an empty marker or shapes that differ.
     """
-    marker = list(think_end_ids)
+    if isinstance(think_end_ids, int):
+        raise TypeError(f"think_end_ids must be a sequence of token ids, got {think_end_ids!r}")
+    marker = [int(token) for token in think_end_ids]
     if not marker:
         raise ValueError("think_end_ids is empty: give the token ids of the marker, such as those of '</think>'")
     if completion_ids.dim() != 2 or completion_ids.shape != mask.shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -69,16 +70,22 @@ def token_statistics(logits: Tensor, token_ids: Tensor, temperature: float = 1.0
         Statistics of the shape of `token_ids`: float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: for shapes that do not belong together or a temperature that is not above 0.
-        TypeError: for logits that are not floating point.
+        ValueError: for shapes that do not belong together, ids outside the vocabulary, or a temperature that is not
+            above 0.
+        TypeError: for logits that are not floating point or ids that are not integers.
     """
     check_temperature(temperature)
+    check_token_ids(token_ids)
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.dim() == 0 or logits.shape[:-1] != token_ids.shape:
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} need token_ids of shape {tuple(logits.shape[:-1])}, "
             f"got {tuple(token_ids.shape)}"
+        )
+    if token_ids.numel() and (int(token_ids.min()) < 0 or int(token_ids.max()) >= logits.shape[-1]):
+        raise ValueError(
+            f"token_ids must be from 0 to {logits.shape[-1] - 1}, got {int(token_ids.min())} to {int(token_ids.max())}"
         )
     result_dtype = torch.promote_types(logits.dtype, torch.float32)
     # float64 inside: a peaked row's entropy is a sum of terms that all but cancel. (MPS has no float64.)
@@ -97,7 +104,17 @@ def token_statistics(logits: Tensor, token_ids: Tensor, temperature: float = 1.0
     return TokenStatistics(log_prob.clamp(max=0.0), entropy.clamp(min=0.0), expected).map(lambda x: x.to(result_dtype))
 
 
+def check_token_ids(token_ids: Tensor) -> None:
+    """Raise the TypeError that names ids which are no tensor of integers."""
+    if not isinstance(token_ids, Tensor):
+        raise TypeError(f"token_ids must be a tensor, got {type(token_ids).__name__}")
+    if token_ids.is_floating_point() or token_ids.is_complex() or token_ids.dtype == torch.bool:
+        raise TypeError(f"token_ids must be integers, got {token_ids.dtype}")
+
+
 def check_temperature(temperature: float) -> None:
-    """Raise the ValueError that names a temperature which is not a finite number above 0."""
+    """Raise the error that names a temperature which is not a finite number above 0."""
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f"temperature must be a number, got {temperature!r}")
     if not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")

@@ -38,7 +38,10 @@ def build_rewards(
         if name == "task":
             rewards += task_rewards
         elif name == "pear":
-            rewards.append(PEARReward(task_rewards[0], **(pear or {})))
+            try:
+                rewards.append(PEARReward(task_rewards[0], **(pear or {})))
+            except (ValueError, TypeError) as error:  # PEARReward names its own argument
+                raise type(error)(f"pear_{error}") from None
         elif name in _TRL:
             rewards.append(getattr(importlib.import_module("trl.rewards"), _TRL[name]))
         elif ":" in name:

@@ -97,14 +97,20 @@ class PEARReward:
         if phase_entropies is None:
             raise ValueError(
                 "PEARReward got no phase_entropies: train with entropy_rft.EntropyGRPOTrainer, which computes them "
-                "(a plain trl.GRPOTrainer does not)"
+                "(a plain trl.GRPOTrainer does not; a reward that wraps this one must name phase_entropies in its own "
+                "signature)"
             )
         if log_metric is not None:
             kwargs["log_metric"] = log_metric
         correct = self.correctness(completions=completions, **kwargs)
+        if not len(correct) == len(phase_entropies) == len(completions):
+            raise ValueError(
+                f"{len(completions)} completions need as many phase_entropies and correctness values, got "
+                f"{len(phase_entropies)} and {len(correct)}"
+            )
         rewards: list[float | None] = []
         for value, (h_think, h_answer) in zip(correct, phase_entropies, strict=True):
-            if value is None:
+            if value is None or value != value:  # TRL reads NaN as None too
                 rewards.append(None)
                 continue
             penalty = self.penalty(h_think, h_answer)

@@ -26,6 +26,7 @@ def load_model_and_tokenizer(
         ValueError: the directory does not exist or holds no model, or `dtype` is unknown.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in _DTYPES:
@@ -53,9 +54,12 @@ def load_model_and_tokenizer(
         else:
             model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(text, model, adapter))
-    except OSError as error:  # transformers' word for "not found", here and on the hub
+    except (OSError, SafetensorError) as error:  # OSError: transformers' word for "not found", here and on the hub
         raise ValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(device), tokenizer
+    try:
+        return model.to(device), tokenizer
+    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is unknown, or not there
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _tokenizer_source(text: str, model: Any, adapter: bool) -> str:

@@ -34,9 +34,7 @@ class ThinkEndMarker:
     def __init__(self, tokenizer: Any, text: str) -> None:
         if not isinstance(text, str) or not text:
             raise ValueError(f"think_end_token must be the text that ends the thinking, such as </think>, got {text!r}")
-        ids = list(tokenizer.encode(text, add_special_tokens=False))
-        unknown = tokenizer.unk_token_id
-        self.ids: list[int] = [] if unknown is not None and unknown in ids else ids
+        self.ids: list[int] = _ids_of(tokenizer, text)
         self._tokenizer = tokenizer
         self._written = text
         if len(self.ids) > 1:  # SentencePiece puts a word boundary before a text that stands alone
@@ -79,3 +77,23 @@ class ThinkEndMarker:
                 last = index
             position += len(piece)
         return start, last + 1
+
+
+def _ids_of(tokenizer: Any, text: str) -> list[int]:
+    """The ids that spell `text`; empty where the tokenizer drops or replaces a part of it."""
+    try:
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+    except Exception:  # tokenizers raises nothing narrower, as for a word without [UNK] to stand for it
+        return []
+    if not ids or tokenizer.unk_token_id in ids:
+        return []
+    spelled = tokenizer.decode(ids, skip_special_tokens=False)
+    return ids if "".join(spelled.split()) == "".join(text.split()) else []
+
+
+def missing_marker(text: str, tokenizer: Any) -> str:
+    """The message for a tokenizer that cannot write a marker that something needs."""
+    return (
+        f"think_end_token {text!r} is not in the vocabulary of {type(tokenizer).__name__}, and a reward needs the "
+        "entropies before and after it: name the text with which this model ends its thinking"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -27,6 +27,7 @@ _TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("instruction", (str, type(None)), "text or None"),
     ("answer_format", (str, type(None)), "text or None"),
     ("thinking", (bool,), "true or false"),
+    ("levels", (int, list, tuple), "a list of numbers of terms"),
     ("question_column", (str,), "text"),
     ("answer_column", (str,), "text"),
 )
@@ -101,6 +102,17 @@ def load_task(
         if option in options and not isinstance(options[option], kinds):
             raise TypeError(f"{option} must be {expected}, not {options[option]!r}")
     return load(path=path, split=split, limit=limit, seed=seed, **options)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse, among options that a user typed, what is an argument of :func:`load_task` itself.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for option in options:
+        if option in ("name", *_COMMON):
+            raise ValueError(f"{option!r} is no option of a task: it is given in a field of its own")
 
 
 def rewards(thinking: bool) -> list[Reward]:

@@ -66,11 +66,11 @@ def decide(
     dropped = ~keep
     sums = torch.stack(
         [
-            ones.sum(),
-            change.sum(),
-            dropped.sum(),
-            (dropped & (advantages < 0)).sum(),
-            (dropped & (advantages > 0)).sum(),
+            ones.to(_wide(ones)).sum(),
+            change.to(_wide(ones)).sum(),
+            dropped.sum().to(_wide(ones)),
+            (dropped & (advantages < 0)).sum().to(_wide(ones)),
+            (dropped & (advantages > 0)).sum().to(_wide(ones)),
         ]
     )
     tokens, change_sum, *drops = _total(sums, group)
@@ -95,8 +95,8 @@ def phase_metrics(
     phases = (thinking, answer)
     sums = [counted.sum(), *(phase.sum() for phase in phases)]
     if entropy is not None:
-        sums += [(entropy.float() * phase).sum() for phase in phases]
-    completions, *rest = _total(torch.stack([value.float() for value in sums]), group)
+        sums += [(entropy.to(_wide(entropy)) * phase).sum() for phase in phases]
+    completions, *rest = _total(torch.stack([value.to(_wide(value)) for value in sums]), group)
     metrics: dict[str, float] = {}
     if completions > 0:
         metrics["completions/thinking_length"] = rest[0] / completions
@@ -115,9 +115,13 @@ def phase_means(entropy: Tensor, thinking: Tensor, answer: Tensor) -> list[tuple
     return list(zip(*means, strict=True))
 
 
-def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+def _wide(values: Tensor) -> torch.dtype:
     # Counts of tokens need more than float32's 24 bits; MPS has no float64.
-    sums = sums.to(torch.float32 if sums.device.type == "mps" else torch.float64)
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+    sums = sums.to(_wide(sums))
     if group is not None:
         dist.all_reduce(sums, group=group)
     return sums.tolist()

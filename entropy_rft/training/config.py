@@ -63,6 +63,7 @@ class EntropyGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self.build_entropy_clip()  # first, so that a mistake here is named before anything else is set up
+        _check_trls_fields(self)
         if not isinstance(self.think_end_token, str) or not self.think_end_token:
             raise ValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
         super().__post_init__()
@@ -91,15 +92,53 @@ class EntropyGRPOConfig(GRPOConfig):
 
     @classmethod
     def from_grpo(cls, config: GRPOConfig) -> EntropyGRPOConfig:
-        """A copy of a ready :class:`trl.GRPOConfig` with this class's defaults added."""
+        """A copy of a ready :class:`trl.GRPOConfig` with this class's defaults added.
+
+        Raises:
+            TypeError: for anything else, a subclass with fields of its own included.
+        """
+        if type(config) is not GRPOConfig:
+            raise TypeError(f"args must be an EntropyGRPOConfig or a trl.GRPOConfig, got {type(config).__name__}")
         # Not through the constructor: TRL has already resolved fields there that may not both be given again.
         upgraded = copy.copy(config)
         upgraded.__class__ = cls
         return upgraded
 
 
-def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+# TRL finds these out in the first loss, after the first generation, or divides by them.
+_CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+}
+_COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "num_generations_eval",
+    "num_iterations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "max_completion_length",
+)
+
+
+def _check_trls_fields(config: GRPOConfig) -> None:
+    for name, choices in _CHOICES.items():
+        _check_choice(name, getattr(config, name), choices)
+    for name in _COUNTS:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not config.temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {config.temperature}")
+    if config.learning_rate < 0:
+        raise ValueError(f"learning_rate must not be negative, got {config.learning_rate}")
+
+
+def _check_choice(name: str, value: Any, choices: Iterable[str | bool]) -> None:
     choices = list(choices)
     if value not in choices:
-        hint = did_you_mean(value, choices)
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+        words = [choice for choice in choices if isinstance(choice, str)]
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}{did_you_mean(value, words)}")

@@ -73,7 +73,10 @@ class Recipe:
     given: dict[str, Any]
 
     def resolved(self) -> dict[str, Any]:
-        """The flat mapping that makes the same run again: what was given, and the run's own fields in full."""
+        """The flat mapping that makes the same run again: what was given, and the run's own fields in full.
+
+        Secrets, the recipe's ``env`` and the checkpoint to resume from are left out.
+        """
         own = (self.task, self.training)
         names = {f.name for f in fields(TaskArguments)} | set(EntropyGRPOConfig.__annotations__) | _ALWAYS
         values = {name: getattr(part, name) for part in own for name in sorted(names) if hasattr(part, name)}
@@ -81,7 +84,7 @@ class Recipe:
         return {
             name: value.value if isinstance(value, Enum) else value
             for name, value in (values | self.given).items()
-            if value is not None and name not in SECRETS
+            if value is not None and name not in SECRETS and name != "resume_from_checkpoint"
         }
 
 
@@ -126,6 +129,7 @@ class RecipeParser(TrlParser):
             _set_environment(environment)
         task, training, model = self.parse_args_into_dataclasses(args=flags)
         flagged = {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
+        flagged |= {name[3:] for name in flagged if name.startswith("no_")}  # --no_bf16 gives bf16
         given: dict[str, Any] = {}
         for part in (task, training, model):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
@@ -154,14 +158,21 @@ class RecipeParser(TrlParser):
 
     def _check_options(self, options: dict[str, Any], path: str | None) -> None:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
+        types = {f.name: str(f.type) for part in self.dataclass_types for f in fields(part)}
+        required = {name for name, kind in types.items() if "None" not in kind and "Optional" not in kind}
+        texts = {name for name, kind in types.items() if "str" in kind and "int" not in kind and "float" not in kind}
         for name, value in options.items():
             if name not in actions:
                 raise ValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")
             # A string goes through argparse like a flag's; TRL takes anything else as it stands, so it is tried here.
             action = actions[name]
             many = action.nargs in ("+", "*")
+            if value is None and name in required:
+                raise ValueError(f"recipe {path!r}: {name} cannot be empty")
             if value is None or isinstance(value, dict) or (isinstance(value, list) and many):
                 continue
+            if isinstance(value, int | float) and not isinstance(value, bool) and name in texts:
+                options[name] = value = str(value)
             try:
                 if isinstance(value, list):
                     raise ValueError("a list")

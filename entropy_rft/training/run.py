@@ -12,7 +12,8 @@ from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
-from entropy_rft.tasks import load_task
+from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
+from entropy_rft.tasks import check_options, load_task
 from entropy_rft.training.recipe import Recipe
 from entropy_rft.training.run_directory import RunDirectory, RunRecorder, checkpoint_to_resume
 from entropy_rft.training.trainer import EntropyGRPOTrainer
@@ -44,9 +45,16 @@ class TrainingRun:
         self.recipe = recipe
         self.command = list(command)
         model = _local_model(recipe)
-        if args.process_index == 0 and self.checkpoint is None and (moved := self.directory.set_aside()):
-            print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
-        args.distributed_state.wait_for_everyone()
+        if "pear" in recipe.task.rewards:
+            _check_marker(model, recipe)
+        groups = args.generation_batch_size // args.num_generations
+        if len(task.dataset) < groups:
+            raise ValueError(
+                f"task {task.name!r} has {len(task.dataset)} questions, but a generation takes {groups} "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})"
+            )
+        if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+            raise ValueError(f"output_dir {args.output_dir!r} is a file")
         self.trainer = EntropyGRPOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -62,6 +70,7 @@ class TrainingRun:
     def _load_task(recipe: Recipe, split: str, limit: int | None) -> Any:
         options = recipe.task.task_options or {}
         assert isinstance(options, dict)
+        check_options(options)
         path = recipe.task.task_path
         return load_task(
             recipe.task.task, path=path, split=split, limit=limit, seed=recipe.training.data_seed or 0, **options
@@ -71,6 +80,7 @@ class TrainingRun:
         """Train, resuming where the recipe says so, and save the model, its tokenizer and the run's description."""
         args = self.recipe.training
         if self.trainer.accelerator.is_main_process:
+            self._make_room()
             self.directory.describe(
                 self.recipe.resolved(),
                 seed=args.seed,
@@ -79,9 +89,33 @@ class TrainingRun:
                 processes=self.trainer.accelerator.num_processes,
                 name=args.run_name or Path(args.output_dir).name,
             )
+        self.trainer.accelerator.wait_for_everyone()
         self.trainer.train(resume_from_checkpoint=self.checkpoint)
         self.trainer.save_model(args.output_dir)
         return self.trainer
+
+    def _make_room(self) -> None:
+        """Set an earlier run aside, unless it is the one that goes on."""
+        args = self.recipe.training
+        if self.checkpoint is not None and Path(self.checkpoint).resolve().parent == self.directory.path.resolve():
+            return
+        moved = self.directory.set_aside()
+        if moved is not None:
+            print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
+        if args.log_completions:  # TRL made this folder when it was constructed
+            (self.directory.path / "completions").mkdir(parents=True, exist_ok=True)
+
+
+def _check_marker(model: str, recipe: Recipe) -> None:
+    """The trainer checks it too, but only after minutes of loading weights."""
+    from transformers import AutoTokenizer
+
+    args = recipe.training
+    tokenizer = AutoTokenizer.from_pretrained(
+        model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
+    )
+    if not ThinkEndMarker(tokenizer, args.think_end_token):
+        raise ValueError(missing_marker(args.think_end_token, tokenizer))
 
 
 def _local_model(recipe: Recipe) -> str:

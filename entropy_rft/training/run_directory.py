@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
+_SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
 
@@ -112,7 +113,9 @@ class RunRecorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        # The last log of a training sums it up, and holds what was measured since the log before.
+        logs = {name: value for name, value in (logs or {}).items() if name not in _SUMMARY}
+        if not state.is_world_process_zero or not logs.keys() - {"epoch"}:
             return
         seconds = round(time.monotonic() - self._started, 3)
         self.directory.append_metrics({"step": state.global_step, "epoch": state.epoch, "time": seconds, **logs})

@@ -18,7 +18,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
-from entropy_rft.sampling.marker import ThinkEndMarker
+from entropy_rft.entropy.clipping import per_token
+from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
 
@@ -69,15 +70,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._needs_statistics = self.entropy_clip is not None or rewards_need_entropies or args.entropy_metrics
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         if rewards_need_entropies and not self._marker:
-            raise ValueError(
-                f"think_end_token {args.think_end_token!r} is not in the vocabulary of "
-                f"{type(self._tokenizer).__name__}, and a reward needs the entropies before and after it: name the "
-                "text with which this model ends its thinking"
-            )
+            raise ValueError(missing_marker(args.think_end_token, self._tokenizer))
 
         # State of the generation under way, and of the optimisation step under way.
         self._old_policy: TokenStatistics | None = None
         self._awaiting_old_policy_pass = False
+        self._generated_lengths: list[int] = []
         self._generated_tool_mask: list[list[int]] | None = None
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
@@ -92,6 +90,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _generate(self, prompts: list) -> tuple:
         # TRL tells the rewards nothing of the tool mask, and a tool's output has no phase entropy.
         generated = super()._generate(prompts)
+        self._generated_lengths = [len(ids) for ids in generated[1]]
         self._generated_tool_mask = generated[2]
         return generated
 
@@ -139,14 +138,19 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._awaiting_old_policy_pass:  # TRL's first pass of a generation; one over the reference may follow
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
+            masked = attention_mask[:, -logits_to_keep:] == 0
+            # Under mask_truncated_completions TRL masks whole completions; the rewards see their entropies even so.
+            lengths = torch.tensor(self._generated_lengths, device=masked.device).unsqueeze(1)
+            generated = torch.arange(logits_to_keep, device=masked.device) < lengths
+            attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
             with _statistics_head() as collected:
                 log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
                 )
             expected = torch.zeros_like(entropy)
-            expected[attention_mask[:, -logits_to_keep:] != 0] = torch.cat(collected).to(expected.device)
+            expected[generated.to(expected.device)] = torch.cat(collected).to(expected.device)
             self._old_policy = TokenStatistics(log_prob, entropy, expected)
-            return log_prob, entropy, aux_loss
+            return log_prob.masked_fill(masked.to(log_prob.device), 0.0), entropy, aux_loss
         log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
@@ -179,7 +183,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
             ids[row, : len(completion)] = torch.tensor(completion)
             own = True if self._generated_tool_mask is None else torch.tensor(self._generated_tool_mask[row]).bool()
             mask[row, : len(completion)] = own
-        # Positions that TRL masked (a truncated completion under mask_truncated_completions) were not measured.
         thinking, answer = self._marker.phases(ids.to(entropy.device), mask.to(entropy.device))
         return phase_means(entropy, thinking, answer)
 
@@ -209,7 +212,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._log_values(decision.metrics)
             return inputs
         if not self._prepared:
-            self._prepared.extend(self._prepare_step(self._step_batches or [generation_batch]))
+            batches, self._step_batches = self._step_batches or [generation_batch], []
+            self._prepared.extend(self._prepare_step(batches))
         return self._prepared.popleft()
 
     def _prepare_step(self, batches: list[Any]) -> list[dict[str, Any]]:
@@ -230,10 +234,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _clipped(self, inputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
         # A new dict: TRL keeps the original for the next iteration, whose batch may be another one.
-        if self.importance_sampling_level == "sequence":
-            # The ratio of a sequence holds every token's log-probability, so a token leaves the gradient only there.
+        if self.importance_sampling_level == "sequence" or self.loss_type == "vespo":
+            # The ratio (VESPO: the weight) of a sequence holds every token's log-probability and one advantage, so a
+            # token leaves the gradient only there.
             return inputs | {_DROPPED: ~keep}
-        return inputs | {"advantages": torch.where(keep, inputs["advantages"].unsqueeze(1), 0.0)}
+        return inputs | {"advantages": torch.where(keep, per_token(inputs["advantages"], keep), 0.0)}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._without_gradient = inputs.get(_DROPPED)
@@ -241,6 +246,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
         finally:
             self._without_gradient = None
+
+
+# What `help()` and editors show: TRL's own arguments.
+EntropyGRPOTrainer.__signature__ = inspect.signature(GRPOTrainer)
 
 
 @contextmanager
@@ -314,7 +323,8 @@ def _parameters(reward: Any) -> set[str]:
 
 def _warn_outside_tested_trl() -> None:
     first, end = map(Version, TESTED_TRL)
-    if not first <= Version(trl.__version__) < end:
+    # By the release: a development version of the end is outside already.
+    if not first.release <= Version(trl.__version__).release < end.release:
         warnings.warn(
             f"trl {trl.__version__} is outside the range that entropy_rft is tested with (>={first},<{end}); "
             "expect errors or silent differences",

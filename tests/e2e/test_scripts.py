@@ -47,7 +47,7 @@ class Elements(HTMLParser):
 def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Path) -> None:
     result = demo(tmp_path, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert f"environment {sys.prefix}" in result.stderr
+    assert sys.prefix in result.stderr
     for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking"):
         assert text in result.stdout
     page = tmp_path / "runs" / "demo" / "report.html"
@@ -74,13 +74,18 @@ def test_interrupted_demo_reports_what_it_has(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts its background jobs, such as a whole test run, with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("GRPO"):  # the start has been measured, and training begins
             break
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "avg@k" in output
     assert errors.splitlines()[-1] == "entropy-rft: interrupted"

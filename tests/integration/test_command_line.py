@@ -214,6 +214,12 @@ def test_real_questions_run_through(tmp_path: Path) -> None:
         (["--model_name_or_path", "./no-model"], "'./no-model' is not a directory"),
         (["--resume_from_checkpoint", "./no-checkpoint"], "is not a checkpoint directory"),
         (["--eval_strategy", "steps"], "no eval_split"),
+        (["--num_generations", "0"], "num_generations must be at least 1, got 0"),
+        (["--temperature", "0"], "temperature must be above 0, got 0.0"),
+        (["--loss_type", "grop"], "did you mean grpo?"),
+        (["--pear_floor", "3"], "pear_floor must not be above"),
+        (["--task_limit", "1"], "has 1 questions, but a generation takes 2"),
+        (["--task_options", '{"path": "x"}'], "'path' is no option of a task"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -228,11 +234,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", str(recipe), *flags]) == 2
-    captured = capfd.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("entropy-rft: error:")]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in captured.err
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("entropy-rft: error:")
+    assert message in line
     assert not (tmp_path / "run").exists()
 
 
@@ -255,9 +259,65 @@ def test_pear_with_a_tokenizer_that_lacks_the_marker(recipe: Path, tmp_path: Pat
         eos_token="<eos>",
         chat_template="{{ messages[0]['content'] }}",
     ).save_pretrained(model)
+    earlier = tmp_path / "run" / "run.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
     result = entropy_rft("train", "--config", recipe, "--model_name_or_path", model, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
-    assert "think_end_token '</think>' is not in the vocabulary" in result.stderr.splitlines()[-1]
+    (line,) = result.stderr.splitlines()
+    assert "think_end_token '</think>' is not in the vocabulary" in line
+    assert earlier.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task_option", "thinking=5"], "thinking must be true or false, not 5"),
+        (["--task_option", "levels=none"], "levels must be a list"),
+        (["--task_option", "path=x"], "'path' is no option of a task"),
+        (["--device", "nonsense"], "device 'nonsense' cannot be used"),
+        (["--samples", "0"], "samples"),
+        (["--model", "./nothing"], "'./nothing' is not a directory"),
+    ],
+)
+def test_evaluate_names_mistakes_in_one_line(
+    flags: list[str],
+    message: str,
+    random_model_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from entropy_rft.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--model", str(random_model_dir), "--task", "arithmetic", "--limit", "2", *flags]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("entropy-rft: error:")
+    assert message in line
+
+
+def test_what_is_logged_last_is_kept_and_another_runs_checkpoint_overwrites_nothing(
+    recipe: Path, tmp_path: Path
+) -> None:
+    flags = ["--max_steps", "2", "--logging_steps", "10"]
+    assert entropy_rft("train", "--config", recipe, *flags, cwd=tmp_path).returncode == 0
+    (entry,) = metrics(tmp_path / "run")
+    assert entry["step"] == 2
+    assert entry.keys() >= {"reward", "entropy_clip/sigma"}
+    assert not entry.keys() & {"train_runtime", "train_loss"}
+
+    other = tmp_path / "other"
+    assert entropy_rft("train", "--config", recipe, "--output_dir", other, *flags, cwd=tmp_path).returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    result = entropy_rft(
+        *("train", "--config", recipe, "--output_dir", other, "--max_steps", "3"),
+        *("--resume_from_checkpoint", checkpoint),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert [entry["step"] for entry in metrics(tmp_path / "other.1")] == [2]
+    assert [entry["step"] for entry in metrics(other)] == [3]
 
 
 def test_help_and_version(tmp_path: Path) -> None:

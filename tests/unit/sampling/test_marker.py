@@ -88,6 +88,18 @@ def test_a_single_token_and_a_tokenizer_without_it(splitting: Any) -> None:
     assert (thinking.tolist(), answer.tolist()) == ([[True, False]], [[False, False]])
 
 
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_tokenizers_that_drop_or_refuse_a_part_of_it_cannot_write_it(unknown: str | None) -> None:
+    letters = {letter: i for i, letter in enumerate("/thinka")}
+    dropping = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])))
+    assert not ThinkEndMarker(dropping, "</think>")
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "a": 1}, unk_token=unknown) if unknown else models.WordLevel({"a": 1})
+    )
+    undeclared = PreTrainedTokenizerFast(tokenizer_object=words)  # transformers is told of no unknown token
+    assert not ThinkEndMarker(undeclared, "</think>")
+
+
 def test_a_marker_without_text_is_a_mistake(splitting: Any) -> None:
     with pytest.raises(ValueError, match="think_end_token must be the text"):
         ThinkEndMarker(splitting, "")

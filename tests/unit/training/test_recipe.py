@@ -45,6 +45,18 @@ def test_resolved_recipe_makes_the_same_run_again(tmp_path: Path) -> None:
     assert again.training.gradient_checkpointing is False
 
 
+def test_negated_flags_and_checkpoints_in_the_resolved_recipe(tmp_path: Path) -> None:
+    recipe = parse(
+        tmp_path,
+        {"gradient_checkpointing": True, "output_dir": 5},
+        *("--no_gradient_checkpointing", "--resume_from_checkpoint", "auto"),
+    )
+    assert recipe.training.gradient_checkpointing is False
+    assert recipe.resolved()["gradient_checkpointing"] is False
+    assert recipe.resolved()["output_dir"] == "5"
+    assert "resume_from_checkpoint" not in recipe.resolved()
+
+
 def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_VARIABLE", "before")
     recipe = parse(tmp_path, {"env": {"SOME_VARIABLE": 5}, "rewards": "pear"})
@@ -66,6 +78,7 @@ def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.Mon
         ({"entropy_clip_mu_low": -1}, [], "entropy_clip_mu_low must be above 0"),
         ({"task_options": "[1"}, [], "task_options must be a JSON mapping"),
         ({}, ["--config"], "--config needs"),
+        ({"learning_rate": None}, [], "learning_rate cannot be empty"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict, flags: list[str], message: str) -> None:
