@@ -20,6 +20,13 @@ _KINDS = {
 }
 
 
+# Every other column reaches the reward functions as a keyword argument, beside these.
+_REWARD_ARGUMENTS = frozenset(
+    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+    | {"phase_entropies", "token_entropies"}
+)
+
+
 def load(
     path: str | PathLike[str] | None = None,
     split: str = "train",
@@ -49,6 +56,10 @@ def _columns(rows: list[Row], leave_out: tuple[str, str]) -> dict[str, list[Any]
     kinds: dict[str, str | None] = {}
     for row in rows:
         for column, value in row.fields.items():
+            if column in _REWARD_ARGUMENTS:
+                raise row.error(
+                    f"field {column!r} would hide what the trainer passes to rewards under that name: rename it"
+                )
             kind, before = _KINDS[type(value)], kinds.get(column)
             if kind and before and kind != before and column not in leave_out:
                 raise row.error(f"field {column!r} is {kind}, but {before} in an earlier row")

@@ -218,6 +218,11 @@ def test_jsonl_wants_a_path_and_its_columns(write):
         load_task("jsonl", path=write({"question": "q", "answer": "1"}), answer_column="gold")
 
 
+def test_jsonl_column_that_would_hide_a_reward_argument(write):
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 1: field 'completions' would hide .* rename it"):
+        load_task("jsonl", path=write({"question": "q", "answer": "1", "completions": "x"}))
+
+
 def test_jsonl_mixed_column(write):
     rows = [{"question": "q", "answer": "1", "year": 2024}, {"question": "q", "answer": "1", "year": "old"}]
     with pytest.raises(ValueError, match="line 2: field 'year' is text, but a number in an earlier row"):
