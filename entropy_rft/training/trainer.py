@@ -65,11 +65,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, *positional, **keywords)
 
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
-        rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
+        self._rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
         self._rewards_want_token_entropies = "token_entropies" in wanted
-        self._needs_statistics = self.entropy_clip is not None or rewards_need_entropies or args.entropy_metrics
+        self._needs_statistics = self.entropy_clip is not None or self._rewards_need_entropies or args.entropy_metrics
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
-        if rewards_need_entropies and not self._marker:
+        if self._rewards_need_entropies and not self._marker:
             raise ValueError(missing_marker(args.think_end_token, self._tokenizer))
 
         # State of the generation under way, and of the optimisation step under way.
@@ -139,9 +139,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
             masked = attention_mask[:, -logits_to_keep:] == 0
-            # Under mask_truncated_completions TRL masks whole completions; the rewards see their entropies even so.
+            # Under mask_truncated_completions TRL masks whole completions. A reward that asks for their entropies gets
+            # them even so; without one nothing reads them, and nothing is spent on them.
             lengths = torch.tensor(self._generated_lengths, device=masked.device).unsqueeze(1)
             generated = torch.arange(logits_to_keep, device=masked.device) < lengths
+            if not self._rewards_need_entropies:
+                generated &= ~masked
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
             with _statistics_head() as collected:
                 log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
