@@ -21,6 +21,10 @@ class Tokenizer:
         assert not add_special_tokens
         return {"</think>": MARKER, "": []}.get(text, [self.unk_token_id])
 
+    def decode(self, ids, skip_special_tokens):
+        assert not skip_special_tokens
+        return "</think>" if ids == MARKER else "?"
+
     def convert_ids_to_tokens(self, ids):
         return [f"[{token}]" for token in ids]
 
