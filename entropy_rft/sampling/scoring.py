@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
+from entropy_rft.entropy.statistics import check_temperature
 from entropy_rft.sampling.completion import Completion
 
 
@@ -32,8 +33,7 @@ def score_completions(
     Raises:
         ValueError: `temperature` or `batch_size` is out of range, or a completion has no prompt tokens.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    check_temperature(temperature)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for index, completion in enumerate(completions):
