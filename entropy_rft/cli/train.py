@@ -37,5 +37,5 @@ def run(argv: Sequence[str]) -> int:
         prepared = TrainingRun(recipe, command=["entropy-rft", "train", *without_secrets(argv)])
     trainer = prepared.train()
     trainer.accelerator.print(f"model, metrics and recipe: {recipe.training.output_dir}")
-    trainer.accelerator.end_training()
+    prepared.close()
     return 0

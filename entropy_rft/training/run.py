@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,19 @@ class TrainingRun:
         self.trainer.train(resume_from_checkpoint=self.checkpoint)
         self.trainer.save_model(args.output_dir)
         return self.trainer
+
+    def close(self) -> None:
+        """End the trackers and leave the other processes.
+
+        DDP's reducer goes first: were it the last to hold the process group, gloo's threads would be joined while the
+        interpreter is locked, and one that still holds a tensor waits for that lock forever.
+        """
+        accelerator = self.trainer.accelerator
+        accelerator.wait_for_everyone()
+        self.trainer.model_wrapped = self.trainer.model
+        accelerator.free_memory()
+        gc.collect()
+        accelerator.end_training()
 
     def _make_room(self) -> None:
         """Set an earlier run aside, unless it is the one that goes on."""
