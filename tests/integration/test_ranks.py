@@ -1,10 +1,10 @@
-"""Two real processes hold half a batch each, and must act as one that holds all of it."""
+"""Two real processes hold half a batch each, and must act as one that holds all of it, whatever engine joins them."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +12,96 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from launching import CASES, ENGINES, HERE, STEPS, launch, launcher, needs_deepspeed
 
 from entropy_rft.entropy import EntropyClip, TokenStatistics
 
 pytestmark = pytest.mark.integration
 
-HERE = Path(__file__).parent
 METRICS = (
+    "reward_std",
     "entropy_clip/dropped",
     "entropy_clip/sigma",
     "entropy/thinking",
     "entropy/answer",
     "entropy/predicted_change",
-    "pear/penalty",
     "completions/thinking_length",
     "completions/answer_length",
 )
 
+# Largest difference of a parameter between one process and two. Sums of float32 in another order, and no more:
+# gradients are clipped to norm 1 and the learning rates of the steps sum to 0.125.
+BOUND = 1e-6
+# With PEAR the policy's entropies become rewards, and these advantages. Half the batch is another matrix product, so an
+# entropy may differ by 1e-6 nats; the reward carries that, and the advantages divide it by the standard deviation of
+# the group's rewards, which is above 0.1 here (asserted): advantages agree to 1e-5, and what the steps add up to, 0.125
+# times that, comes on top. (Were all rewards of a group equal but for rounding, the advantages would be the rounding
+# over TRL's 1e-4, and no such bound would hold.)
+PEAR_BOUND = BOUND + 0.125 * 1e-5
 
-def launch(command: list[str], model_dir: Path, output: Path, case: str, rows: int) -> dict[str, Any]:
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    subprocess.run(
-        [*command, str(HERE / "two_ranks.py"), str(model_dir), str(output), case, str(rows)],
-        check=True,
-        env=environment,
-        timeout=300,
-        capture_output=True,
-    )
+ENGINE = {"ddp": ("DistributedDataParallel", 0)} | {f"zero{stage}": ("DeepSpeedEngine", stage) for stage in (1, 2, 3)}
+Results = dict[str, dict[str, Any]]
+
+
+def train(command: list[str], model_dir: Path, directory: Path, lora: bool) -> Results:
+    output = directory / "results.pt"
+    flags = ["--lora"] if lora else []
+    launch([*command, str(HERE / "two_ranks.py"), str(model_dir), str(output), *CASES, *flags], cwd=directory)
     return torch.load(output)
 
 
-@pytest.mark.parametrize("case", ["clip_b", "clip_v", "masked"])
-def test_two_processes_train_as_one(random_model_dir: Path, tmp_path: Path, case: str) -> None:
-    one = launch([sys.executable], random_model_dir, tmp_path / "one.pt", case, rows=8)
-    two = launch(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-        random_model_dir,
-        tmp_path / "two.pt",
-        case,
-        rows=4,
-    )
-    assert (one["num_processes"], two["num_processes"]) == (1, 2)
-    assert two["dropped"] == one["dropped"]
-    assert len(one["dropped"]) > 3
-    for name, parameter in one["parameters"].items():
-        assert torch.allclose(two["parameters"][name], parameter, rtol=0, atol=1e-6), name
-    for theirs, ours in zip(one["logs"], two["logs"], strict=True):
-        for metric in METRICS:
-            assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), metric
+@pytest.fixture(scope="module")
+def one_process(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Results]:
+    """``one_process(lora)``: what a single process does with the whole batch, of all cases; computed once."""
+
+    @functools.cache
+    def run(lora: bool) -> Results:
+        return train([sys.executable], random_model_dir, tmp_path_factory.mktemp("one"), lora)
+
+    return run
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_train_as_one(
+    random_model_dir: Path, tmp_path: Path, one_process: Callable[[bool], Results], engine: str, lora: bool
+) -> None:
+    if engine != "ddp":
+        needs_deepspeed()
+    ones = one_process(lora)
+    twos = train(launcher(engine, tmp_path), random_model_dir, tmp_path, lora)
+    assert twos.keys() == ones.keys() == set(CASES)
+    for case, two in twos.items():
+        one = ones[case]
+        assert (one["num_processes"], two["num_processes"]) == (1, 2), case
+        assert two["engines"] == [[ENGINE[engine]]] * 2, case
+        check_that_one_learned_something(case, one, lora)
+        # A rank may have nothing at all to learn from.
+        assert [tokens > 0 for tokens in two["valid"]] == [True, not case.startswith("masked")], case
+        assert two["dropped"] == one["dropped"], case
+        bound = PEAR_BOUND if case.endswith("pear") else BOUND
+        for name, parameter in one["parameters"].items():
+            assert torch.equal(two["before"][name], one["before"][name]), (case, name)
+            difference = (two["parameters"][name] - parameter).abs().max().item()
+            assert difference <= bound, (case, name, difference)
+        for theirs, ours in zip(one["logs"], two["logs"], strict=True):
+            for metric in (*METRICS, *(["pear/penalty"] if case.endswith("pear") else [])):
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
+
+
+def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool) -> None:
+    """Or else equality says nothing."""
+    assert len(one["logs"]) == STEPS
+    assert len(one["dropped"]) > 3, case
+    assert {step for step, *_ in one["dropped"]} == set(range(STEPS)), case
+    assert all(entry["reward_std"] > 0.1 for entry in one["logs"]), case
+    kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
+    for kind in kinds:
+        for name, parameter in one["parameters"].items():
+            if kind in name:
+                assert (parameter - one["before"][name]).abs().max() > 100 * BOUND, (case, name)
+    assert all(any(kind in name for name in one["parameters"]) for kind in kinds)
+    assert not lora or all("lora_" in name for name in one["parameters"])
 
 
 def decide_on_a_rank(rank: int, port: int, results: Any) -> None:
