@@ -23,6 +23,7 @@ from entropy_rft.evaluation.run import load_run
 from entropy_rft.evaluation.table import number, percent
 from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
 from entropy_rft.tasks import load_task
+from entropy_rft.training.launch import find_recipe
 from entropy_rft.training.recipe import RecipeParser
 from entropy_rft.training.run import TrainingRun
 from entropy_rft.training.run_directory import RunDirectory
@@ -126,19 +127,6 @@ class Demo:
         page = self.output_dir / "report.html"
         write_report([load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo")
         self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe that came with the package: beside it in a checkout, inside it in a wheel.
-
-    Raises:
-        ValueError: when there is none of that name.
-    """
-    package = Path(__file__).parent
-    for root in (package / "recipes", package.parent / "recipes"):
-        if (root / name).is_file():
-            return root / name
-    raise ValueError(f"no recipe {name!r} came with the package")
 
 
 class _Advance(TrainerCallback):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.errors import user_errors
+from entropy_rft.cli.errors import UserError, user_errors
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Parse the recipe, find every mistake in it, then train."""
+    from entropy_rft.training.launch import USER_MISTAKE, Launch, leave_to_launcher
     from entropy_rft.training.recipe import RecipeParser, without_secrets
 
     parser = RecipeParser()
@@ -30,11 +31,21 @@ def run(argv: Sequence[str]) -> int:
     # A reward of the user's own, module:function, is looked for here too, as `python` itself would.
     sys.path.insert(0, str(Path.cwd()))
     with user_errors():
-        recipe = parser.parse(argv)
+        launch = Launch.of(argv, parser.flags)
+        if launch is not None:
+            parser.check(launch.training)
+            return launch.run()
+    try:
+        with user_errors():
+            recipe = parser.parse(argv)
 
-        from entropy_rft.training.run import TrainingRun
+            from entropy_rft.training.run import TrainingRun
 
-        prepared = TrainingRun(recipe, command=["entropy-rft", "train", *without_secrets(argv)])
+            prepared = TrainingRun(recipe, command=["entropy-rft", "train", *without_secrets(argv)])
+    except UserError as error:
+        if leave_to_launcher(error):
+            return USER_MISTAKE
+        raise
     trainer = prepared.train()
     trainer.accelerator.print(f"model, metrics and recipe: {recipe.training.output_dir}")
     prepared.close()

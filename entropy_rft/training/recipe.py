@@ -15,6 +15,7 @@ from trl import ModelConfig, TrlParser
 
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, join_deepspeed
 
 # Fields whose value is written nowhere.
 SECRETS = frozenset({"hub_token"})
@@ -112,22 +113,30 @@ class RecipeParser(TrlParser):
     """
 
     def __init__(self) -> None:
-        super().__init__([TaskArguments, EntropyGRPOConfig, ModelConfig], prog="entropy-rft train", allow_abbrev=False)
+        super().__init__(
+            [TaskArguments, EntropyGRPOConfig, ModelConfig],
+            prog="entropy-rft train",
+            allow_abbrev=False,
+            epilog="--config RECIPE reads these fields from a file. --accelerate_config NAME_OR_FILE (ddp, zero2, "
+            "zero3, fsdp2, multi_node) starts several processes, and takes the flags of `accelerate launch` beside it, "
+            "such as --num_processes.",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
     def parse(self, argv: Sequence[str]) -> Recipe:
         """``["--config", "recipe.yaml", "--max_steps", "5"]`` as a :class:`Recipe`."""
-        path, flags = _take_config(argv)
-        self._check_flags(flags)
-        options = self._read(path) if path is not None else {}
-        environment = options.pop("env", None)
-        self._check_options(options, path)
-        self.set_defaults_with_config(**options)
+        flags, options, environment = self._read_all(argv)
         if environment:
             _set_environment(environment)
-        task, training, model = self.parse_args_into_dataclasses(args=flags)
+        try:
+            task, training, model = self.parse_args_into_dataclasses(args=flags)
+        except ValueError:
+            check_engine()  # a batch too small for one process is no mistake when there should be several
+            raise
+        check_engine()
+        join_deepspeed(training)
         flagged = {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
         flagged |= {name[3:] for name in flagged if name.startswith("no_")}  # --no_bf16 gives bf16
         given: dict[str, Any] = {}
@@ -135,6 +144,25 @@ class RecipeParser(TrlParser):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
             given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
         return Recipe(task, training, model, given)
+
+    def check(self, argv: Sequence[str]) -> None:
+        """Find the mistakes that show without setting up a device, before processes are started that would."""
+        flags, _, _ = self._read_all(argv)
+        self.parse_args(flags)
+
+    @property
+    def flags(self) -> list[str]:
+        """All flags that are fields of a recipe."""
+        return [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+
+    def _read_all(self, argv: Sequence[str]) -> tuple[list[str], dict[str, Any], Any]:
+        path, flags = _take_config(argv)
+        self._check_flags(flags)
+        options = self._read(path) if path is not None else {}
+        environment = options.pop("env", None)
+        self._check_options(options, path)
+        self.set_defaults_with_config(**options)
+        return flags, options, environment
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
@@ -150,11 +178,13 @@ class RecipeParser(TrlParser):
         return options
 
     def _check_flags(self, flags: Sequence[str]) -> None:
-        dashed = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        known = self.flags
         for word in flags:
             option = word.partition("=")[0]
-            if word.startswith("--") and option not in dashed:
-                raise ValueError(f"unknown option {option}{did_you_mean(option, dashed)}")
+            if option in ("--num_processes", "--config_file", "--mixed_precision", "--num_machines"):
+                raise ValueError(f"{option} is for `accelerate launch`: give {ACCELERATE_CONFIG} beside it")
+            if word.startswith("--") and option not in known:
+                raise ValueError(f"unknown option {option}{did_you_mean(option, known)}")
 
     def _check_options(self, options: dict[str, Any], path: str | None) -> None:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}

@@ -15,6 +15,7 @@ from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
+from entropy_rft.training.launch import engine
 from entropy_rft.training.recipe import Recipe
 from entropy_rft.training.run_directory import RunDirectory, RunRecorder, checkpoint_to_resume
 from entropy_rft.training.trainer import EntropyGRPOTrainer
@@ -88,6 +89,7 @@ class TrainingRun:
                 command=self.command,
                 device=str(self.trainer.accelerator.device),
                 processes=self.trainer.accelerator.num_processes,
+                engine=engine(self.trainer.accelerator),
                 name=args.run_name or Path(args.output_dir).name,
             )
         self.trainer.accelerator.wait_for_everyone()

@@ -53,6 +53,7 @@ class RunDirectory:
         command: Sequence[str],
         device: str,
         processes: int = 1,
+        engine: str = "single",
     ) -> None:
         """Write ``run.json`` and ``recipe.yaml``."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ class RunDirectory:
             "command": list(command),
             "device": device,
             "processes": processes,
+            "engine": engine,
             "python": platform.python_version(),
             "versions": installed_versions(),
         }

@@ -107,10 +107,9 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> N
         RecipeParser().parse(["--config", "none.yaml"])
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: str(file.relative_to(RECIPES)))
-def test_every_recipe_parses(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("tiny/*.yaml")), ids=lambda file: file.name)
+def test_every_tiny_recipe_parses(file: Path, tmp_path: Path) -> None:
     recipe = RecipeParser().parse(["--config", str(file), "--output_dir", str(tmp_path)])
     assert recipe.given.keys() > {"output_dir", "task", "rewards"}
-    if file.parent.name == "tiny":
-        assert Path(yaml.safe_load(file.read_text())["output_dir"]).name == file.stem
-        assert f"recipes/tiny/{file.name}" in file.read_text()
+    assert Path(yaml.safe_load(file.read_text())["output_dir"]).name == file.stem
+    assert f"recipes/tiny/{file.name}" in file.read_text()
