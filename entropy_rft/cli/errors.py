@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TERMINATED = 143
+
 
 class UserError(Exception):
     """Shown as one line, without a traceback (set ENTROPY_RFT_TRACEBACK=1 to see it)."""
+
+    exit_code = 2
 
     @classmethod
     def of(cls, error: BaseException) -> UserError:
@@ -29,3 +36,32 @@ def user_errors() -> Iterator[None]:
             yield
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         raise UserError.of(error) from error
+
+
+@contextmanager
+def training_failures() -> Iterator[None]:
+    """Around a training: a failure whose cause is known is one line, and no process of several waits for the others."""
+    from entropy_rft.training.failures import Terminated, TrainingFailed, leave_at_once
+
+    try:
+        yield
+    except Terminated:
+        print("entropy-rft: terminated; --resume_from_checkpoint auto goes on", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
+    except Exception as failure:
+        error: Exception = failure
+        if isinstance(failure, TrainingFailed):
+            error = UserError.of(failure)
+            error.exit_code = failure.exit_code
+        if "LOCAL_RANK" in os.environ:
+            show(error, failure)
+            leave_at_once(error.exit_code if isinstance(error, UserError) else 1)
+        raise error from failure
+
+
+def show(error: Exception, cause: Exception | None = None) -> None:
+    """One line, or the traceback where the error is nobody's mistake or ENTROPY_RFT_TRACEBACK=1 asks for it."""
+    if not isinstance(error, UserError) or os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":
+        traceback.print_exception(cause or error)
+    if isinstance(error, UserError):
+        print(f"entropy-rft: error: {error}", file=sys.stderr)

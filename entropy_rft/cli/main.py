@@ -12,7 +12,6 @@ from entropy_rft import __version__
 from entropy_rft.cli import demo, evaluate, report, train
 from entropy_rft.cli.errors import UserError
 
-USER_MISTAKE = 2
 INTERRUPTED = 130
 
 
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":
             raise
         print(f"entropy-rft: error: {error}", file=sys.stderr)
-        return USER_MISTAKE
+        return error.exit_code
     except KeyboardInterrupt:
         print("entropy-rft: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.errors import UserError, user_errors
+from entropy_rft.cli.errors import UserError, training_failures, user_errors
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +46,8 @@ def run(argv: Sequence[str]) -> int:
         if leave_to_launcher(error):
             return USER_MISTAKE
         raise
-    trainer = prepared.train()
-    trainer.accelerator.print(f"model, metrics and recipe: {recipe.training.output_dir}")
-    prepared.close()
+    with training_failures():
+        trainer = prepared.train()
+        trainer.accelerator.print(f"model, metrics and recipe: {recipe.training.output_dir}")
+        prepared.close()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
+from entropy_rft.training.checkpoints import CheckpointKeeper, checkpoint_to_resume, put_aside, resumed_step
+from entropy_rft.training.failures import FiniteWeights, NothingLeft, explained
 from entropy_rft.training.launch import engine
 from entropy_rft.training.recipe import Recipe
-from entropy_rft.training.run_directory import RunDirectory, RunRecorder, checkpoint_to_resume
+from entropy_rft.training.run_directory import RunDirectory, RunRecorder
 from entropy_rft.training.trainer import EntropyGRPOTrainer
 
 
@@ -57,6 +60,9 @@ class TrainingRun:
             )
         if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
             raise ValueError(f"output_dir {args.output_dir!r} is a file")
+        # Rotation is the keeper's: the trainer would delete older checkpoints before the new one is complete.
+        keeper = CheckpointKeeper(args.save_total_limit)
+        args.save_total_limit = None
         self.trainer = EntropyGRPOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -65,7 +71,7 @@ class TrainingRun:
             eval_dataset=evaluated,
             quantization_config=get_quantization_config(recipe.model),
             peft_config=get_peft_config(recipe.model),
-            callbacks=[RunRecorder(self.directory), *callbacks],
+            callbacks=[RunRecorder(self.directory), keeper, FiniteWeights(), *callbacks, NothingLeft.Check()],
         )
 
     @staticmethod
@@ -79,8 +85,19 @@ class TrainingRun:
         )
 
     def train(self) -> EntropyGRPOTrainer:
-        """Train, resuming where the recipe says so, and save the model, its tokenizer and the run's description."""
+        """Train, resuming where the recipe says so, and save the model, its tokenizer and the run's description.
+
+        Raises:
+            TrainingFailed: with the cause in one line, where it is known.
+        """
+        with explained(self.trainer):
+            self._train()
+        return self.trainer
+
+    def _train(self) -> None:
         args = self.recipe.training
+        # No process may still be looking for the checkpoint while the main one makes room.
+        self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_main_process:
             self._make_room()
             self.directory.describe(
@@ -93,9 +110,9 @@ class TrainingRun:
                 name=args.run_name or Path(args.output_dir).name,
             )
         self.trainer.accelerator.wait_for_everyone()
-        self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        with contextlib.suppress(NothingLeft):
+            self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.trainer.save_model(args.output_dir)
-        return self.trainer
 
     def close(self) -> None:
         """End the trackers and leave the other processes.
@@ -111,15 +128,32 @@ class TrainingRun:
         accelerator.end_training()
 
     def _make_room(self) -> None:
-        """Set an earlier run aside, unless it is the one that goes on."""
+        """Set an earlier run aside, unless it is the one that goes on, and what would mix with the new files."""
         args = self.recipe.training
-        if self.checkpoint is not None and Path(self.checkpoint).resolve().parent == self.directory.path.resolve():
-            return
-        moved = self.directory.set_aside()
-        if moved is not None:
+        own = self.checkpoint is not None and self.checkpoint.resolve().parent == self.directory.path.resolve()
+        # A run that was killed before its first checkpoint and is started again and again must not pile up copies.
+        again = self.checkpoint is None and str(args.resume_from_checkpoint).lower() == "auto"
+        if again and self.directory.exists and not self.directory.has_model:
+            print(f"{args.output_dir} holds no complete checkpoint yet: the run starts over", file=sys.stderr)
+        elif not own and (moved := self.directory.set_aside()) is not None:
             print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
+        step = resumed_step(self.checkpoint) if own else 0
+        for line in put_aside(args.output_dir, step):
+            print(line, file=sys.stderr)
+        self._warn_within_generation(step)
         if args.log_completions:  # TRL made this folder when it was constructed
             (self.directory.path / "completions").mkdir(parents=True, exist_ok=True)
+
+    def _warn_within_generation(self, step: int) -> None:
+        args = self.recipe.training
+        micro_batches = args.steps_per_generation * args.num_iterations
+        if step * args.gradient_accumulation_steps % micro_batches:
+            every = -(-micro_batches // args.gradient_accumulation_steps)
+            print(
+                f"step {step} lies within a generation, whose completions are not in the checkpoint: they are sampled "
+                f"anew, and the run will differ from an uninterrupted one (make save_steps a multiple of {every})",
+                file=sys.stderr,
+            )
 
 
 def _check_marker(model: str, recipe: Recipe) -> None:

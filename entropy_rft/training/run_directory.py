@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
+MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
@@ -33,6 +33,11 @@ class RunDirectory:
     @property
     def exists(self) -> bool:
         return (self.path / RUN).is_file()
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a training came to its end here and began to save the model."""
+        return any((self.path / name).is_file() for name in ("config.json", "adapter_config.json"))
 
     def set_aside(self) -> Path | None:
         """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went."""
@@ -67,6 +72,7 @@ class RunDirectory:
             "engine": engine,
             "python": platform.python_version(),
             "versions": installed_versions(),
+            "checkpoint_marker": MARKER,
         }
         _replace(self.path / RUN, json.dumps(description, indent=2) + "\n")
         _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
@@ -89,13 +95,24 @@ class RunDirectory:
         return seconds
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
-        """Add one line, in one write."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Add one line, in one write.
+
+        Raises:
+            OSError: naming the file.
+        """
+        file = self.path / METRICS
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
+        except OSError as error:  # a write that fails names no file
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 class RunRecorder(TrainerCallback):
-    """Appends what the trainer logs to the run directory; after a resume the lines continue where the step does."""
+    """Appends what the trainer logs to the run directory; after a resume the lines continue where the step does.
+
+    What was measured since the last log is held in memory only, so every checkpoint is preceded by a log.
+    """
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
@@ -106,6 +123,14 @@ class RunRecorder(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self._started = time.monotonic() - self.directory.keep_metrics_until(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_log = control.should_log or control.should_save
+        return control
+
+    on_epoch_end = on_step_end
 
     def on_log(
         self,
@@ -121,26 +146,6 @@ class RunRecorder(TrainerCallback):
             return
         seconds = round(time.monotonic() - self._started, 3)
         self.directory.append_metrics({"step": state.global_step, "epoch": state.epoch, "time": seconds, **logs})
-
-
-def checkpoint_to_resume(requested: str | None, output_dir: str) -> str | None:
-    """The checkpoint meant by ``--resume_from_checkpoint``: a path, or the last one for ``auto`` and ``true``.
-
-    ``auto`` starts afresh when there is none.
-
-    Raises:
-        ValueError: for a checkpoint that does not exist.
-    """
-    if requested is None or requested.lower() in ("false", "none", ""):
-        return None
-    if requested.lower() in ("auto", "true"):
-        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-        if last is None and requested.lower() == "true":
-            raise ValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no checkpoint")
-        return last
-    if not (Path(requested) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
-    return requested
 
 
 def installed_versions() -> dict[str, str]:

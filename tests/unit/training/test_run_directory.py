@@ -3,9 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from entropy_rft.training.run_directory import RunDirectory, checkpoint_to_resume
+from entropy_rft.training.run_directory import RunDirectory
 
 
 def lines(directory: RunDirectory) -> list[dict]:
@@ -47,21 +45,3 @@ def test_an_earlier_run_is_set_aside_and_nothing_else_is(tmp_path: Path) -> None
         assert directory.set_aside() == tmp_path / f"run.{number}"
         assert not directory.path.exists()
         assert json.loads((tmp_path / f"run.{number}" / "run.json").read_text())["name"] == str(number)
-
-
-def test_which_checkpoint_is_resumed(tmp_path: Path) -> None:
-    assert checkpoint_to_resume(None, str(tmp_path)) is None
-    assert checkpoint_to_resume("false", str(tmp_path)) is None
-    assert checkpoint_to_resume("auto", str(tmp_path / "nowhere")) is None
-    assert checkpoint_to_resume("auto", str(tmp_path)) is None
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        checkpoint_to_resume("true", str(tmp_path))
-    with pytest.raises(ValueError, match="is not a checkpoint directory"):
-        checkpoint_to_resume(str(tmp_path), str(tmp_path))
-    for step in (9, 10):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        (checkpoint / "trainer_state.json").write_text("{}")
-    assert checkpoint_to_resume("auto", str(tmp_path)) == str(tmp_path / "checkpoint-10")
-    assert checkpoint_to_resume("True", str(tmp_path)) == str(tmp_path / "checkpoint-10")
-    assert checkpoint_to_resume(str(tmp_path / "checkpoint-9"), "") == str(tmp_path / "checkpoint-9")

@@ -1,0 +1,226 @@
+"""Which checkpoints are complete, which one a run goes on from, and what becomes of the others.
+
+The trainer writes a checkpoint file by file into ``checkpoint-N`` itself, and each process writes its own part. When
+all of them are done, :class:`CheckpointKeeper` writes ``complete.json`` there, atomically and last: the names and sizes
+of all files. A checkpoint without it, or one whose files do not match it, was cut short and is never resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from entropy_rft.training.run_directory import MARKER, RUN
+
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+# Neither the trainer nor its rotation takes these for checkpoints.
+_INCOMPLETE, _SUPERSEDED = "incomplete-", "superseded-"
+
+
+def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """All ``checkpoint-N`` directories, complete or not, by step."""
+    directory = Path(output_dir)
+    found = [path for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def resumed_step(checkpoint: Path | None) -> int:
+    """The number of optimisation steps behind a complete checkpoint, whatever it is called; 0 for none."""
+    return 0 if checkpoint is None else int(_json(checkpoint / STATE)["global_step"])
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimisation step that ``checkpoint-N`` was written after."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+def last_complete(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint that is complete."""
+    return next((path for path in reversed(checkpoints(output_dir)) if flaw(path) is None), None)
+
+
+def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
+    """The checkpoint meant by ``--resume_from_checkpoint``: a path, or the last complete one for ``auto`` and ``true``.
+
+    ``auto`` starts afresh when there is none.
+
+    Raises:
+        ValueError: for a checkpoint that does not exist or is incomplete, naming the file.
+    """
+    if requested is None or requested.lower() in ("false", "none", ""):
+        return None
+    if requested.lower() in ("auto", "true"):
+        last = last_complete(output_dir)
+        if last is None and requested.lower() == "true":
+            incomplete = "".join(f" ({path.name} is incomplete: {flaw(path)})" for path in checkpoints(output_dir)[-1:])
+            kind = "complete checkpoint" if incomplete else "checkpoint"
+            raise ValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
+        return last
+    checkpoint = Path(requested)
+    files = (checkpoint / STATE, checkpoint / MARKER)
+    if not (any(file.is_file() for file in files) or (checkpoint.is_dir() and _NAME.fullmatch(checkpoint.name))):
+        raise ValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
+    reason = flaw(checkpoint)
+    if reason is not None:
+        raise ValueError(
+            f"resume_from_checkpoint {requested!r} is incomplete: {reason} (auto takes the last complete checkpoint)"
+        )
+    return checkpoint
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Write the marker: the last thing that happens to a checkpoint, after everything in it has reached the disk."""
+    files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items() if not path.name.startswith(MARKER)}
+    for name in sizes:
+        _flush(files[name])
+    temporary = checkpoint / f"{MARKER}.tmp"
+    temporary.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(checkpoint / MARKER)
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """What keeps a checkpoint from being resumed, or None when it is complete.
+
+    A checkpoint without a marker comes from another trainer or from a version before the marker, unless the
+    ``run.json`` beside it promises one. It is then judged by its files: the trainer's state must parse, safetensors
+    files must be as long as their headers say, torch's files must be whole zip archives, and there must be weights.
+    """
+    marker = checkpoint / MARKER
+    if not marker.is_file():
+        promised = _json(checkpoint.parent / RUN).get("checkpoint_marker") == MARKER
+        return f"{MARKER}, which is written last, is missing" if promised else _flaw_without_marker(checkpoint)
+    sizes = _json(marker).get("files")
+    if not isinstance(sizes, dict):
+        return f"{MARKER} cannot be read"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
+    """Clear the way for a run that goes on after `step`; returns one line for each checkpoint that was renamed.
+
+    An incomplete checkpoint becomes ``incomplete-checkpoint-N`` until the next complete one is written. A complete one
+    of a later step (an older one was resumed by name) becomes ``superseded-checkpoint-N`` and is kept. Otherwise old
+    and new files would mix when the run comes to the same step again.
+    """
+    lines = []
+    for path in checkpoints(output_dir):
+        reason = flaw(path)
+        if reason is None and step_of(path) <= step:
+            if not (path / MARKER).is_file():
+                mark_complete(path)  # the new run.json promises markers
+            continue
+        target = path.with_name((_SUPERSEDED if reason is None else _INCOMPLETE) + path.name)
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+        lines.append(
+            f"{path.name} is after step {step}, where this run goes on; it is now {target.name}"
+            if reason is None
+            else f"{path.name} is incomplete ({reason}) and not used; it is now {target.name}"
+        )
+    return lines
+
+
+class CheckpointKeeper(TrainerCallback):
+    """Marks each checkpoint as complete once every process has written its part; only then are older ones deleted.
+
+    Args:
+        limit: ``save_total_limit``. The trainer itself must have none: it deletes older checkpoints before the other
+            processes have finished the new one.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if not args.should_save:
+            return
+        assert args.output_dir is not None
+        directory = Path(args.output_dir)
+        mark_complete(directory / f"checkpoint-{state.global_step}")
+        for path in directory.glob(f"{_INCOMPLETE}checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        self._rotate(directory, state.best_model_checkpoint)
+
+    def _rotate(self, directory: Path, best: str | None) -> None:
+        if not self.limit or self.limit < 0:
+            return
+        kept = checkpoints(directory)
+        protected = {kept[-1].name} | ({Path(best).name} if best else set())
+        excess = len(kept) - max(self.limit, len(protected))
+        for path in [path for path in kept if path.name not in protected][: max(excess, 0)]:
+            (path / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted one is not taken for complete
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _flaw_without_marker(checkpoint: Path) -> str | None:
+    if not (checkpoint / STATE).is_file():
+        return f"{STATE} is missing"
+    if "global_step" not in _json(checkpoint / STATE):
+        return f"{STATE} cannot be read"
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        name = file.relative_to(checkpoint).as_posix()
+        if file.suffix == ".safetensors" and not _whole_safetensors(file):
+            return f"{name} is cut short"
+        if file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
+            return f"{name} is cut short"
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        for name in sorted(set(_json(index).get("weight_map", {}).values())):
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+    latest = checkpoint / "latest"  # DeepSpeed's own pointer
+    if latest.is_file() and not (checkpoint / latest.read_text(encoding="utf-8").strip()).is_dir():
+        return f"{latest.read_text(encoding='utf-8').strip()} is missing"
+    weights = ("*.safetensors", "pytorch_model*", "adapter_model.bin", "global_step*")
+    return None if any(any(checkpoint.glob(pattern)) for pattern in weights) else "model.safetensors is missing"
+
+
+def _whole_safetensors(file: Path) -> bool:
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            return False
+        (length,) = struct.unpack("<Q", prefix)
+        if 8 + length > file.stat().st_size:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0) == file.stat().st_size
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _flush(file: Path) -> None:
+    # A power cut right after the marker must not leave files of the right length and no content.
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

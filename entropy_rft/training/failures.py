@@ -1,0 +1,220 @@
+"""What ends a training early, told in one line: which cause, at which step, and where it can go on."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from types import CodeType
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from entropy_rft.training.checkpoints import last_complete
+from entropy_rft.training.run_directory import MARKER
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_PEER_LOST = re.compile(
+    r"connection (closed|reset|refused|was closed)|broken pipe|remote process exited|ncclRemoteError"
+    r"|socket.*(closed|timeout)|timed out waiting",
+    re.IGNORECASE,
+)
+_NOT_FINITE = "probability tensor contains either"  # torch.multinomial, the first to meet logits that are NaN
+
+
+class TrainingFailed(RuntimeError):
+    """A training that ended for a reason outside this package; the message is one line.
+
+    Attributes:
+        exit_code: 2 where the user's own code is at fault, 1 elsewhere.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+
+class Terminated(BaseException):
+    """SIGTERM, by which clusters end a job; nothing on the way out should take it for an error."""
+
+
+class NothingLeft(Exception):
+    """The checkpoint already stands at the last step: the run was ended between it and the final model."""
+
+    class Check(TrainerCallback):
+        """Raises it. The trainer would make one step too many: it looks at the count only after a step."""
+
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if 0 < state.max_steps <= state.global_step:
+                raise NothingLeft
+
+
+class FiniteWeights(TrainerCallback):
+    """Ends a run whose update made a weight NaN or infinite, before the next checkpoint can replace a good one.
+
+    The weights decide, not the loss: the trainer replaces a NaN loss in its logs by earlier ones
+    (``logging_nan_inf_filter``), and with fp16 an infinite gradient is ordinary, since the scaler skips that update.
+    """
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        weights = [_local(p) for p in model.parameters() if p.requires_grad]
+        weights = [weight.detach() for weight in weights if weight.numel()]
+        # A norm may overflow where no weight does; sums of zeros cannot. One number travels to the host.
+        if weights and not torch.stack([(w * 0).sum().float() for w in weights]).sum().isfinite().item():
+            raise TrainingFailed(_not_finite(f"step {state.global_step + 1} made weights NaN or infinite", args))
+
+
+@contextmanager
+def explained(trainer: Any) -> Iterator[None]:
+    """Turn what a training raised into :class:`TrainingFailed` where the cause is known; the rest passes through."""
+    try:
+        with _sigterm_raises():
+            yield
+    except Exception as error:
+        failure = _explain(error, trainer)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
+    output_dir = Path(trainer.args.output_dir)
+    step = trainer.state.global_step + 1
+    text = str(error)
+    if isinstance(error, TrainingFailed):
+        return TrainingFailed(f"{error} {_where_to_go_on(output_dir)}", error.exit_code)
+    reward = _reward_in(error, trainer.reward_funcs, trainer.reward_func_names)
+    if reward is not None:
+        return TrainingFailed(
+            f"rewards: {reward} raised {type(error).__name__} in step {step}: {text} (at {_place(error)}; "
+            f"ENTROPY_RFT_TRACEBACK=1 shows all of it) {_where_to_go_on(output_dir)}",
+            exit_code=2,
+        )
+    checkpoint = output_dir / f"checkpoint-{trainer.state.global_step}"
+    if checkpoint.is_dir() and not (checkpoint / MARKER).is_file():  # what others left was put aside before
+        reason = _storage_reason(error, output_dir) or f"{type(error).__name__}: {text}"
+        if trainer.args.should_save:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # useless, and on a full disk in the way
+        return TrainingFailed(f"cannot write {checkpoint.name} in {output_dir}: {reason} {_where_to_go_on(output_dir)}")
+    storage = _storage_error(error)
+    if storage is not None:
+        where = storage.filename or output_dir
+        return TrainingFailed(f"cannot write {where}: {storage.strerror} {_where_to_go_on(output_dir)}")
+    if "No space left on device" in text:
+        return TrainingFailed(f"cannot write to {output_dir}: No space left on device {_where_to_go_on(output_dir)}")
+    if _NOT_FINITE in text:
+        message = _not_finite(f"the model's logits are NaN or infinite in step {step}", trainer.args)
+        return TrainingFailed(f"{message} {_where_to_go_on(output_dir)}")
+    if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER_LOST.search(text):
+        return TrainingFailed(
+            f"another process of this run died; rank {dist.get_rank()} noticed in step {step} "
+            f"({text.splitlines()[0][:160]}) {_where_to_go_on(output_dir)}"
+        )
+    return None
+
+
+def leave_at_once(exit_code: int) -> NoReturn:
+    """End this process of several: the interpreter's own way out may wait for the others, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _where_to_go_on(output_dir: Path) -> str:
+    last = last_complete(output_dir)
+    if last is None:
+        return "(there is no complete checkpoint yet)"
+    return f"(the last complete checkpoint is {last.name}: --resume_from_checkpoint auto)"
+
+
+def _not_finite(what: str, args: Any) -> str:
+    return (
+        f"{what}: likely causes are a learning_rate that is too high ({args.learning_rate:g}), no gradient clipping "
+        f"(max_grad_norm {args.max_grad_norm:g}), an overflow in half precision, or a reward that is not finite"
+    )
+
+
+def _reward_in(error: Exception, rewards: Sequence[Any], names: Sequence[str]) -> str | None:
+    """The reward function that `error` came out of, found by its code among the frames of the traceback."""
+    known: dict[CodeType, str] = {}
+    for reward, name in zip(rewards, names, strict=True):
+        function = inspect.unwrap(reward.func if isinstance(reward, functools.partial) else reward)
+        if isinstance(function, torch.nn.Module):
+            continue
+        if not hasattr(function, "__code__"):
+            function = getattr(function, "__func__", None) or getattr(type(function), "__call__")  # noqa: B004, B009
+        if hasattr(function, "__code__"):
+            known[function.__code__] = name
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code in known:
+            return known[frame.f_code]
+    return None
+
+
+def _place(error: Exception) -> str:
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    return f"{frame.f_code.co_filename}:{line}"
+
+
+def _storage_error(error: BaseException | None) -> OSError | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _storage_reason(error: Exception, output_dir: Path) -> str | None:
+    storage = _storage_error(error)
+    if storage is not None:
+        return storage.strerror
+    full = os.strerror(errno.ENOSPC)
+    # torch's and safetensors' writers are not Python's: one names the cause in its text, the other does not at all.
+    writing = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    if full in str(error) or (writing and shutil.disk_usage(output_dir).free < _size(last_complete(output_dir))):
+        return full
+    return None
+
+
+def _size(directory: Path | None) -> int:
+    least = 1 << 20
+    return least if directory is None else least + sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """The part that this process holds: of ZeRO-3's partitions, of FSDP2's, or the whole."""
+    part = getattr(parameter, "ds_tensor", parameter)
+    return part.to_local() if hasattr(part, "to_local") else part
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    # Of several processes each is ended by the launcher, at once; waiting in C for one another they could not answer.
+    if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    earlier = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
