@@ -106,6 +106,11 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
             f"ENTROPY_RFT_TRACEBACK=1 shows all of it) {_where_to_go_on(output_dir)}",
             exit_code=2,
         )
+    if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER_LOST.search(text):
+        return TrainingFailed(
+            f"another process of this run died; rank {dist.get_rank()} noticed in step {step} "
+            f"({text.splitlines()[0][:160]}) {_where_to_go_on(output_dir)}"
+        )
     checkpoint = output_dir / f"checkpoint-{trainer.state.global_step}"
     if checkpoint.is_dir() and not (checkpoint / MARKER).is_file():  # what others left was put aside before
         reason = _storage_reason(error, output_dir) or f"{type(error).__name__}: {text}"
@@ -121,11 +126,6 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
     if _NOT_FINITE in text:
         message = _not_finite(f"the model's logits are NaN or infinite in step {step}", trainer.args)
         return TrainingFailed(f"{message} {_where_to_go_on(output_dir)}")
-    if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER_LOST.search(text):
-        return TrainingFailed(
-            f"another process of this run died; rank {dist.get_rank()} noticed in step {step} "
-            f"({text.splitlines()[0][:160]}) {_where_to_go_on(output_dir)}"
-        )
     return None
 
 

@@ -213,7 +213,7 @@ def test_killed_between_the_last_checkpoint_and_the_model(launcher: Launcher, st
     assert_same_run(run, straight)
 
 
-def test_a_rank_that_dies(recipe: Path, tmp_path: Path) -> None:
+def test_a_rank_of_two_that_dies(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     began = time.monotonic()
     code, output = Launcher(recipe, 2).finish(run, SABOTAGE="reward:3", SABOTAGE_RANK="1")
@@ -246,7 +246,7 @@ def test_a_loss_that_is_nan(launcher: Launcher, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = launcher.finish(run, SABOTAGE="nan:3")
     assert code == 1, output
-    line = errors(output)[0]
+    line = next(line for line in errors(output) if "NaN" in line)
     assert "step 3 made weights NaN or infinite: likely causes are a learning_rate that is too high (0.001)" in line
     assert "the last complete checkpoint is checkpoint-2" in line
     assert complete(run) == [1, 2]
@@ -281,11 +281,12 @@ def test_a_full_disk_at_each_point_of_a_checkpoint(
     run = disk / "run"
     code, output = launcher.finish(run)
     assert code == 1, output
-    line = errors(output)[0]
+    line = next(line for line in errors(output) if "cannot write" in line)
     assert f"cannot write checkpoint-3 in {run}: No space left on device" in line
     assert "the last complete checkpoint is checkpoint-2: --resume_from_checkpoint auto" in line
     assert complete(run) == [1, 2]
-    assert not (run / "checkpoint-3").exists()
+    # The other process may have come too late to write its part; what is left of the checkpoint is then put aside.
+    assert launcher.processes > 1 or not (run / "checkpoint-3").exists()
     # With room again it goes on; the limit frees it here.
     subprocess.run(["mount", "-o", f"remount,size={20 * size}k", str(disk)], check=True)
     code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", "--save_total_limit", "2")
