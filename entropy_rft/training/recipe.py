@@ -17,6 +17,9 @@ from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, join_deepspeed
 
+# Fields that a flag gives one word, and a recipe may give several.
+_ALSO_LISTS = frozenset({"report_to", "optim_target_modules"})
+
 # Fields whose value is written nowhere.
 SECRETS = frozenset({"hub_token"})
 
@@ -199,7 +202,7 @@ class RecipeParser(TrlParser):
             many = action.nargs in ("+", "*")
             if value is None and name in required:
                 raise ValueError(f"recipe {path!r}: {name} cannot be empty")
-            if value is None or isinstance(value, dict) or (isinstance(value, list) and many):
+            if value is None or isinstance(value, dict) or (isinstance(value, list) and (many or name in _ALSO_LISTS)):
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool) and name in texts:
                 options[name] = value = str(value)

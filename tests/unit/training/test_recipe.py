@@ -57,6 +57,11 @@ def test_negated_flags_and_checkpoints_in_the_resolved_recipe(tmp_path: Path) ->
     assert "resume_from_checkpoint" not in recipe.resolved()
 
 
+def test_several_loggers(tmp_path: Path) -> None:
+    recipe = parse(tmp_path, {"report_to": ["tensorboard", "wandb"]})
+    assert recipe.training.report_to == ["tensorboard", "wandb"]
+
+
 def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_VARIABLE", "before")
     recipe = parse(tmp_path, {"env": {"SOME_VARIABLE": 5}, "rewards": "pear"})
