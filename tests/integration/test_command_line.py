@@ -136,55 +136,6 @@ def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run.1" / "run.json").read_text() == "{}"
 
 
-def test_wandb_offline_holds_our_metrics(recipe: Path, tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    result = entropy_rft(
-        *("train", "--config", recipe, "--max_steps", "2", "--report_to", "wandb"),
-        cwd=tmp_path,
-        WANDB_MODE="offline",
-        WANDB_DIR=str(tmp_path),
-        WANDB_SILENT="true",
-    )
-    assert result.returncode == 0, result.stderr
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    logged = read_wandb(file)
-    for entry in metrics(tmp_path / "run"):
-        history = next(row for row in logged if row.get("train/global_step") == entry["step"] and "train/loss" in row)
-        for name in ("entropy_clip/sigma", "entropy/thinking", "pear/penalty", "completions/thinking_length"):
-            assert history[f"train/{name}"] == pytest.approx(entry[name]), name
-
-
-def read_wandb(file: Path) -> list[dict]:
-    """The history of an offline run: protobuf records in LevelDB's log framing, after a header of 7 bytes."""
-    import struct
-
-    from wandb.proto import wandb_internal_pb2
-
-    data, block, position = file.read_bytes(), 32768, 7
-    records, parts = [], b""
-    while position + 7 <= len(data):
-        left = block - position % block
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        if kind == 0:
-            break
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or the last of its parts
-            records.append(parts)
-            parts = b""
-    rows = []
-    for raw in records:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(raw)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
-
-
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real questions are not at {DATA}")
 def test_real_questions_run_through(tmp_path: Path) -> None:
     """GSM8K with the embedded model's architecture and byte-level tokenizer: the pipeline is what is shown."""
