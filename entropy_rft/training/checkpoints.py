@@ -174,6 +174,30 @@ class CheckpointKeeper(TrainerCallback):
             shutil.rmtree(path, ignore_errors=True)
 
 
+class SameOrder(TrainerCallback):
+    """Gives a resumed run the question order of the epoch it goes on in.
+
+    TRL's sampler draws each epoch's order from a generator that no checkpoint holds: after a resume the first epoch's
+    order would come again, whichever epoch it is.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        sampler = train_dataloader.batch_sampler
+        while (inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)) is not None:
+            sampler = inner
+        if hasattr(sampler, "set_epoch"):  # then the trainer sets it
+            return
+        for _ in range(int(state.epoch or 0)):
+            next(iter(sampler), None)  # one order is drawn and left
+
+
 def _flaw_without_marker(checkpoint: Path) -> str | None:
     if not (checkpoint / STATE).is_file():
         return f"{STATE} is missing"

@@ -16,7 +16,7 @@ from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
-from entropy_rft.training.checkpoints import CheckpointKeeper, checkpoint_to_resume, put_aside, resumed_step
+from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
 from entropy_rft.training.failures import FiniteWeights, NothingLeft, explained
 from entropy_rft.training.launch import engine
 from entropy_rft.training.recipe import Recipe
@@ -71,7 +71,14 @@ class TrainingRun:
             eval_dataset=evaluated,
             quantization_config=get_quantization_config(recipe.model),
             peft_config=get_peft_config(recipe.model),
-            callbacks=[RunRecorder(self.directory), keeper, FiniteWeights(), *callbacks, NothingLeft.Check()],
+            callbacks=[
+                RunRecorder(self.directory),
+                keeper,
+                SameOrder(),
+                FiniteWeights(),
+                *callbacks,
+                NothingLeft.Check(),
+            ],
         )
 
     @staticmethod

@@ -32,7 +32,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
     fields = {
         "model_name_or_path": str(random_model_dir),
         "task": "arithmetic",
-        "task_limit": 16,
+        "task_limit": 12,  # several epochs, whose ends fall between the first step and the last
         "rewards": ["pear", "saboteur:reward"],
         "pear_floor": 0.1,
         "max_steps": STEPS,
