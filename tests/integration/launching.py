@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -73,19 +72,13 @@ def launch(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str
     }
     environment.pop("ACCELERATE_USE_CPU", None)
     process = subprocess.Popen(
-        command,
-        env=environment,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that ranks which hang can be ended together with their launcher
+        command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         output, errors = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
+        process.terminate()  # the launcher ends its ranks then, by force after half a minute; killed, it would not
+        output, errors = process.communicate(timeout=60)
         pytest.fail(f"still running after {TIMEOUT} s\n{output[-4000:]}\n{errors[-6000:]}")
     assert process.returncode == 0, f"{output[-4000:]}\n{errors[-6000:]}"
     return subprocess.CompletedProcess(command, process.returncode, output, errors)

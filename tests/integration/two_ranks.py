@@ -150,9 +150,13 @@ def main() -> None:
     results = {case: run(options.model_dir, options.output, case, options.lora) for case in options.cases}
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, options.output)
+    leave()
+
+
+def leave() -> None:
+    """End this process, but not through the interpreter: gloo's threads and the group's users have no order there."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    # Not through the interpreter's end: gloo's threads and whatever still holds the group are in no order there.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
