@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from entropy_rft.training.checkpoints import (
     CheckpointKeeper,
+    SameOrder,
     checkpoint_to_resume,
     checkpoints,
     flaw,
@@ -164,3 +165,22 @@ def test_a_half_deleted_checkpoint_is_incomplete(tmp_path: Path, monkeypatch: py
     save(CheckpointKeeper(1), tmp_path, 2)
     assert flaw(tmp_path / "checkpoint-1") is not None
     assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_resumed_run_sees_the_order_of_its_epoch() -> None:
+    from torch.utils.data import DataLoader
+    from trl.trainer.utils import RepeatSampler
+
+    def loader() -> DataLoader:
+        return DataLoader(range(8), batch_size=4, sampler=RepeatSampler(range(8), mini_repeat_count=1, seed=3))
+
+    def order(loader: DataLoader) -> list[int]:
+        return torch.cat(list(loader)).tolist()
+
+    straight = loader()
+    epochs = [order(straight) for _ in range(3)]
+    assert epochs[0] != epochs[2]
+    for epoch, expected in ((0.0, epochs[0]), (0.75, epochs[0]), (1.0, epochs[1]), (2.5, epochs[2])):
+        resumed = loader()
+        SameOrder().on_train_begin(None, SimpleNamespace(epoch=epoch), None, train_dataloader=resumed)
+        assert order(resumed) == expected
