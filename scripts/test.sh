@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set up an environment, then check everything: format and lint (ruff), types (mypy), tests (pytest). Arguments go to
-# pytest, such as `-m "not e2e"` or a file.
+# Set up an environment, then check everything: format and lint (ruff), types (mypy), tests (pytest), and with vLLM
+# (test_vllm.sh, an environment of its own). Arguments go to pytest, such as `-m "not e2e"` or a file; then vLLM's tests
+# are left out.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_environment dev
@@ -11,4 +12,7 @@ say "ruff"
 say "mypy"
 "$python" -m mypy
 say "pytest $*"
-exec "$python" -m pytest "$@"
+"$python" -m pytest "$@"
+if [ $# -eq 0 ]; then
+    exec "$root/scripts/test_vllm.sh"
+fi

@@ -122,7 +122,7 @@ class TrainingRun:
         self.trainer.save_model(args.output_dir)
 
     def close(self) -> None:
-        """End the trackers and leave the other processes.
+        """Leave the other processes.
 
         DDP's reducer goes first: were it the last to hold the process group, gloo's threads would be joined while the
         interpreter is locked, and one that still holds a tensor waits for that lock forever.
@@ -132,7 +132,9 @@ class TrainingRun:
         self.trainer.model_wrapped = self.trainer.model
         accelerator.free_memory()
         gc.collect()
-        accelerator.end_training()
+        args = self.recipe.training
+        if not (args.use_vllm and args.vllm_mode == "colocate"):  # whose groups vLLM itself takes down at the exit
+            accelerator.end_training()
 
     def _make_room(self) -> None:
         """Set an earlier run aside, unless it is the one that goes on, and what would mix with the new files."""

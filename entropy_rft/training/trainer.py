@@ -1,4 +1,7 @@
-"""The drop-in trainer. The only file that touches TRL's private names; each use says which and why."""
+"""The drop-in trainer. The only file that touches TRL's private names; each use says which and why.
+
+(`vllm_cpu`, for vLLM where there is no GPU, overrides one more.)
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import trl
+import trl.trainer.grpo_trainer as trl_trainer
 import trl.trainer.utils as trl_utils
 from packaging.version import Version
 from torch import Tensor
@@ -62,7 +66,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         elif not isinstance(args, EntropyGRPOConfig):
             args = EntropyGRPOConfig.from_grpo(args)
         self.entropy_clip = args.build_entropy_clip()
-        super().__init__(model, reward_funcs, args, *positional, **keywords)
+        with _vllm_for(args):
+            super().__init__(model, reward_funcs, args, *positional, **keywords)
 
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
         self._rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
@@ -253,6 +258,18 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
 # What `help()` and editors show: TRL's own arguments.
 EntropyGRPOTrainer.__signature__ = inspect.signature(GRPOTrainer)
+
+
+@contextmanager
+def _vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
+    """TRL's own vLLM backend, but for a CPU, whose weights it cannot renew."""
+    if not args.use_vllm or args.device.type != "cpu":
+        yield
+        return
+    from entropy_rft.training.vllm_cpu.trainer_side import CPUVLLMGeneration
+
+    with _exchanged(trl_trainer, "VLLMGeneration", CPUVLLMGeneration):
+        yield
 
 
 @contextmanager
