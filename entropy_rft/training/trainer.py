@@ -20,6 +20,7 @@ import trl.trainer.utils as trl_utils
 from packaging.version import Version
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
 from entropy_rft.entropy.clipping import per_token
@@ -262,8 +263,8 @@ EntropyGRPOTrainer.__signature__ = inspect.signature(GRPOTrainer)
 
 @contextmanager
 def _vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
-    """TRL's own vLLM backend, but for a CPU, whose weights it cannot renew."""
-    if not args.use_vllm or args.device.type != "cpu":
+    """TRL's own vLLM backend, but for a CPU, whose weights it cannot renew. (Without vLLM TRL says what is missing.)"""
+    if not args.use_vllm or args.device.type != "cpu" or not is_vllm_available():
         yield
         return
     from entropy_rft.training.vllm_cpu.trainer_side import CPUVLLMGeneration

@@ -31,11 +31,15 @@ def entropy_rft(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
 @pytest.fixture
 def recipe(tmp_path: Path, random_model_dir: Path) -> Path:
     file = tmp_path / "recipe.yaml"
+    # The random model is never right, so the task's reward alone would leave it as it is.
+    (tmp_path / "varied.py").write_text(
+        "def length_reward(completions, **kwargs):\n    return [float(len(str(c)) % 5) for c in completions]\n"
+    )
     fields = {
         "model_name_or_path": str(random_model_dir),
         "task": "arithmetic",
         "task_limit": 16,
-        "rewards": ["pear"],
+        "rewards": ["pear", "varied:length_reward"],
         "pear_floor": 0.1,
         "output_dir": str(tmp_path / "run"),
         "max_steps": 4,
@@ -66,7 +70,7 @@ def weights(directory: Path) -> dict:
     return load_file(directory / "model.safetensors")
 
 
-def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path) -> None:
+def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path, random_model_dir: Path) -> None:
     straight = entropy_rft("train", "--config", recipe, cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     run = tmp_path / "run"
@@ -89,7 +93,9 @@ def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path) -> N
     assert compared[0] == compared[1]
     import torch
 
+    start = weights(random_model_dir)
     for name, tensor in weights(run).items():
+        assert not torch.equal(start[name], tensor), name
         assert torch.equal(weights(parts)[name], tensor), name
 
     # The resolved recipe makes the run again; the earlier one is set aside, not overwritten.

@@ -1,0 +1,190 @@
+"""vLLM's rollouts on the CPU with the real vLLM: in the trainer's process, and in a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm_run import STEPS
+
+from entropy_rft.assets import model_source
+from entropy_rft.training.vllm_cpu import BACKEND
+
+pytestmark = [pytest.mark.vllm, pytest.mark.integration]
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "recipes"
+DIFFERENCE = "sampling/sampling_logp_difference/max"
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny reasoner; untied, its head is a copy of the embedding that then goes its own way."""
+    source = model_source("tiny_reasoner")
+    if request.param == "tied":
+        return Path(source)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    directory = tmp_path_factory.mktemp("untied")
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    return directory
+
+
+def train(model_dir: Path, output: Path, **options: Any) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, str(HERE / "vllm_run.py"), str(model_dir), str(output), json.dumps(options)],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    return json.loads(output.read_text())
+
+
+def assert_in_sync(run: dict[str, Any], entropy_metrics: bool = True) -> None:
+    assert (run["backend"], run["device"], run["finite"]) == ("CPUVLLMGeneration", "cpu", True)
+    logs = run["logs"]
+    assert [entry["step"] for entry in logs] == [*range(1, STEPS + 2)]
+    differences = [entry[DIFFERENCE] for entry in logs]
+    assert all(0 < difference <= 1e-4 for difference in differences[:STEPS]), differences
+    # The last step sampled with the weights of the one before, and that shows.
+    assert differences[STEPS] > 1e-3, differences
+    if entropy_metrics:
+        assert all({"entropy_clip/sigma", "entropy/thinking", "pear/penalty"} <= entry.keys() for entry in logs)
+    # One pass over the old policy, which TRL makes for its importance sampling correction, and the loss's own.
+    assert run["forwards"] == 2 * (STEPS + 1)
+
+
+@pytest.mark.parametrize("rule", ["clip_b", "clip_v"])
+def test_colocated(model_dir: Path, tmp_path: Path, rule: str) -> None:
+    run = train(model_dir, tmp_path / "result.json", vllm_mode="colocate", entropy_clip=rule)
+    assert run["tied"] == (model_dir.name != "untied0")
+    assert_in_sync(run)
+
+
+def test_colocated_with_lora(tmp_path: Path) -> None:
+    run = train(Path(model_source("tiny_reasoner")), tmp_path / "result.json", vllm_mode="colocate", lora=True)
+    assert_in_sync(run)
+
+
+def test_server(model_dir: Path, tmp_path: Path) -> None:
+    with server(model_dir, tmp_path) as port:
+        options = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
+        assert_in_sync(train(model_dir, tmp_path / "rule.json", entropy_clip="clip_v", **options))
+        # TRL's own run, without a rule and with an ordinary reward, makes as many passes. The server holds the
+        # weights of the run before, so this one shows too that the first step is in sync.
+        assert_in_sync(train(model_dir, tmp_path / "none.json", entropy_clip="none", pear=False, **options), False)
+    assert not list(Path("/dev/shm").glob("entropy_rft-*"))
+
+
+def test_a_server_without_our_weight_transfer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from entropy_rft.training.vllm_cpu.trainer_side import CPUVLLMClient
+
+    client = object.__new__(CPUVLLMClient)
+    client.base_url = "http://127.0.0.1:8000"
+    for config in (None, {"backend": "nccl"}):
+        monkeypatch.setattr(
+            CPUVLLMClient, "get_server_info", lambda self, config=config: {"weight_transfer_config": config}
+        )
+        with pytest.raises(ValueError, match=f"127.0.0.1:8000 has weight_transfer_config .*{BACKEND}"):
+            client.init_communicator("cpu")
+
+
+def test_a_gpu_gets_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
+
+    from entropy_rft.training.vllm_cpu import register
+
+    monkeypatch.setattr(WeightTransferEngineFactory, "_registry", {})
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(type(current_platform), "is_cpu", lambda self: False)
+        register()
+    assert not WeightTransferEngineFactory._registry
+    register()
+    register()  # vLLM may load its plugins twice
+    assert list(WeightTransferEngineFactory._registry) == [BACKEND]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_line(tmp_path: Path, processes: int) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
+    recipe = str(RECIPES / "tiny" / "clip_b_pear.yaml")
+    flags = ["--use_vllm", "true", "--vllm_mode", "colocate", "--max_steps", "3", "--max_completion_length", "64"]
+    flags += ["--per_device_train_batch_size", str(16 // processes), "--learning_rate", "1e-3", "--output_dir", "run"]
+    result = subprocess.run(
+        [sys.executable, *launch, "-m", "entropy_rft", "train", "--config", recipe, *flags],
+        cwd=tmp_path,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == processes
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logs] == [1, 2, 3]
+    assert all(0 < entry[DIFFERENCE] <= 1e-4 for entry in logs)
+
+
+@contextmanager
+def server(model_dir: Path, directory: Path) -> Iterator[int]:
+    """vLLM's own server as the README starts it; yields its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    options += ["--enforce-eager", "--max-model-len", "512", "--logprobs-mode", "processed_logprobs"]
+    options += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
+    log = directory / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
+            env=os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
+            yield port
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, limit: float = 300) -> None:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-6000:]
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)  # the server announces itself nowhere else
+    pytest.fail(f"no answer from {url} in {limit} s\n{log.read_text()[-6000:]}")
