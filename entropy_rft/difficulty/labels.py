@@ -1,0 +1,91 @@
+"""Easy, normal or hard, from how often a model is right and how unsure it is on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty
+
+_EASY, _NORMAL, _HARD = range(3)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the classes meet.
+
+    Attributes:
+        accuracy_normal: a normal question has at least this fraction of right answers,
+        entropy_normal: and at most this mean token entropy, nats.
+        accuracy_hard: a hard question has a smaller fraction of right answers than this.
+
+    Raises:
+        ValueError, TypeError: a value is no number or out of range.
+    """
+
+    accuracy_normal: float
+    entropy_normal: float
+    accuracy_hard: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+            if not 0 <= value < math.inf or (name != "entropy_normal" and value > 1):
+                high = "" if name == "entropy_normal" else " and at most 1"
+                raise ValueError(f"{name} must be at least 0{high}, got {value}")
+
+
+PUBLISHED_THRESHOLDS = Thresholds(accuracy_normal=0.85, entropy_normal=0.35, accuracy_hard=0.60)
+"""Those of the paper for the DeepSeek-R1 family. They are per model: see `calibrate_thresholds`."""
+
+
+def label(accuracy: Any, entropy: Any, thresholds: Thresholds) -> Any:
+    """The difficulty of questions (arXiv 2510.19669).
+
+    Normal when ``accuracy >= accuracy_normal and entropy <= entropy_normal``, else Hard when ``accuracy <
+    accuracy_hard``, else Easy. So Easy holds both what is right but unsure, the left arm of the U, and what lies
+    between the two accuracies. Where the conditions overlap (``accuracy_hard`` above ``accuracy_normal``),
+    Normal wins, as the first of the published order.
+
+    Args:
+        accuracy: fraction of right answers, between 0 and 1; a number or an array.
+        entropy: mean token entropy of the answers, nats; of the same shape.
+        thresholds: where the classes meet.
+
+    Returns:
+        A `Difficulty` for two numbers, an array of them (dtype object) otherwise.
+
+    Raises:
+        ValueError: the shapes differ, or a value is NaN, infinite or out of range.
+    """
+    a, h = np.asarray(accuracy, dtype=np.float64), np.asarray(entropy, dtype=np.float64)
+    if a.shape != h.shape:
+        raise ValueError(f"accuracy and entropy must have the same shape, got {a.shape} and {h.shape}")
+    check_accuracy_and_entropy(a, h)
+    return np.array(DIFFICULTIES, dtype=object)[labelled(a, h, thresholds)]
+
+
+def labelled(accuracy: np.ndarray, entropy: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    """The rule itself, as the columns of a probe's probabilities (int64); the values are not checked."""
+    hard = accuracy < thresholds.accuracy_hard
+    normal = (accuracy >= thresholds.accuracy_normal) & (entropy <= thresholds.entropy_normal)
+    return np.where(normal, _NORMAL, np.where(hard, _HARD, _EASY))
+
+
+def check_accuracy_and_entropy(accuracy: np.ndarray, entropy: np.ndarray) -> None:
+    """Raise a ValueError that names the first value which is no accuracy or no entropy; NaN is neither."""
+    for name, values, high in (("accuracy", accuracy, 1.0), ("entropy", entropy, math.inf)):
+        bad = ~(np.isfinite(values) & (values >= 0) & (values <= high))  # a NaN fails every comparison
+        if bad.any():
+            where = f" at index {int(np.flatnonzero(bad)[0])}" if values.ndim else ""
+            bounds = "between 0 and 1" if high == 1 else "0 or a positive number"
+            raise ValueError(f"{name} must be {bounds}, got {values[bad].flat[0]}{where}")
+
+
+def class_indices(labels: Any) -> np.ndarray:
+    """Labels (`Difficulty` or their names) as the columns of a probe's probabilities, (N,) int64."""
+    return np.asarray([Difficulty(value).index for value in labels], dtype=np.int64)

@@ -1,0 +1,166 @@
+"""What to do about a question of each difficulty: an instruction, a temperature and a share of the token budget."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.suggestions import did_you_mean
+from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
+
+
+class Difficulty(Enum):
+    """How a model stands to a question. The order EASY, NORMAL, HARD is that of a probe's probabilities."""
+
+    EASY = "easy"
+    NORMAL = "normal"
+    HARD = "hard"
+
+    @property
+    def index(self) -> int:
+        """The column of this class in a probe's probabilities."""
+        return DIFFICULTIES.index(self)
+
+
+DIFFICULTIES = (Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to ask a question that was found to be of some difficulty.
+
+    Attributes:
+        difficulty: for which questions.
+        instruction: a system message; "" adds none.
+        temperature: of sampling; 0 is greedy.
+        max_tokens_fraction: of the tokens that an answer may have, above 0 and at most 1.
+
+    Raises:
+        ValueError, TypeError: a field is out of range or of another type.
+    """
+
+    difficulty: Difficulty
+    instruction: str
+    temperature: float
+    max_tokens_fraction: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.difficulty, Difficulty):
+            try:
+                object.__setattr__(self, "difficulty", Difficulty(self.difficulty))
+            except ValueError:
+                raise ValueError(
+                    f"difficulty must be easy, normal or hard, not {self.difficulty!r}"
+                    f"{did_you_mean(self.difficulty, NAMES)}"
+                ) from None
+        if not isinstance(self.instruction, str):
+            raise TypeError(f"instruction must be text, not {self.instruction!r}")
+        for name in ("temperature", "max_tokens_fraction"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
+        if not 0 < self.max_tokens_fraction <= 1:
+            raise ValueError(f"max_tokens_fraction must be above 0 and at most 1, got {self.max_tokens_fraction}")
+
+    def max_tokens(self, budget: int) -> int:
+        """The strategy's share of a budget of tokens, at least 1."""
+        return max(1, int(self.max_tokens_fraction * budget))
+
+    def prompt(self, prompt: Any) -> Any:
+        """`prompt` with the instruction: in its system message, or in a new one; plain text is preceded by it.
+
+        The prompt itself is left as it was.
+        """
+        if not self.instruction:
+            return prompt
+        if isinstance(prompt, str):
+            return f"{self.instruction}\n\n{prompt}"
+        if prompt and prompt[0].get("role") == "system":
+            first = {**prompt[0], "content": f"{prompt[0]['content']}\n\n{self.instruction}"}
+            return [first, *prompt[1:]]
+        return [{"role": "system", "content": self.instruction}, *prompt]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the difficulty, which is the key in a file."""
+        return {
+            "instruction": self.instruction,
+            "temperature": self.temperature,
+            "max_tokens_fraction": self.max_tokens_fraction,
+        }
+
+
+NAMES = tuple(difficulty.value for difficulty in DIFFICULTIES)
+_FIELDS = ("instruction", "temperature", "max_tokens_fraction")
+
+DEFAULT_STRATEGIES: Mapping[Difficulty, Strategy] = {
+    Difficulty.EASY: Strategy(Difficulty.EASY, DIRECT, 0.5, 0.4),
+    Difficulty.NORMAL: Strategy(Difficulty.NORMAL, STEP_BY_STEP, 0.8, 1.0),
+    Difficulty.HARD: Strategy(Difficulty.HARD, STOP_EARLY, 0.4, 0.5),
+}
+"""The published temperatures and budgets. The paper's instructions are not public: these texts are the project's."""
+
+
+def strategies_from(data: Any, where: str = "strategies") -> dict[Difficulty, Strategy]:
+    """Strategies from a mapping of a difficulty's name to the fields; a field that is left out has its default.
+
+    Args:
+        data: for instance ``{"easy": {"temperature": 0.3}}``.
+        where: what error messages call it.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range or of another type; one line that names it.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} must map easy, normal and hard to their fields, not be a {type(data).__name__}")
+    strategies = dict(DEFAULT_STRATEGIES)
+    for name, fields in data.items():
+        if name not in NAMES:
+            raise ValueError(
+                f"{where}: there is no difficulty {name!r}{did_you_mean(name, NAMES)}; known: easy, normal, hard"
+            )
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{where}: {name} must map {', '.join(_FIELDS)} to values, not be {fields!r}")
+        for field in fields:
+            if field not in _FIELDS:
+                raise ValueError(f"{where}: {name} has no field {field!r}{did_you_mean(field, _FIELDS)}")
+        difficulty = Difficulty(name)
+        try:
+            strategies[difficulty] = Strategy(difficulty, **{**DEFAULT_STRATEGIES[difficulty].to_dict(), **fields})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {name}: {error}") from error
+    return strategies
+
+
+def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
+    """Read strategies from a YAML file; see `strategies.yaml` beside this module for one.
+
+    Raises:
+        ValueError: the file cannot be read or is malformed; one line that names it.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"strategies {os.fspath(path)!r} are no YAML: {' '.join(str(error).split())}") from error
+    return strategies_from({} if data is None else data, f"strategies {os.fspath(path)!r}")
+
+
+def save_strategies(strategies: Mapping[Difficulty, Strategy], path: str | os.PathLike[str], comment: str = "") -> None:
+    """Write strategies as YAML, with `comment` above them."""
+    import yaml
+
+    data = {difficulty.value: strategies[difficulty].to_dict() for difficulty in DIFFICULTIES}
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
