@@ -1,0 +1,191 @@
+"""Completions from a server that speaks OpenAI's protocol, such as vLLM's."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
+from entropy_rft.sampling.progress import progress_bar
+
+_RETRIED = (408, 429, 500, 502, 503, 504)
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each new try
+
+
+class OpenAISampler:
+    """Sample by ``POST URL/v1/completions``, with the interface of `TransformersSampler`.
+
+    The prompt is tokenized here and sent as token ids, so that the server's chat template plays no part. Servers that
+    know ``return_token_ids`` (vLLM since 0.10.2) tell the completion's tokens; elsewhere the text is tokenized again,
+    which may split it otherwise than the model wrote it. The same seed gives the same completions as far as the server
+    keeps that promise.
+
+    Args:
+        url: of the server, with or without ``/v1``.
+        tokenizer: of the model that it serves.
+        model: what the server calls that model; ``None`` takes the first one that it names.
+        concurrency: requests at the same time; each asks for all samples of one prompt.
+        timeout: seconds for one request.
+        api_key: sent as a bearer token.
+        chat_template_kwargs: further arguments of the chat template.
+
+    Raises:
+        ValueError: the URL is no http address, `concurrency` or `timeout` is out of range, or httpx is missing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tokenizer: Any,
+        *,
+        model: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        api_key: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        transport: Any = None,
+    ) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise ValueError('sampling from a URL needs httpx: pip install "entropy_rft[router]"') from error
+
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url must start with http:// or https://, got {url!r}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.tokenizer = tokenizer
+        self.model = model
+        self.concurrency = concurrency
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._token_ids = True
+        self._client = httpx.Client(
+            base_url=self.url,
+            timeout=timeout,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            limits=httpx.Limits(max_connections=concurrency),
+            transport=transport,
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 1024,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> list[list[Completion]]:
+        """Sample `samples` completions of each prompt; arguments and result as in `TransformersSampler.sample`.
+
+        Raises:
+            ValueError: an argument is out of range, or a prompt cannot be encoded.
+            OSError: the server cannot be reached, refuses, or answers with something else; one line.
+        """
+        check_settings(samples, temperature, top_p, max_tokens)
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        if self.model is None and prompt_ids:
+            self.model = self._first_model()
+        drawn = 1 if temperature == 0 else samples
+
+        def ask(index: int) -> list[Completion]:
+            body = {
+                "model": self.model,
+                "prompt": prompt_ids[index],
+                "n": drawn,
+                "temperature": temperature,
+                "top_p": top_p,
+                "max_tokens": max_tokens,
+                "seed": _seed(seed, index),
+            }
+            choices = self._completions(body)
+            if len(choices) != drawn:
+                raise OSError(f"{self.url} gave {len(choices)} completions instead of {drawn}")
+            return [self._completion(prompt_ids[index], choice) for choice in choices]
+
+        groups: list[list[Completion]] = []
+        with progress_bar("sampling", len(prompt_ids), progress) as advance:
+            pool = ThreadPoolExecutor(self.concurrency)
+            try:
+                for group in pool.map(ask, range(len(prompt_ids))):
+                    groups.append([group[sample % drawn] for sample in range(samples)])
+                    advance(1, "")
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure the other requests are of no use
+        return groups
+
+    def _completions(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        extended = {**body, "return_token_ids": True} if self._token_ids else body
+        status, data = self._request("POST", "/v1/completions", extended)
+        if status in (400, 422) and self._token_ids and "return_token_ids" in str(data):
+            self._token_ids = False
+            return self._completions(body)
+        if status != 200:
+            raise OSError(f"{self.url} refused with status {status}: {_message(data)}")
+        choices = data.get("choices") if isinstance(data, dict) else None
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise OSError(f"{self.url} answered without choices: {_message(data)}")
+        return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+    def _completion(self, prompt_ids: list[int], choice: dict[str, Any]) -> Completion:
+        ids = choice.get("token_ids")
+        if ids is None:
+            ids = self.tokenizer(text=choice.get("text") or "", add_special_tokens=False)["input_ids"]
+        ids = list(ids)
+        stopped = choice.get("finish_reason") == "stop"
+        eos = self.tokenizer.eos_token_id
+        if stopped and eos is not None and (not ids or (choice.get("token_ids") is None and ids[-1] != eos)):
+            ids.append(eos)  # the text does not show it
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(prompt_ids, ids, text, truncated=not stopped)
+
+    def _first_model(self) -> str:
+        status, data = self._request("GET", "/v1/models")
+        try:
+            if status != 200:
+                raise ValueError(f"status {status}")
+            return str(data["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise OSError(f"{self.url} does not name its model ({error}): give it") from error
+
+    def _request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        import httpx
+
+        failure = ""
+        for pause in (*_PAUSES, None):
+            try:
+                response = self._client.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                failure = f"{self.url} cannot be reached: {str(error) or type(error).__name__}"
+            else:
+                try:
+                    data = response.json()
+                except ValueError:
+                    data = response.text
+                if response.status_code not in _RETRIED:
+                    return response.status_code, data
+                failure = f"{self.url} answered with status {response.status_code}: {_message(data)}"
+            if pause is not None:
+                time.sleep(pause)
+        raise OSError(" ".join(failure.split()))
+
+
+def _seed(seed: int, prompt: int) -> int:
+    """A prompt's own seed: 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt}".encode(), digest_size=4).digest(), "big") >> 1
+
+
+def _message(data: Any) -> str:
+    """What a server says went wrong, on one line."""
+    if isinstance(data, dict):
+        inner = data.get("error", data)
+        data = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return " ".join(str(data).split())[:300]

@@ -1,0 +1,129 @@
+"""The sampler against a server that is a function."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+httpx = pytest.importorskip("httpx")
+
+from entropy_rft.sampling import openai_sampler  # noqa: E402
+from entropy_rft.sampling.openai_sampler import OpenAISampler  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(openai_sampler, "_PAUSES", (0.0, 0.0))
+
+
+@pytest.fixture
+def serve(random_tokenizer):
+    """``serve(answer)``: a sampler whose server gives ``answer(body)`` to each completion request; and its requests."""
+
+    def make(answer, **options):
+        seen = []
+
+        def handle(request):
+            body = json.loads(request.content) if request.content else {}
+            seen.append((request.url.path, body, request.headers))
+            if request.url.path == "/v1/models":
+                return httpx.Response(200, json={"data": [{"id": "served"}]})
+            result = answer(body)
+            return result if isinstance(result, httpx.Response) else httpx.Response(200, json={"choices": result})
+
+        return OpenAISampler(
+            "http://here:8000/v1/", random_tokenizer, transport=httpx.MockTransport(handle), **options
+        ), seen
+
+    return make
+
+
+def test_token_ids_from_the_server(serve, random_tokenizer):
+    eos = random_tokenizer.eos_token_id
+
+    def answer(body):
+        assert body["return_token_ids"]
+        ids = random_tokenizer("ab")["input_ids"]
+        # out of order on purpose
+        return [
+            {"index": 1, "token_ids": ids, "text": "ab", "finish_reason": "length"},
+            {"index": 0, "token_ids": [*ids, eos], "text": "ab", "finish_reason": "stop"},
+        ]
+
+    sampler, seen = serve(answer, api_key="k")
+    groups = sampler.sample(["one", [{"role": "user", "content": "two"}]], samples=2, seed=5, progress=False)
+    assert [[c.truncated for c in group] for group in groups] == [[False, True]] * 2
+    assert groups[0][0].token_ids[-1] == eos
+    assert [c.text for c in groups[1]] == ["ab", "ab"]
+    bodies = sorted((body for path, body, _ in seen if path == "/v1/completions"), key=lambda b: len(b["prompt"]))
+    assert bodies[0]["prompt"] == random_tokenizer("one")["input_ids"] == groups[0][0].prompt_ids
+    assert bodies[1]["prompt"][-1] == random_tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert {body["model"] for body in bodies} == {"served"}
+    assert bodies[0]["seed"] != bodies[1]["seed"]
+    assert all(headers["authorization"] == "Bearer k" for _, _, headers in seen)
+
+
+def test_a_server_that_tells_text_only(serve, random_tokenizer):
+    def answer(body):
+        if "return_token_ids" in body:
+            return httpx.Response(400, json={"error": {"message": "Unknown field: return_token_ids"}})
+        return [{"index": 0, "text": "hi", "finish_reason": "stop"}]
+
+    sampler, seen = serve(answer, model="m")
+    (group,) = sampler.sample(["x"], progress=False)
+    assert group[0].token_ids == [*random_tokenizer("hi")["input_ids"], random_tokenizer.eos_token_id]
+    assert (group[0].text, group[0].truncated) == ("hi", False)
+    sampler.sample(["x"], progress=False)
+    assert ["return_token_ids" in body for _, body, _ in seen] == [True, False, False]
+
+
+def test_greedy_is_asked_for_once(serve):
+    sampler, seen = serve(lambda body: [{"token_ids": [5], "finish_reason": "length"}] * body["n"], model="m")
+    (group,) = sampler.sample(["x"], samples=3, temperature=0, progress=False)
+    assert len(group) == 3
+    assert seen[0][1]["n"] == 1
+
+
+def test_it_tries_again_when_the_server_is_busy(serve):
+    left = [503, 429]
+
+    def answer(body):
+        if left:
+            return httpx.Response(left.pop(), text="busy")
+        return [{"token_ids": [5], "finish_reason": "length"}]
+
+    sampler, seen = serve(answer, model="m")
+    sampler.sample(["x"], progress=False)
+    assert len(seen) == 3
+
+
+def refuse(request):
+    raise httpx.ConnectError("refused")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda body: httpx.Response(404, json={"error": {"message": "no model\n'm'"}}), "status 404: no model 'm'"),
+        (lambda body: httpx.Response(500, text="oh"), "answered with status 500: oh"),
+        (lambda body: httpx.Response(200, text="<html>"), "answered without choices: <html>"),
+        (lambda body: [], "gave 0 completions instead of 1"),
+        (refuse, "cannot be reached: refused"),
+    ],
+)
+def test_failures_are_one_line(answer, message, serve):
+    sampler, _ = serve(answer, model="m")
+    with pytest.raises(OSError, match="http://here:8000") as caught:
+        sampler.sample(["x"], progress=False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"url": "here:8000"}, "url must start with"), ({"concurrency": 0}, "concurrency"), ({"timeout": 0}, "timeout")],
+)
+def test_mistakes(options, message, random_tokenizer):
+    with pytest.raises(ValueError, match=message):
+        OpenAISampler(**{"url": "http://x", "tokenizer": random_tokenizer, **options})
