@@ -1,0 +1,113 @@
+"""What an answer was: right or not, how long, how sure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from entropy_rft.entropy import TokenStatistics
+from entropy_rft.sampling import Completion, ThinkEndMarker, score_completions
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion, boiled down; entropies are means over its tokens in nats, ``None`` for a phase without any."""
+
+    tokens: int
+    truncated: bool
+    entropy: float | None
+    entropy_thinking: float | None
+    entropy_answer: float | None
+
+
+def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]) -> list[list[Any]]:
+    """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
+
+    Right is a reward above 0. The reward is called as TRL calls it, with the row's columns repeated per completion.
+
+    Raises:
+        ValueError: the reward gave another number of values.
+    """
+    pairs = [(row, completion) for row, group in zip(rows, groups, strict=True) for completion in group]
+    if not pairs:
+        return [[] for _ in groups]
+    own = ("prompt", "completion", "completion_ids")
+    values = reward(
+        prompts=[row["prompt"] for row, _ in pairs],
+        # As in TRL: a conversation is answered by a conversation, plain text by plain text.
+        completions=[
+            completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
+            for row, completion in pairs
+        ],
+        completion_ids=[completion.token_ids for _, completion in pairs],
+        **{key: [row[key] for row, _ in pairs] for key in rows[0] if key not in own},
+    )
+    if len(values) != len(pairs):
+        name = getattr(reward, "__name__", type(reward).__name__)
+        raise ValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
+    flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
+    return [[next(flat) for _ in group] for group in groups]
+
+
+def describe(
+    model: Any, groups: Sequence[Sequence[Completion]], marker: ThinkEndMarker, batch_size: int
+) -> list[list[Answer]]:
+    """Length and entropies of each completion, in one scoring pass over full distributions at temperature 1."""
+    flat = [completion for group in groups for completion in group]
+    scored = score_completions(model, flat, batch_size=batch_size)
+    answers = iter([_answer(*pair, marker) for pair in zip(flat, scored, strict=True)])
+    return [[next(answers) for _ in group] for group in groups]
+
+
+def _answer(completion: Completion, statistics: TokenStatistics, marker: ThinkEndMarker) -> Answer:
+    ids = torch.tensor([completion.token_ids], dtype=torch.long)
+    thinking, answer = (phase[0] for phase in marker.phases(ids, torch.ones_like(ids)))
+    entropy = statistics.entropy.double()
+
+    def mean(chosen: torch.Tensor) -> float | None:
+        return float(entropy[chosen].mean()) if bool(chosen.any()) else None
+
+    return Answer(
+        tokens=len(completion.token_ids),
+        truncated=completion.truncated,
+        entropy=float(entropy.mean()) if len(entropy) else None,
+        entropy_thinking=mean(thinking),
+        entropy_answer=mean(answer),
+    )
+
+
+def question_id(row: dict[str, Any]) -> str:
+    """16 hex digits that name a question by its prompt and solution, wherever it comes from."""
+    text = json.dumps([row["prompt"], row.get("solution")], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(rows: Sequence[dict[str, Any]]) -> str:
+    """Names a list of questions in their order."""
+    return hashlib.sha256("".join(map(question_id, rows)).encode()).hexdigest()[:16]
+
+
+def chunk_seed(seed: int, chunk: int) -> int:
+    """The seed of a chunk's samples, so that it does not depend on which process draws them."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/chunk {chunk}".encode(), digest_size=4).digest(), "big") >> 1
+
+
+def task_rows(task: Any) -> list[dict[str, Any]]:
+    """The questions of a task.
+
+    Raises:
+        ValueError: it has none, or no `prompt` column, or no reward.
+    """
+    rows = [dict(row) for row in task.dataset]
+    if not rows:
+        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
+    if "prompt" not in rows[0]:
+        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
+    if not task.reward_funcs:
+        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+    return rows

@@ -1,0 +1,200 @@
+"""Traces of a model's own answers: how often right, how long, how sure, and the hidden state of each question."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from entropy_rft.difficulty.answers import Answer, chunk_seed, describe, digest, question_id, task_rows, verdicts
+from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
+from entropy_rft.difficulty.store import ChunkStore, check_shard
+from entropy_rft.difficulty.traces import write_card
+from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, encode_prompt, progress_bar
+
+
+class SamplerLike(Protocol):
+    """`TransformersSampler` and `OpenAISampler` are such."""
+
+    def sample(self, prompts: Sequence[Any], **settings: Any) -> list[list[Completion]]: ...
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How far a collection is: questions that this call added, that are there, and that there will be."""
+
+    added: int
+    done: int
+    total: int
+
+
+def collect_traces(
+    model: Any,
+    tokenizer: Any,
+    task: Any,
+    output_dir: str | os.PathLike[str],
+    *,
+    sampler: SamplerLike,
+    sampler_name: str = "transformers",
+    model_name: str | None = None,
+    source: Mapping[str, Any] | None = None,
+    level: str | None = None,
+    samples: int = 10,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 1024,
+    seed: int = 0,
+    layer: int = -1,
+    think_end_token: str = "</think>",
+    batch_size: int = 16,
+    chunk_size: int = 32,
+    shard: int = 0,
+    num_shards: int = 1,
+    progress: bool = True,
+) -> Collected:
+    """Answer every question of `task` `samples` times and write what that says of the question.
+
+    The work is done chunk by chunk. A killed collection goes on with the same call: chunks that are on the disk are not
+    made again, and the random numbers of a chunk depend on its number alone, so the result is that of one piece.
+
+    Args:
+        model: scores the answers and gives the hidden states; the one that `sampler` asks.
+        tokenizer: its tokenizer.
+        task: has `dataset`, `reward_funcs`, `name` and `split`.
+        output_dir: the traces' directory; `datasets.load_dataset` reads it.
+        sampler: who answers.
+        sampler_name: what the settings call it: the same seed gives other answers elsewhere.
+        model_name: what the traces call the model.
+        source: the arguments with which `load_task` makes the task again; `probe evaluate` needs them.
+        level: difficulty level of all questions; by default the task's column `difficulty`.
+        samples, temperature, top_p, max_tokens, seed: of sampling.
+        layer: of the hidden state; see `question_states`.
+        think_end_token: the text that ends the thinking.
+        batch_size: answers scored at once.
+        chunk_size: questions that are lost by a kill.
+        shard: this process's number,
+        num_shards: of so many.
+        progress: show a bar, on a terminal.
+
+    Raises:
+        ValueError: an argument is out of range, or the directory was begun with other settings; one line.
+    """
+    check_settings(samples, temperature, top_p, max_tokens, batch_size)
+    check_shard(shard, num_shards)
+    check_layer(model, layer)
+    rows = task_rows(task)
+    marker = ThinkEndMarker(tokenizer, think_end_token)
+    settings: dict[str, Any] = {
+        "model": model_name or str(getattr(model, "name_or_path", "")) or type(model).__name__,
+        "fingerprint": fingerprint(model),
+        "width": int(model.config.get_text_config().hidden_size),
+        "layer": layer,
+        "task": dict(source or {"name": task.name, "split": task.split}),
+        "digest": digest(rows),
+        "level": level,
+        "sampler": sampler_name,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "think_end_token": think_end_token,
+    }
+    store = ChunkStore(output_dir, settings, len(rows), chunk_size)
+    schema = _schema(rows, settings["width"])
+    added = 0
+    left = sum(len(store.span(chunk)) for chunk in store.missing(shard, num_shards))
+    with progress_bar("questions", left, progress) as advance:
+        for chunk in store.missing(shard, num_shards):
+            chosen = [rows[index] for index in store.span(chunk)]
+            advance(0, f"chunk {chunk + 1} of {store.chunks}: answering")
+            groups = sampler.sample(
+                [row["prompt"] for row in chosen],
+                samples=samples,
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_tokens,
+                seed=chunk_seed(seed, chunk),
+                progress=False,
+            )
+            right = verdicts(task.reward_funcs[0], chosen, groups)
+            advance(0, f"chunk {chunk + 1} of {store.chunks}: scoring")
+            answers = describe(model, groups, marker, batch_size)
+            prompt_ids = [encode_prompt(tokenizer, row["prompt"]) for row in chosen]
+            states = question_states(model, prompt_ids, layer)
+            store.write(
+                chunk,
+                [
+                    _trace(index, row, len(ids), state.numpy(), verdict, group, level)
+                    for index, row, ids, state, verdict, group in zip(
+                        store.span(chunk), chosen, prompt_ids, states, right, answers, strict=True
+                    )
+                ],
+                schema,
+            )
+            added += len(chosen)
+            advance(len(chosen), "")
+    done = store.done()
+    write_card(Path(store.directory), store.settings, done)
+    return Collected(added, done, len(rows))
+
+
+def _trace(
+    index: int,
+    row: Mapping[str, Any],
+    prompt_tokens: int,
+    state: Any,
+    right: Sequence[bool | None],
+    answers: Sequence[Answer],
+    level: str | None,
+) -> dict[str, Any]:
+    known = [value for value in right if value is not None]
+    own = row.get("difficulty") if level is None else level
+    trace: dict[str, Any] = {
+        "index": index,
+        "id": question_id(dict(row)),
+        "prompt": row["prompt"],
+        "solution": None if row.get("solution") is None else str(row["solution"]),
+        "level": None if own is None else str(own),
+        "accuracy": sum(known) / len(known) if known else None,
+        "tokens": sum(answer.tokens for answer in answers) / len(answers),
+        "prompt_tokens": prompt_tokens,
+        "correct": list(right),
+        "answer_tokens": [answer.tokens for answer in answers],
+        "truncated": [answer.truncated for answer in answers],
+        "hidden_state": state,
+    }
+    for name in _ENTROPIES:
+        values = [getattr(answer, name) for answer in answers]
+        there = [value for value in values if value is not None]
+        trace[name] = sum(there) / len(there) if there else None
+        trace[f"{name}_each"] = values
+    return trace
+
+
+_ENTROPIES = ("entropy", "entropy_thinking", "entropy_answer")
+
+
+def _schema(rows: Sequence[Mapping[str, Any]], width: int) -> Any:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    fields = [
+        ("index", pa.int64()),
+        ("id", pa.string()),
+        ("prompt", pa.string() if isinstance(rows[0]["prompt"], str) else pa.list_(message)),
+        ("solution", pa.string()),
+        ("level", pa.string()),
+        ("accuracy", pa.float64()),
+        *((name, pa.float64()) for name in _ENTROPIES),
+        ("tokens", pa.float64()),
+        ("prompt_tokens", pa.int64()),
+        ("correct", pa.list_(pa.bool_())),
+        ("answer_tokens", pa.list_(pa.int64())),
+        ("truncated", pa.list_(pa.bool_())),
+        *((f"{name}_each", pa.list_(pa.float64())) for name in _ENTROPIES),
+        ("hidden_state", pa.list_(pa.float32(), width)),
+    ]
+    return pa.schema(fields)

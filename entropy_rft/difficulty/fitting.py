@@ -1,0 +1,102 @@
+"""From traces to a probe, with an honest account of how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.difficulty.calibration import calibrate_thresholds
+from entropy_rft.difficulty.labels import Thresholds, labelled
+from entropy_rft.difficulty.metrics import classification_report
+from entropy_rft.difficulty.probe import DifficultyProbe, split_groups
+from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
+from entropy_rft.difficulty.traces import Traces
+
+
+def train_probe(
+    traces: Traces,
+    *,
+    kind: str = "mlp",
+    hidden_units: int = 256,
+    thresholds: Thresholds | None = None,
+    strategies: Mapping[Difficulty, Strategy] = DEFAULT_STRATEGIES,
+    test_fraction: float = 0.2,
+    min_share: float = 0.05,
+    epochs: int = 100,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> DifficultyProbe:
+    """Label the traces and fit a probe to most of them.
+
+    `test_fraction` of the questions is set aside first: neither the thresholds nor the probe see it. Its metrics lie in
+    the probe's `metrics["test"]`, and beside them, in `metrics["baselines"]`, what can be had without a hidden state:
+
+    - ``majority``: always the commonest class;
+    - ``prompt_length``: a classifier like this one that sees the prompt's length alone;
+    - ``pass_rate``: one that sees the question's own fraction of right answers, which only many answers tell. It is a
+      ceiling for what knowing the accuracy alone is worth, not a rival.
+
+    Args:
+        traces: of one model.
+        kind, hidden_units, epochs, learning_rate, seed: of the probe.
+        thresholds: of the labels; ``None`` calibrates them.
+        strategies: that the probe carries along.
+        test_fraction: of the questions.
+        min_share: smallest share of a class when thresholds are calibrated.
+
+    Raises:
+        ValueError: too few questions, one class only, or an argument out of range; one line.
+    """
+    if len(set(traces.ids)) < 10:
+        raise ValueError(f"a probe needs at least 10 different questions, the traces have {len(set(traces.ids))}")
+    testing = split_groups(traces.ids, test_fraction, seed)
+    seen, unseen = traces.take(~testing), traces.take(testing)
+    metrics: dict[str, Any] = {}
+    if thresholds is None:
+        found = calibrate_thresholds(seen.column("accuracy"), seen.column("entropy"), min_share=min_share, seed=seed)
+        thresholds = found.thresholds
+        metrics["calibration"] = {name: value for name, value in asdict(found).items() if name not in ("thresholds",)}
+    known, truth = labels_of(seen, thresholds), labels_of(unseen, thresholds)
+    counts = np.bincount(known, minlength=len(NAMES))
+    if (counts > 0).sum() < 2:
+        only = NAMES[int(counts.argmax())]
+        raise ValueError(
+            f"all {len(known)} questions are {only} by {thresholds}: calibrate the thresholds, or give others"
+        )
+    probe = DifficultyProbe(
+        kind,
+        hidden_units=hidden_units,
+        base_model=traces.model,
+        fingerprint=traces.fingerprint,
+        layer=traces.layer,
+        thresholds=thresholds,
+        strategies=strategies,
+        seed=seed,
+    )
+    targets = [DIFFICULTIES[index] for index in known]
+    options: dict[str, Any] = {"groups": seen.ids, "epochs": epochs, "learning_rate": learning_rate}
+    probe.fit(seen.hidden, targets, **options)
+    metrics |= probe.metrics
+    metrics["labels"] = {name: int(count) for name, count in zip(NAMES, counts, strict=True)}
+    metrics["test"] = classification_report(probe.predict_proba(unseen.hidden), truth)
+    baselines = {"majority": classification_report(majority(counts, len(unseen)), truth)}
+    for name, column in (("prompt_length", "prompt_tokens"), ("pass_rate", "accuracy")):
+        other = DifficultyProbe(hidden_units=32, seed=seed).fit(seen.column(column)[:, None], targets, **options)
+        baselines[name] = classification_report(other.predict_proba(unseen.column(column)[:, None]), truth)
+    metrics["baselines"] = baselines
+    probe.metrics = metrics
+    return probe
+
+
+def labels_of(traces: Traces, thresholds: Thresholds) -> np.ndarray:
+    """The classes of the traces' questions, (N,) int64."""
+    return labelled(traces.column("accuracy"), traces.column("entropy"), thresholds)
+
+
+def majority(counts: Any, rows: int) -> np.ndarray:
+    """Probabilities of always saying the commonest class, with its share as the confidence; (rows, 3)."""
+    shares = np.asarray(counts, dtype=np.float64) / np.sum(counts)
+    return np.tile(shares, (rows, 1))

@@ -1,0 +1,177 @@
+"""Rows of long work on the disk, chunk by chunk, so that a killed process goes on where it was.
+
+A chunk is a parquet file that is written beside its place, flushed and renamed: it is there whole or not at all. Which
+questions a chunk holds depends on its number alone, so any number of processes may share the work, and another number
+of them may go on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SETTINGS, DATA = "settings.json", "data"
+SCHEMA = 1
+
+
+class ChunkStore:
+    """A directory of chunks with the settings that they were made with.
+
+    Args:
+        directory: is made when it does not exist.
+        settings: plain JSON values; what would make other rows belongs in them, and nothing else.
+        total: questions in all.
+        chunk_size: questions in a chunk.
+
+    Raises:
+        ValueError: the directory holds the work of other settings (the first that differs is named) or other files.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], settings: Mapping[str, Any], total: int, chunk_size: int
+    ) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self.directory = Path(directory).expanduser()
+        self.total = total
+        self.chunk_size = chunk_size
+        self.settings = {"schema": SCHEMA, **settings, "questions": total, "chunk_size": chunk_size}
+        self._open()
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.total // self.chunk_size)
+
+    def span(self, chunk: int) -> range:
+        """The questions of a chunk."""
+        return range(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.total))
+
+    def has(self, chunk: int) -> bool:
+        return self._path(chunk).is_file()
+
+    def done(self) -> int:
+        """Questions that are on the disk."""
+        return sum(len(self.span(chunk)) for chunk in range(self.chunks) if self.has(chunk))
+
+    def missing(self, shard: int = 0, num_shards: int = 1) -> Iterator[int]:
+        """The chunks of this process that are not there yet; looked up one by one, as others may write them.
+
+        Raises:
+            ValueError: `shard` or `num_shards` is out of range.
+        """
+        check_shard(shard, num_shards)
+        return (chunk for chunk in range(shard, self.chunks, num_shards) if not self.has(chunk))
+
+    def write(self, chunk: int, rows: Sequence[Mapping[str, Any]], schema: Any) -> None:
+        """Put a chunk in its place, for good.
+
+        Args:
+            chunk: its number.
+            rows: one a question, in order.
+            schema: pyarrow's, of the rows.
+        """
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        path = self._path(chunk)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with partial.open("wb") as stream:
+                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+            _flush_directory(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _path(self, chunk: int) -> Path:
+        return self.directory / DATA / f"chunk-{chunk:06d}.parquet"
+
+    def _open(self) -> None:
+        (self.directory / DATA).mkdir(parents=True, exist_ok=True)
+        path = self.directory / SETTINGS
+        if not path.is_file():
+            if any((self.directory / DATA).glob("*.parquet")):
+                raise ValueError(f"{str(self.directory)!r} holds data without {SETTINGS}: give another directory")
+            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                with partial.open("w", encoding="utf-8") as stream:
+                    stream.write(json.dumps(self.settings, indent=2) + "\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.link(partial, path)  # unlike a rename it fails when another process was first
+            except FileExistsError:
+                pass
+            finally:
+                partial.unlink(missing_ok=True)
+        found = read_settings(self.directory)
+        mine = json.loads(json.dumps(self.settings))
+        for name in [*mine, *found]:
+            if found.get(name) != mine.get(name):
+                raise ValueError(
+                    f"{str(self.directory)!r} was begun with {name} = {found.get(name)!r}, not {mine.get(name)!r}: "
+                    "go on with the same settings, or give another directory"
+                )
+
+
+def check_shard(shard: int, num_shards: int) -> None:
+    """Raise a ValueError unless ``0 <= shard < num_shards``."""
+    if num_shards < 1:
+        raise ValueError(f"num_shards must be at least 1, got {num_shards}")
+    if not 0 <= shard < num_shards:
+        raise ValueError(f"shard must lie between 0 and {num_shards - 1} for {num_shards} shards, got {shard}")
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings of a store.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    path = directory / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{str(directory)!r} has no {SETTINGS}: give a directory that `probe collect` wrote") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
+        raise ValueError(f"{str(path)!r} is not of schema {SCHEMA}")
+    return settings
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """All rows that are there, by the column `index`; a half-written chunk is no chunk.
+
+    Raises:
+        ValueError: a chunk is corrupted, or a question occurs twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: dict[int, dict[str, Any]] = {}
+    for path in sorted((directory / DATA).glob("chunk-*.parquet")):
+        try:
+            read = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{str(path)!r} is corrupted ({' '.join(str(error).split())[:120]}): delete it and collect again"
+            ) from error
+        for row in read:
+            if row["index"] in rows:
+                raise ValueError(f"{str(path)!r} repeats question {row['index']}")
+            rows[row["index"]] = row
+    return [rows[index] for index in sorted(rows)]
+
+
+def _flush_directory(directory: Path) -> None:
+    """So that the rename itself survives a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""Reading traces, and the card that says what they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.difficulty.states import same_model
+from entropy_rft.difficulty.store import read_rows, read_settings
+
+CARD = "README.md"
+# Traces that differ in one of these do not belong to one probe.
+_SHARED = ("fingerprint", "layer", "width", "think_end_token")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a model made of some questions.
+
+    Attributes:
+        settings: of each directory.
+        rows: one dict a question, as `collect_traces` wrote them, without the hidden state.
+        hidden: hidden states, (N, D) float32.
+        unscorable: questions left out because no answer of theirs could be scored.
+    """
+
+    settings: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    hidden: np.ndarray
+    unscorable: int = 0
+    complete: bool = field(default=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def model(self) -> str:
+        return str(self.settings[0]["model"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.settings[0]["fingerprint"])
+
+    @property
+    def layer(self) -> int:
+        return int(self.settings[0]["layer"])
+
+    @property
+    def ids(self) -> list[str]:
+        return [row["id"] for row in self.rows]
+
+    def column(self, name: str) -> np.ndarray:
+        """A number of each question, (N,) float64."""
+        return np.asarray([row[name] for row in self.rows], dtype=np.float64)
+
+    def take(self, chosen: np.ndarray) -> Traces:
+        """The questions where `chosen`, (N,) bool, is true."""
+        rows = [row for row, keep in zip(self.rows, chosen, strict=True) if keep]
+        return Traces(self.settings, rows, self.hidden[np.asarray(chosen, dtype=bool)], self.unscorable, self.complete)
+
+
+def load_traces(*directories: str | os.PathLike[str]) -> Traces:
+    """Read one or more directories that `probe collect` wrote, finished or not.
+
+    Raises:
+        ValueError: a directory is none, is empty or corrupted, or two were made with different models, layers or
+            markers; one line.
+    """
+    if not directories:
+        raise ValueError("give at least one directory of traces")
+    settings: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for directory in directories:
+        path = Path(directory).expanduser()
+        found = read_settings(path)
+        missing = [name for name in ("model", *_SHARED, "task", "digest") if name not in found]
+        if missing:
+            raise ValueError(f"{os.fspath(directory)!r} holds no traces: its settings have no {', '.join(missing)}")
+        for name in _SHARED:
+            if settings and settings[0][name] != found[name]:
+                raise ValueError(
+                    f"{os.fspath(directory)!r} was collected with {name} {found[name]!r}, "
+                    f"{os.fspath(directories[0])!r} with {settings[0][name]!r}"
+                )
+        settings.append(found)
+        rows += read_rows(path)
+    if not rows:
+        raise ValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
+    complete = len(rows) == sum(found["questions"] for found in settings)
+    scorable = [row for row in rows if row["accuracy"] is not None and row["entropy"] is not None]
+    if not scorable:
+        raise ValueError(f"no answer in {os.fspath(directories[0])!r} could be scored by the task's reward")
+    hidden = np.asarray([row.pop("hidden_state") for row in scorable], dtype=np.float32)
+    return Traces(settings, scorable, hidden, len(rows) - len(scorable), complete)
+
+
+def check_model(traces: Traces, name: str) -> None:
+    """Raise a ValueError unless the traces are of the model called `name`."""
+    if not same_model(traces.model, name):
+        raise ValueError(f"the traces are of the model {traces.model!r}, not of {name!r}")
+
+
+def write_card(directory: Path, settings: Mapping[str, Any], done: int) -> None:
+    """The data set card; `datasets.load_dataset(directory)` finds the files by it."""
+    task = settings["task"]
+    text = f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: {str(task.get("split") or "train").replace("-", "_")}
+    path: data/*.parquet
+---
+
+# Traces of `{settings["model"]}` on {task.get("name")}
+
+How often and how surely the model answered each question, for a difficulty probe (DiffAdapt, arXiv 2510.19669).
+{done} of {settings["questions"]} questions, {settings["samples"]} answers each.
+
+| setting | |
+| --- | --- |
+{"".join(f"| {name} | `{value}` |{chr(10)}" for name, value in settings.items())}
+| column | |
+| --- | --- |
+| `prompt`, `solution`, `level` | the question, its gold answer, and its difficulty level where the task gives one |
+| `accuracy` | fraction of right answers |
+| `entropy`, `entropy_thinking`, `entropy_answer` | mean over answers of their mean token entropy; nats, temperature 1 |
+| `tokens`, `prompt_tokens` | mean length of an answer; length of the prompt |
+| `correct`, `answer_tokens`, `truncated`, `entropy*_each` | the same of each answer |
+| `hidden_state` | float32, of the prompt's last token at the layer |
+"""
+    target = directory / CARD
+    partial = target.with_name(f".{CARD}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def levels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The difficulty levels that occur, numbers by size and before words."""
+    found = {row["level"] for row in rows if row["level"] is not None}
+
+    def order(level: str) -> tuple[bool, float, str]:
+        try:
+            return False, float(level), ""
+        except ValueError:
+            return True, 0.0, level
+
+    return sorted(found, key=order)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from entropy_rft.difficulty import collect_traces, load_traces
+from entropy_rft.difficulty.traces import levels
+from entropy_rft.sampling import TransformersSampler, encode_prompt, score_completions
+from entropy_rft.tasks import load_task
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("arithmetic", split="validation", limit=10)
+
+
+@pytest.fixture
+def collect(model_and_tokenizer, task, tmp_path):
+    model, tokenizer = model_and_tokenizer
+
+    def run(directory="traces", sampler=None, task=task, **options):
+        return collect_traces(
+            model,
+            tokenizer,
+            task,
+            tmp_path / directory,
+            sampler=sampler or TransformersSampler(model, tokenizer),
+            **{"samples": 3, "max_tokens": 6, "chunk_size": 4, "progress": False, "model_name": "m", **options},
+        )
+
+    return run
+
+
+class Dies(Exception):
+    pass
+
+
+class Mortal:
+    """Samples, and dies at the n-th chunk."""
+
+    def __init__(self, sampler, chunks):
+        self.sampler, self.left = sampler, chunks
+
+    def sample(self, *args, **kwargs):
+        if not self.left:
+            raise Dies
+        self.left -= 1
+        return self.sampler.sample(*args, **kwargs)
+
+
+def same(first, second):
+    assert first.ids == second.ids
+    assert first.rows == second.rows
+    assert np.array_equal(first.hidden, second.hidden)
+
+
+def test_a_trace_says_what_the_answers_were(collect, model_and_tokenizer, task, tmp_path):
+    model, tokenizer = model_and_tokenizer
+    state = collect(temperature=0)
+    assert (state.added, state.done, state.total) == (10, 10, 10)
+    traces = load_traces(tmp_path / "traces")
+    assert traces.complete
+    assert [row["index"] for row in traces.rows] == list(range(10))
+    assert levels(traces.rows) == ["2", "3", "4", "5", "6", "7"]
+    assert traces.hidden.shape == (10, 16)
+    prompts = [row["prompt"] for row in task.dataset]
+    answers = TransformersSampler(model, tokenizer).sample(prompts, temperature=0, max_tokens=6, progress=False)
+    for row, prompt, hidden, (answer,) in zip(traces.rows, prompts, traces.hidden, answers, strict=True):
+        assert row["prompt"] == prompt
+        assert row["answer_tokens"] == [len(answer.token_ids)] * 3
+        (statistics,) = score_completions(model, [answer])
+        assert row["entropy"] == pytest.approx(float(statistics.entropy.mean()), rel=1e-4)
+        with torch.no_grad():
+            states = model(torch.tensor([encode_prompt(tokenizer, prompt)]), output_hidden_states=True).hidden_states
+        assert np.array_equal(hidden, states[-1][0, -1].numpy())
+        assert (row["accuracy"], row["correct"]) == (0.0, [False] * 3)
+
+
+def test_the_entropy_of_a_question_is_the_mean_of_its_answers(collect, tmp_path):
+    collect()
+    for row in load_traces(tmp_path / "traces").rows:
+        assert row["entropy"] == pytest.approx(sum(row["entropy_each"]) / 3)
+        assert len({*row["entropy_each"]}) > 1
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2])
+def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(chunks, collect, model_and_tokenizer, tmp_path):
+    collect("whole")
+    mortal = Mortal(TransformersSampler(*model_and_tokenizer), chunks)
+    with pytest.raises(Dies):
+        collect(sampler=mortal)
+    (tmp_path / "traces" / "data" / ".chunk-000001.parquet.99.tmp").write_bytes(b"PAR1 half a fi")
+    if chunks:
+        assert len(load_traces(tmp_path / "traces")) == 4 * chunks
+        assert not load_traces(tmp_path / "traces").complete
+    state = collect()
+    assert (state.added, state.done) == (10 - 4 * chunks, 10)
+    same(load_traces(tmp_path / "traces"), load_traces(tmp_path / "whole"))
+    assert collect().added == 0
+
+
+def test_shards_make_the_same_traces(collect, tmp_path):
+    collect("whole")
+    states = [collect(shard=shard, num_shards=2) for shard in (1, 0)]
+    assert [(state.added, state.done) for state in states] == [(4, 4), (6, 10)]
+    same(load_traces(tmp_path / "traces"), load_traces(tmp_path / "whole"))
+
+
+def test_other_settings_are_refused_and_named(collect, tmp_path, task):
+    collect()
+    for options, message in (
+        ({"temperature": 0.5}, "begun with temperature = 1.0, not 0.5"),
+        ({"samples": 4}, "samples = 3, not 4"),
+        ({"layer": 0}, "layer = -1, not 0"),
+        ({"chunk_size": 5}, "chunk_size = 4, not 5"),
+        ({"model_name": "n"}, "model = 'm', not 'n'"),
+        ({"task": load_task("arithmetic", split="validation", limit=10, seed=1)}, "digest = "),
+        ({"sampler_name": "openai"}, "sampler = 'transformers', not 'openai'"),
+    ):
+        with pytest.raises(ValueError, match="go on with the same settings") as caught:
+            collect(**options)
+        assert message in str(caught.value)
+    assert collect(batch_size=3).added == 0  # makes no other traces
+
+
+def test_datasets_reads_it(collect, tmp_path):
+    from datasets import load_dataset
+
+    collect(level="9")
+    loaded = load_dataset(str(tmp_path / "traces"), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["validation"]
+    dataset = loaded["validation"]
+    assert len(dataset) == 10
+    assert set(dataset["level"]) == {"9"}
+    assert len(dataset[0]["hidden_state"]) == 16
+    assert "10 of 10 questions, 3 answers each" in (tmp_path / "traces" / "README.md").read_text()
+
+
+def test_plain_text_prompts_and_unscorable_answers(collect, tmp_path):
+    class Task:
+        name, split = "text", "train"
+        dataset = [{"prompt": f"{i}+{i}"} for i in range(3)]  # noqa: RUF012
+
+        @staticmethod
+        def reward(prompts, completions, **_):
+            assert all(isinstance(completion, str) for completion in completions)
+            return [None if prompt == "1+1" else 1.0 for prompt in prompts]
+
+        reward_funcs = (reward,)
+
+    collect(task=Task())
+    traces = load_traces(tmp_path / "traces")
+    assert [row["prompt"] for row in traces.rows] == ["0+0", "2+2"]
+    assert traces.unscorable == 1
+    assert traces.column("accuracy").tolist() == [1.0, 1.0]
+
+
+def test_several_directories_of_one_model(collect, tmp_path):
+    collect("a", level="1")
+    collect("b", level="2", task=load_task("arithmetic", split="train", limit=5))
+    traces = load_traces(tmp_path / "a", tmp_path / "b")
+    assert len(traces) == 15
+    assert levels(traces.rows) == ["1", "2"]
+    collect("c", layer=0)
+    with pytest.raises(ValueError, match="was collected with layer 0"):
+        load_traces(tmp_path / "a", tmp_path / "c")
+
+
+def test_damage_is_one_line(collect, tmp_path):
+    directory = tmp_path / "traces"
+    with pytest.raises(ValueError, match=r"has no settings\.json"):
+        load_traces(directory)
+    collect()
+    chunk = directory / "data" / "chunk-000001.parquet"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-20])
+    with pytest.raises(
+        ValueError, match=r"chunk-000001\.parquet' is corrupted .*: delete it and collect again"
+    ) as caught:
+        load_traces(directory)
+    assert "\n" not in str(caught.value)
+    chunk.unlink()
+    assert collect().added == 4
+    (directory / "data" / "chunk-000009.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match="repeats question 4"):
+        load_traces(directory)
+    settings = json.loads((directory / "settings.json").read_text())
+    for text, message in (("{", "cannot be read"), (json.dumps({**settings, "schema": 9}), "not of schema 1")):
+        (directory / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_traces(directory)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"shard": 2, "num_shards": 2}, "shard must lie between 0 and 1 for 2 shards, got 2"),
+        ({"num_shards": 0}, "num_shards must be at least 1"),
+        ({"layer": 5}, "layer must lie between -3 and 2"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(options, message, collect, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        collect(**options)
+    assert not (tmp_path / "traces").exists()
