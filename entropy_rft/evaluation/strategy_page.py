@@ -1,0 +1,215 @@
+"""The page that `probe evaluate` writes: what choosing saves, whether the probe is right, and the U."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.evaluation import plots
+from entropy_rft.evaluation.markup import Key, figure, page, table
+from entropy_rft.evaluation.table import number, percent
+
+POLICIES = {
+    "easy": "fixed Easy",
+    "normal": "fixed Normal",
+    "hard": "fixed Hard",
+    "random": "random",
+    "random_same_mix": "random, the probe's mix",
+    "probe": "probe",
+    "oracle": "oracle",
+    "oracle_in_sample": "oracle, in sample",
+}
+POLICY_HEADER = [
+    "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "ms an answer",
+    "easy/normal/hard (%)",
+]  # fmt: skip
+_EXPLAINED = (
+    "All rows are of the same answers: every question was answered by every strategy. Intervals: 95 %, bootstrap over "
+    "questions; differences are paired question by question. The oracle chooses for each question the cheapest "
+    "strategy that is right most often, on one half of the samples, and is measured on the other; in sample it chooses "
+    "and is measured on the same ones, which flatters it. Time is that of batched sampling, shared out by tokens."
+)
+
+
+def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells, a line for each way to choose."""
+    lines = []
+    for name, title in POLICIES.items():
+        policy = result["policies"].get(name)
+        if policy is None:
+            continue
+        accuracy, saving = policy["minus_normal"]["accuracy"], policy["minus_normal"]["saving"]
+        same = name == "normal"
+        lines.append(
+            [
+                title,
+                percent(policy["accuracy"]),
+                _range(policy["interval"]),
+                number(policy["tokens"], 1),
+                "–" if same else f"{100 * accuracy[0]:+.1f} ({_range(accuracy[1:])})",
+                "–" if same else f"{percent(saving[0])} ({_range(saving[1:])})",
+                number(1000 * policy["seconds"], 1),
+                "/".join(f"{100 * policy['shares'][kind]:.0f}" for kind in NAMES),
+            ]
+        )
+    return lines
+
+
+def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The same for 80 characters, header first."""
+    lines = [["choice", "accuracy (%)", "minus Normal (points)", "tokens", "saved (%)"]]
+    return lines + [[line[0], line[1], line[4], line[3], line[5]] for line in policy_lines(result)]
+
+
+def _range(bounds: Sequence[float]) -> str:
+    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write the page; one file, no network, no script.
+
+    Args:
+        result: of `evaluate_probe`.
+        points: one dict a question with `accuracy`, `entropy` and `label`, for the scatter.
+        path: of the page.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    shown = [name for name in POLICIES if name in result["policies"]]
+    keys = [Key(plots.colour(i), POLICIES[name]) for i, name in enumerate(shown) if i < len(plots.PALETTE)]
+    keys += [Key(None, POLICIES[name]) for name in shown[len(plots.PALETTE) :]]
+    frontier = figure("Accuracy against tokens", frontier_svg(result, shown), keys, "bars: 95 % interval")
+    by = "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
+    u_keys = [Key(plots.PALETTE[0], "entropy"), Key(plots.PALETTE[5], "accuracy", dashed=True)]
+    shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result, by), u_keys)
+    scatter = figure(
+        "The traces and their labels",
+        scatter_svg(points, result.get("thresholds")),
+        [Key(plots.colour(i), name) for i, name in enumerate(NAMES)],
+        "one point a question; lines: the thresholds",
+    )
+    share = result["policies"]["probe"].get("oracle_share")
+    parts = [
+        f"<p>{escape(_summary(result))}</p>",
+        table(POLICY_HEADER, policy_lines(result)),
+        f'<p class="soft">{escape(_EXPLAINED)}'
+        + ("" if share is None else f" The probe gets {100 * share:.0f} % of what the oracle saves.")
+        + "</p>",
+        f'<div class="figures">{frontier}{shape}{scatter}</div>',
+        _classifier(result),
+        _levels(result, by),
+        "<h2>Settings</h2>" + table(["setting", "value"], [[k, str(v)] for k, v in _settings(result)], text=True),
+    ]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page("Strategies by difficulty", parts), encoding="utf-8")
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    left = result["left_out"]
+    return (
+        f"{result['model']} on {', '.join(result['tasks'])}: {result['questions']} questions, {result['samples']} "
+        f"answers of each strategy. Left out: {left['fitted']} questions that the probe was fitted to, "
+        f"{left['unscorable_traces'] + result['unscorable']} that could not be scored."
+    )
+
+
+def _settings(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [*result["settings"].items(), ("thresholds", result.get("thresholds"))]
+
+
+def _classifier(result: Mapping[str, Any]) -> str:
+    reports = result.get("classifier")
+    if not reports:
+        return ""
+    rows = [
+        [name, percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
+        for name, r in reports.items()
+    ]
+    confusion = [[name, *map(str, row)] for name, row in zip(NAMES, reports["probe"]["confusion"], strict=True)]
+    return (
+        "<h2>The probe as a classifier</h2>"
+        + table(["", "accuracy (%)", "macro-F1", "calibration error"], rows)
+        + table(["label \\ said", *NAMES], confusion)
+    )
+
+
+def _levels(result: Mapping[str, Any], by: str) -> str:
+    rows = [
+        [name, str(g["questions"]), percent(g["accuracy"]), number(g["entropy"]), number(g["entropy_thinking"]),
+         number(g["tokens"], 1)]
+        for name, g in result["levels"]["groups"].items()
+    ]  # fmt: skip
+    header = [by, "questions", "accuracy (%)", "entropy (nats)", "entropy, thinking (nats)", "tokens"]
+    return "<h2>By difficulty</h2>" + table(header, rows)
+
+
+def frontier_svg(result: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """Accuracy (%) with its interval against mean tokens."""
+    drawing, axes = plots._figure()
+    for index, name in enumerate(shown):
+        policy = result["policies"][name]
+        low, high = policy["interval"]
+        centre = policy["accuracy"]
+        axes.errorbar(
+            [policy["tokens"]],
+            [100 * centre],
+            yerr=[[100 * max(0.0, centre - low)], [100 * max(0.0, high - centre)]],
+            fmt="o" if index < len(plots.PALETTE) else "D",
+            color=plots.colour(index) if index < len(plots.PALETTE) else plots._INK,
+            capsize=4,
+            markersize=8,
+        )
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("mean tokens of an answer")
+    axes.set_ylabel("accuracy (%)")
+    alt = "accuracy against tokens: " + "; ".join(
+        f"{POLICIES[n]} {percent(result['policies'][n]['accuracy'])} % at {result['policies'][n]['tokens']:.0f}"
+        for n in shown
+    )
+    return plots._svg(drawing, "frontier", alt)
+
+
+def u_shape_svg(result: Mapping[str, Any], by: str) -> str:
+    """Mean token entropy (left) and accuracy (right, dashed) over the difficulty."""
+    groups = result["levels"]["groups"]
+    drawing, axes = plots._figure()
+    other = axes.twinx()
+    other.grid(False)
+    places = range(len(groups))
+    axes.plot(places, [g["entropy"] for g in groups.values()], "o-", color=plots.PALETTE[0], linewidth=2)
+    accuracy = [100 * g["accuracy"] for g in groups.values()]
+    other.plot(places, accuracy, "s", linestyle=plots.DASHES[1], color=plots.PALETTE[5], linewidth=2)
+    axes.set_xticks(list(places), list(groups))
+    axes.set_xlabel(by)
+    axes.set_ylabel("entropy (nats per token)")
+    other.set_ylabel("accuracy (%)")
+    other.set_ylim(-3, 103)
+    alt = f"mean token entropy and accuracy by {by}: " + "; ".join(
+        f"{name}: {number(g['entropy'])} nats, {percent(g['accuracy'])} %" for name, g in groups.items()
+    )
+    return plots._svg(drawing, "u-shape", alt)
+
+
+def scatter_svg(points: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None) -> str:
+    """Accuracy (%) against entropy, one point a question in the colour of its label."""
+    drawing, axes = plots._figure()
+    for index, name in enumerate(NAMES):
+        own = [point for point in points if point["label"] == name]
+        axes.plot(
+            [p["entropy"] for p in own], [100 * p["accuracy"] for p in own], "o", color=plots.colour(index), alpha=0.5,
+            markersize=4, markeredgewidth=0,
+        )  # fmt: skip
+    if thresholds:
+        line = {"color": plots._INK, "linewidth": 0.8, "linestyle": plots.DASHES[1]}
+        axes.axhline(100 * thresholds["accuracy_hard"], **line)
+        axes.axhline(100 * thresholds["accuracy_normal"], **line)
+        axes.axvline(thresholds["entropy_normal"], **line)
+    axes.set_xlabel("mean token entropy (nats)")
+    axes.set_ylabel("accuracy (%)")
+    return plots._svg(drawing, "scatter", f"accuracy against entropy of {len(points)} questions, by label")

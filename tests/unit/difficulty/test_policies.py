@@ -1,0 +1,168 @@
+"""Policies on answers that are known in advance, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
+from entropy_rft.evaluation.strategies import Answers, by_level, compare_policies
+from entropy_rft.evaluation.strategy_page import policy_lines, short_policy_lines, write_page
+from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened
+from entropy_rft.sampling import Completion
+
+EASY, NORMAL, HARD = Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD
+
+
+def answers(correct, tokens) -> Answers:
+    """From (questions, 3) rows of per-sample lists."""
+    right, length = np.asarray(correct, float).transpose(1, 0, 2), np.asarray(tokens, float).transpose(1, 0, 2)
+    return Answers(right, length, length.mean(2) / 1000)
+
+
+@pytest.fixture
+def two_questions() -> Answers:
+    """Easy suffices for the first question; the second needs Normal."""
+    correct = [[[1, 1], [1, 1], [1, 1]], [[0, 0], [1, 1], [0, 0]]]
+    tokens = [[[10, 10], [40, 60], [20, 20]], [[10, 10], [100, 100], [30, 30]]]
+    return answers(correct, tokens)
+
+
+def test_every_way_to_choose(two_questions):
+    result = compare_policies(two_questions, [EASY, NORMAL])
+    p = result["policies"]
+    accuracy = {name: policy["accuracy"] for name, policy in p.items()}
+    tokens = {name: policy["tokens"] for name, policy in p.items()}
+    assert accuracy == pytest.approx(
+        {"easy": 0.5, "normal": 1, "hard": 0.5, "random": 4 / 6, "random_same_mix": 0.75, "probe": 1, "oracle": 1,
+         "oracle_in_sample": 1}
+    )  # fmt: skip
+    assert tokens == pytest.approx(
+        {"easy": 10, "normal": 75, "hard": 25, "random": (10 + 75 + 25) / 3, "random_same_mix": (10 + 75) / 2,
+         "probe": 55, "oracle": 55, "oracle_in_sample": 55}
+    )  # fmt: skip
+    assert p["probe"]["seconds"] == pytest.approx(0.055)
+    assert p["probe"]["shares"] == {"easy": 0.5, "normal": 0.5, "hard": 0.0}
+    assert p["probe"]["oracle_share"] == 1.0
+    assert p["probe"]["minus_normal"]["accuracy"][0] == 0
+    assert p["probe"]["minus_normal"]["tokens"][0] == -20
+    saving, low, high = p["probe"]["minus_normal"]["saving"]
+    assert saving == pytest.approx(20 / 75)
+    assert low <= saving <= high
+    assert p["normal"]["minus_normal"]["tokens"] == [0, 0, 0]
+    assert (result["questions"], result["unscorable"], result["samples"]) == (2, 0, 2)
+
+
+def test_the_oracle_does_not_profit_from_luck():
+    """Answers that are right by a coin: whoever chooses and measures on the same samples thinks he can choose."""
+    rng = np.random.default_rng(0)
+    correct = rng.integers(2, size=(400, 3, 4))
+    tokens = np.full((400, 3, 4), 10)
+    result = compare_policies(answers(correct, tokens), [NORMAL] * 400)["policies"]
+    assert result["oracle_in_sample"]["accuracy"] > 0.65
+    assert result["oracle"]["accuracy"] == pytest.approx(0.5, abs=0.04)
+    assert result["probe"]["oracle_share"] is None  # there is nothing to save
+
+
+def test_one_sample_has_no_honest_oracle():
+    result = compare_policies(answers([[[1], [1], [0]]], [[[1], [2], [3]]]), [EASY])["policies"]
+    assert "oracle" not in result
+    assert result["oracle_in_sample"]["tokens"] == 1
+    assert "oracle_share" not in result["probe"]
+
+
+def test_the_differences_are_paired():
+    """Questions differ by far more than the strategies: only the paired interval is narrow."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(100, 2000, size=(60, 1, 1))
+    tokens = np.concatenate([base - 20, base, base - 10], axis=1) + np.zeros((60, 3, 2))
+    result = compare_policies(answers(np.ones((60, 3, 2)), tokens), [EASY] * 60)["policies"]["probe"]
+    assert result["minus_normal"]["tokens"] == pytest.approx([-20, -20, -20])
+
+
+def test_questions_that_cannot_be_scored_are_left_out_everywhere(two_questions):
+    correct = two_questions.correct.copy()
+    correct[2, 0] = np.nan
+    result = compare_policies(Answers(correct, two_questions.tokens, two_questions.seconds), [EASY, NORMAL])
+    assert (result["questions"], result["unscorable"]) == (1, 1)
+    assert result["policies"]["normal"]["tokens"] == 100
+    with pytest.raises(ValueError, match="no question has an answer"):
+        compare_policies(Answers(correct * np.nan, two_questions.tokens, two_questions.seconds), [EASY, NORMAL])
+    with pytest.raises(ValueError, match="1 choices"):
+        compare_policies(two_questions, [EASY])
+
+
+class Rows:
+    def __init__(self, rows):
+        self.rows = rows
+
+
+def row(level, accuracy, entropy):
+    return {"level": level, "accuracy": accuracy, "entropy": entropy, "entropy_thinking": None, "tokens": 5}
+
+
+def test_the_u_by_level_and_without_levels():
+    named = by_level(Rows([row("10", 0.2, 0.6), row("9", 0.8, 0.2), row("9", 0.6, 0.4)]))
+    assert list(named["groups"]) == ["9", "10"]
+    assert named["groups"]["9"] == {
+        "questions": 2, "accuracy": pytest.approx(0.7), "entropy": pytest.approx(0.3), "entropy_thinking": None,
+        "tokens": 5,
+    }  # fmt: skip
+    unnamed = by_level(Rows([row(None, 1.0, 0.6), row(None, 0.8, 0.2), row(None, 0.0, 0.5)]))
+    assert unnamed["by"] == "accuracy"
+    assert {name: group["questions"] for name, group in unnamed["groups"].items()} == {"80–100 %": 2, "0–20 %": 1}
+
+
+def test_the_page(two_questions, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = {
+        "model": "<b>m</b>", "tasks": ["t/test"], "settings": {"probe": "p"},
+        "left_out": {"fitted": 3, "unscorable_traces": 0},
+        "thresholds": {"accuracy_normal": 0.8, "entropy_normal": 0.3, "accuracy_hard": 0.5},
+        **compare_policies(two_questions, [EASY, NORMAL]),
+        "levels": by_level(Rows([row("2", 0.9, 0.5), row("3", 0.5, 0.2)])),
+        "classifier": {"probe": {"accuracy": 1, "macro_f1": 1, "calibration_error": 0, "confusion": [[1, 0, 0]] * 3}},
+    }  # fmt: skip
+    points = [{"accuracy": 0.9, "entropy": 0.2, "label": "normal"}, {"accuracy": 0.1, "entropy": 0.9, "label": "hard"}]
+    write_page(result, points, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<svg role="img"') == 3
+    assert "fixed Normal" in page
+    assert "The probe gets 100 % of what the oracle saves." in page
+    assert "<b>m</b>" not in page
+    assert len(policy_lines(result)) == 8
+    assert [len(line) for line in short_policy_lines(result)] == [5] * 9
+
+
+def trial(accuracy, tokens):
+    return Trial(DEFAULT_STRATEGIES[HARD], accuracy, tokens, 10)
+
+
+def test_the_cheapest_that_is_accurate_enough():
+    trials = [trial(0.9, 50), trial(0.88, 40), trial(0.95, 40), trial(0.2, 5)]
+    assert pick(trials, 0.89) is trials[2]
+    assert pick(trials, 0.1) is trials[3]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (([], [0.5], 0), "at least one value each"),
+        (([-1.0], [0.5], 0), "temperature must be 0"),
+        (([0.5], [2.0], 0), "max_tokens_fraction must be above 0"),
+        (([0.5], [0.5], 1), "tolerance"),
+    ],
+)
+def test_a_wrong_grid(grid, message):
+    with pytest.raises(ValueError, match=message):
+        check_grid(*grid)
+
+
+def test_a_completion_under_a_smaller_limit():
+    class Tokenizer:
+        def decode(self, ids, skip_special_tokens):
+            return "".join(map(str, ids))
+
+    whole = Completion([1], [5, 6, 7], "567", False)
+    assert shortened(whole, 3, Tokenizer()) is whole
+    assert shortened(whole, 2, Tokenizer()) == Completion([1], [5, 6], "56", True)
