@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from entropy_rft import __version__
-from entropy_rft.cli import demo, evaluate, report, train
+from entropy_rft.cli import demo, evaluate, probe, report, train
 from entropy_rft.cli.errors import UserError
 
 INTERRUPTED = 130
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"entropy-rft {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (demo, train, evaluate, report):
+    for verb in (demo, train, evaluate, report, probe):
         verb.add_parser(verbs)
     return parser
 

@@ -1,0 +1,490 @@
+"""`entropy-rft probe`: traces, a probe of a question's difficulty, and what choosing a strategy by it saves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.cli.evaluate import parse_options
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the verb and its parts."""
+    parser = subparsers.add_parser(
+        "probe",
+        help="spend tokens where they help: collect, train, evaluate, tune-strategies",
+        description=(
+            "Difficulty-adaptive inference (DiffAdapt): collect traces of a model's answers, train a probe that tells "
+            "a question's difficulty from its hidden state, and measure what choosing a strategy by it saves."
+        ),
+    )
+    parts = parser.add_subparsers(title="parts", metavar="PART", required=True)
+    _add_collect(parts)
+    _add_train(parts)
+    _add_evaluate(parts)
+    _add_tune(parts)
+
+
+def _add_collect(parts: Any) -> None:
+    parser = parts.add_parser(
+        "collect",
+        help="answer a task's questions and write traces",
+        description=(
+            "Answer every question several times and write a data set of accuracies, entropies and hidden states. A "
+            "killed collection goes on with the same command. Several processes share the work under torchrun, or "
+            "with --num_shards and --shard."
+        ),
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
+    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
+    add("--path", metavar="FILE", help="local file with the task's questions")
+    add("--split", default="train", help="the task's split (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
+    add(
+        "--task_option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further option of the task (repeatable)",
+    )
+    add("--task_seed", type=int, default=0, help="of the choice of questions (default: %(default)s)")
+    add("--level", metavar="NAME", help="difficulty level of all questions; the task's own when not given")
+    add("--output_dir", required=True, metavar="DIR", help="where the traces go")
+    add("--samples", type=int, default=10, metavar="N", help="answers per question (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
+    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
+    add(
+        "--max_tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="limit on one answer, in tokens (default: %(default)s)",
+    )
+    add(
+        "--layer",
+        type=int,
+        default=-1,
+        help="of the hidden state; -1 is the last, after the norm (default: %(default)s)",
+    )
+    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
+    add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
+    add("--num_shards", type=int, metavar="N", help="processes that share the work (default: torchrun's, or 1)")
+    add("--shard", type=int, metavar="I", help="which of them this is, from 0 (default: torchrun's rank, or 0)")
+    _add_model(add)
+    _add_sampling(add)
+    parser.set_defaults(run=run_collect)
+
+
+def _add_train(parts: Any) -> None:
+    parser = parts.add_parser(
+        "train",
+        help="fit a probe to traces",
+        description=(
+            "Label the traces' questions and fit a probe to them. A part of the questions is set aside first; the "
+            "table is of that part."
+        ),
+    )
+    add = parser.add_argument
+    add("--traces", required=True, nargs="+", metavar="DIR", help="what `probe collect` wrote")
+    add("--output_dir", required=True, metavar="DIR", help="where the probe goes")
+    add("--kind", default="mlp", choices=("mlp", "linear"), help="of classifier (default: %(default)s)")
+    add("--hidden_units", type=int, default=256, metavar="N", help="of the mlp (default: %(default)s)")
+    add(
+        "--thresholds",
+        type=float,
+        nargs=3,
+        metavar=("ACCURACY_NORMAL", "ENTROPY_NORMAL", "ACCURACY_HARD"),
+        help="of the labels, such as 0.85 0.35 0.60; calibrated on the traces when not given",
+    )
+    add(
+        "--min_share",
+        type=float,
+        default=0.05,
+        help="smallest share of a class when calibrating (default: %(default)s)",
+    )
+    add("--strategies", metavar="FILE", help="YAML of the strategies that the probe carries; the default ones else")
+    add("--test_fraction", type=float, default=0.2, help="of the questions, set aside (default: %(default)s)")
+    add("--epochs", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
+    add("--learning_rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the splits and the weights (default: %(default)s)")
+    parser.set_defaults(run=run_train)
+
+
+def _add_evaluate(parts: Any) -> None:
+    parser = parts.add_parser(
+        "evaluate",
+        help="compare the probe's choice of strategy with fixed ones, chance and an oracle",
+        description=(
+            "Answer held-out questions with every strategy, and compare what choosing by the probe costs and gains. "
+            "Questions that the probe was fitted to are left out. A killed evaluation goes on with the same command."
+        ),
+    )
+    add = parser.add_argument
+    _add_probe(add)
+    add("--traces", required=True, nargs="+", metavar="DIR", help="of held-out questions; what `probe collect` wrote")
+    add("--output_dir", required=True, metavar="DIR", help="where the answers, evaluation.json and report.html go")
+    add("--samples", type=int, default=8, metavar="N", help="answers per question and strategy (default: %(default)s)")
+    add("--max_tokens", type=int, default=1024, metavar="N", help="whole budget of an answer (default: %(default)s)")
+    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
+    add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
+    _add_model(add)
+    _add_sampling(add)
+    parser.set_defaults(run=run_evaluate)
+
+
+def _add_tune(parts: Any) -> None:
+    parser = parts.add_parser(
+        "tune-strategies",
+        help="search temperatures and budgets on a validation split",
+        description=(
+            "Try a small grid of temperatures and shares of the budget for each difficulty, on questions of a "
+            "validation split, and write the cheapest strategies that are about as accurate as Normal. Never on a "
+            "test split."
+        ),
+    )
+    add = parser.add_argument
+    _add_probe(add)
+    add("--traces", required=True, nargs="+", metavar="DIR", help="of validation questions")
+    add("--output", default="strategies.yaml", metavar="FILE", help="strategies to write (default: %(default)s)")
+    add(
+        "--temperatures", type=float, nargs="+", default=(0.2, 0.4, 0.6, 0.8), metavar="T", help="(default: 0.2 to 0.8)"
+    )
+    add(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=(0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+        metavar="F",
+        help="shares of the budget (default: 0.3 to 1)",
+    )
+    add("--tolerance", type=float, default=0.01, help="accuracy that may be lost (default: %(default)s)")
+    add(
+        "--samples",
+        type=int,
+        default=4,
+        metavar="N",
+        help="answers per question and temperature (default: %(default)s)",
+    )
+    add("--max_tokens", type=int, default=1024, metavar="N", help="whole budget of an answer (default: %(default)s)")
+    _add_model(add)
+    _add_sampling(add)
+    parser.set_defaults(run=run_tune)
+
+
+def _add_probe(add: Any) -> None:
+    add("--probe", required=True, metavar="DIR", help="what `probe train` wrote")
+    add("--model", metavar="DIR_OR_HUB", help="the probe's base model, where it lies now (default: where it was)")
+    add("--force", action="store_true", help="use the probe with another model than its own")
+    add(
+        "--min_confidence",
+        type=float,
+        default=0.5,
+        help="below it the probe's choice is Normal (default: %(default)s)",
+    )
+
+
+def _add_model(add: Any) -> None:
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the weights; auto: as saved (default: %(default)s)",
+    )
+    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
+
+
+def _add_sampling(add: Any) -> None:
+    add(
+        "--batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="answers sampled at the same time (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
+    add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """Collect traces.
+
+    Raises:
+        ValueError: an argument is wrong, the model or the task cannot be loaded, or the directory holds other traces.
+        OSError: the server cannot be reached.
+    """
+    options = parse_options(args.task_option)
+    shard, num_shards = _shard(args.shard, args.num_shards)
+
+    from entropy_rft.difficulty import collect_traces
+    from entropy_rft.difficulty.store import check_shard
+    from entropy_rft.sampling import check_settings, load_model_and_tokenizer
+    from entropy_rft.tasks import check_options, load_task
+
+    check_options(options)
+    check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
+    check_shard(shard, num_shards)
+    path = None if args.path is None else str(Path(args.path).expanduser().resolve())
+    source: dict[str, Any] = {
+        "name": args.task, "path": path, "split": args.split, "limit": args.limit, "seed": args.task_seed
+    }  # fmt: skip
+    task = load_task(**source, **options)
+    model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=_device(args.device))
+    collected = collect_traces(
+        model,
+        tokenizer,
+        task,
+        args.output_dir,
+        sampler=_sampler(args, model, tokenizer),
+        sampler_name="openai" if args.url else "transformers",
+        model_name=args.model,
+        source={**source, "options": options},
+        level=args.level,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        layer=args.layer,
+        think_end_token=args.think_end_token,
+        batch_size=max(1, args.batch_size // 4),  # scoring holds the hidden states of whole sequences
+        chunk_size=args.chunk_size,
+        shard=shard,
+        num_shards=num_shards,
+    )
+    of = "" if collected.done == collected.total else f" of {collected.total}; the same command goes on"
+    _print(f"{collected.added} questions added; {args.output_dir} holds {collected.done}{of}")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train a probe, print how good it is, and save it.
+
+    Raises:
+        ValueError: an argument is wrong, or the traces cannot be read or used.
+    """
+    from rich.console import Console
+
+    from entropy_rft.difficulty import DEFAULT_STRATEGIES, Thresholds, load_strategies, load_traces, train_probe
+    from entropy_rft.difficulty.strategies import NAMES
+    from entropy_rft.evaluation.table import lined_table, number, percent
+
+    thresholds = None if args.thresholds is None else Thresholds(*args.thresholds)
+    strategies = DEFAULT_STRATEGIES if args.strategies is None else load_strategies(args.strategies)
+    traces = load_traces(*args.traces)
+    probe = train_probe(
+        traces,
+        kind=args.kind,
+        hidden_units=args.hidden_units,
+        thresholds=thresholds,
+        strategies=strategies,
+        test_fraction=args.test_fraction,
+        min_share=args.min_share,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
+    probe.save_pretrained(args.output_dir)
+    metrics, found = probe.metrics, probe.thresholds
+    assert found is not None
+    if not traces.complete:
+        _print("note: the collection is not complete; the probe is of the questions that are there")
+    if traces.unscorable:
+        _print(f"note: {traces.unscorable} questions without an answer that could be scored are left out")
+    origin = "calibrated" if thresholds is None else "given"
+    _print(
+        f"thresholds ({origin}): normal from accuracy {found.accuracy_normal:.3f} with entropy up to "
+        f"{found.entropy_normal:.3f} nats, hard below accuracy {found.accuracy_hard:.3f}"
+    )
+    _print("labels: " + ", ".join(f"{name} {metrics['labels'][name]}" for name in NAMES))
+    reports = {"probe": metrics["test"], **metrics["baselines"]}
+    lines = [
+        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
+        for name, r in reports.items()
+    ]
+    header = ["", "accuracy (%)", "macro-F1", "calibration error"]
+    console = Console()
+    console.print(lined_table("Held-out questions", header, lines, f"{metrics['test']['questions']} questions"))
+    confusion = [[name, *map(str, row)] for name, row in zip(NAMES, metrics["test"]["confusion"], strict=True)]
+    console.print(lined_table("Confusion", ["label \\ said", *NAMES], confusion, ""))
+    _print(f"probe: {args.output_dir}")
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Compare policies, print the table, and write the result and the page.
+
+    Raises:
+        ValueError: an argument is wrong, or the probe, the traces or the model cannot be used.
+        OSError: the server cannot be reached, or a file cannot be written.
+    """
+    import json
+
+    from rich.console import Console
+
+    from entropy_rft.difficulty.fitting import labels_of
+    from entropy_rft.difficulty.strategies import NAMES
+    from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
+    from entropy_rft.evaluation.strategy_page import short_policy_lines, write_page
+    from entropy_rft.evaluation.table import lined_table
+
+    _check_report()
+    probe, questions, model, tokenizer, sampler = _prepared(args)
+    answers = answer_questions(
+        questions,
+        probe.strategies,
+        sampler,
+        Path(args.output_dir) / "answers",
+        samples=args.samples,
+        max_tokens=args.max_tokens,
+        top_p=args.top_p,
+        seed=args.seed,
+        chunk_size=args.chunk_size,
+    )
+    settings = {
+        "probe": args.probe,
+        "samples": args.samples,
+        "max_tokens": args.max_tokens,
+        "top_p": args.top_p,
+        "seed": args.seed,
+        "sampler": args.url or "transformers",
+        "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
+    }
+    result = evaluate_probe(probe, questions, answers, min_confidence=args.min_confidence, settings=settings)
+    prompts = [row["prompt"] for _, rows in questions.parts for row in rows]
+    result["routing_seconds"] = routing_seconds(model, tokenizer, probe, prompts)
+    console = Console()
+    if questions.fitted:
+        _print(f"note: {questions.fitted} questions that the probe was fitted to are left out")
+    caption = f"{result['questions']} questions, {args.samples} answers of each strategy; brackets: 95 %, paired"
+    header, *lines = short_policy_lines(result)
+    console.print(lined_table("Strategies", header, lines, caption))
+    for name, report in result.get("classifier", {}).items():
+        _print(f"{name}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}")
+    share = result["policies"]["probe"].get("oracle_share")
+    if share is not None:
+        _print(f"the probe gets {100 * share:.0f} % of what the oracle saves")
+    output = Path(args.output_dir)
+    partial = output / ".evaluation.json.tmp"
+    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(output / "evaluation.json")
+    labels: list[str] = ["normal"] * len(questions)
+    if probe.thresholds is not None:
+        labels = [NAMES[index] for index in labels_of(questions.traces, probe.thresholds)]
+    points = [
+        {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": name}
+        for row, name in zip(questions.traces.rows, labels, strict=True)
+    ]
+    write_page(result, points, output / "report.html")
+    _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")
+    return 0
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    """Tune the strategies, print the trials, and write the YAML.
+
+    Raises:
+        ValueError: an argument is wrong, the traces are of a test split, or the probe or the model cannot be used.
+        OSError: the server cannot be reached, or the file cannot be written.
+    """
+    from rich.console import Console
+
+    from entropy_rft.difficulty import save_strategies
+    from entropy_rft.evaluation.strategy_tuning import check_grid, trial_lines, tune_strategies
+    from entropy_rft.evaluation.table import lined_table
+
+    check_grid(args.temperatures, args.fractions, args.tolerance)
+    probe, questions, _, tokenizer, sampler = _prepared(args, tuning=True)
+    found, tried = tune_strategies(
+        probe,
+        questions,
+        sampler,
+        tokenizer,
+        samples=args.samples,
+        max_tokens=args.max_tokens,
+        temperatures=args.temperatures,
+        fractions=args.fractions,
+        tolerance=args.tolerance,
+        min_confidence=args.min_confidence,
+        seed=args.seed,
+    )
+    header = ["", "temperature", "share of tokens", "accuracy (%)", "tokens", "questions"]
+    caption = "→ chosen; on the validation questions that the probe sends there"
+    Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
+    tasks = ", ".join(f"{task.name}/{task.split}" for task, _ in questions.parts)
+    save_strategies(found, args.output, f"Tuned for {questions.traces.model} on {tasks}, {len(questions)} questions.")
+    _print(f"strategies: {args.output} (give them to `probe train --strategies`)")
+    return 0
+
+
+def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any, Any, Any, Any]:
+    """Probe, questions, model, tokenizer and sampler; what is cheap to check comes before loading the model."""
+    from entropy_rft.difficulty import DifficultyProbe, choose
+    from entropy_rft.evaluation.strategies import held_out_questions
+    from entropy_rft.evaluation.strategy_tuning import check_splits
+    from entropy_rft.sampling import check_settings, load_model_and_tokenizer
+
+    top_p = getattr(args, "top_p", 1.0)
+    check_settings(args.samples, top_p=top_p, max_tokens=args.max_tokens, batch_size=args.batch_size)
+    choose([1.0, 0.0, 0.0], args.min_confidence)
+    probe = DifficultyProbe.from_pretrained(args.probe)
+    questions = held_out_questions(args.traces, probe, force=args.force)
+    if tuning:
+        check_splits(questions)
+    name = args.model or probe.base_model
+    if name is None:
+        raise ValueError(f"probe {args.probe!r} does not know its base model: give --model")
+    model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=_device(args.device))
+    DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
+    return probe, questions, model, tokenizer, _sampler(args, model, tokenizer)
+
+
+def _sampler(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
+    if not args.url:
+        from entropy_rft.sampling import TransformersSampler
+
+        return TransformersSampler(model, tokenizer, batch_size=args.batch_size)
+    from entropy_rft.sampling.openai_sampler import OpenAISampler
+
+    return OpenAISampler(
+        args.url,
+        tokenizer,
+        model=args.served_model,
+        concurrency=args.batch_size,
+        api_key=os.environ.get("ENTROPY_RFT_API_KEY"),
+    )
+
+
+def _shard(shard: int | None, num_shards: int | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The flags, or the rank and the world size that torchrun tells."""
+    if shard is None and num_shards is None:
+        return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    if shard is None or num_shards is None:
+        raise ValueError("--shard and --num_shards belong together: give both, or none under torchrun")
+    return shard, num_shards
+
+
+def _device(device: str | None) -> str | None:
+    """Under torchrun each process takes the accelerator of its own."""
+    if device is None and "LOCAL_RANK" in os.environ:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+def _check_report() -> None:
+    """Before hours of sampling, rather than after them."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,194 @@
+"""From traces to a measured probe on the command line, with the embedded model: killed, resumed, and with mistakes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
+COLLECT = ("--model", "tiny_reasoner", "--task", "arithmetic", "--max_tokens", "96", "--device", "cpu")
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "entropy_rft", "probe", *map(str, words)]
+
+
+def probe(*words: object, cwd: Path, expected: int = 0) -> tuple[str, str]:
+    """Run a part of the verb in this process, since each new one imports torch; what it wrote to stdout and stderr."""
+    from entropy_rft.cli.main import main
+
+    before, out, err = Path.cwd(), io.StringIO(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert main(["probe", *map(str, words)]) == expected, err.getvalue()
+    finally:
+        os.chdir(before)
+    return out.getvalue(), err.getvalue()
+
+
+def trace_rows(directory: Path) -> list[dict]:
+    from entropy_rft.difficulty.store import read_rows
+
+    return read_rows(directory)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Traces of 60 training questions and, in two shards, of 12 test questions; and a probe of the former."""
+    directory = tmp_path_factory.mktemp("probe")
+    train = ("collect", *COLLECT, "--limit", 60, "--samples", 4, "--chunk_size", 6, "--output_dir", "train")
+    running = subprocess.Popen(command(*train), cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    patience = time.monotonic() + 240
+    while len(list(directory.glob("train/data/chunk-*.parquet"))) < 2:
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    kept = trace_rows(directory / "train")
+    assert 12 <= len(kept) < 60
+    out, _ = probe(*train, cwd=directory)
+    assert f"{60 - len(kept)} questions added; train holds 60" in out
+
+    test = ("collect", *COLLECT, "--split", "test", "--limit", 12, "--samples", 4, "--chunk_size", 6)
+    for shard in (0, 1):
+        probe(*test, "--output_dir", "test", "--num_shards", 2, "--shard", shard, cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    thresholds = ("--thresholds", 0.7, 0.3, 0.4)  # so few questions need not have three clouds
+    out, _ = probe("train", "--traces", "train", "--output_dir", "trained", *thresholds, cwd=place)
+    assert "thresholds (given): normal from accuracy 0.700 with entropy up to 0.300 nats" in out
+    assert "prompt length" in out
+    return place / "trained"
+
+
+def test_a_killed_collection_loses_and_repeats_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ("collect", *COLLECT, "--limit", 60, "--samples", 4, "--chunk_size", 6, "--output_dir", "whole")
+    monkeypatch.setenv("RANK", "1")  # every third chunk, as one of torchrun's processes would
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    probe(*whole, cwd=place)
+    straight, killed = trace_rows(place / "whole"), trace_rows(place / "train")
+    assert [row["index"] for row in killed] == list(range(60))
+    assert len({row["id"] for row in killed}) == 60
+    assert [row["index"] for row in straight] == [i for i in range(60) if i // 6 % 3 == 1]
+    for row in straight:
+        assert row == killed[row["index"]]
+    assert {row["level"] for row in killed} == {"2", "3", "4", "5", "6", "7"}
+    assert any(row["accuracy"] > 0 for row in killed)
+
+
+def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
+    from entropy_rft.difficulty import DifficultyProbe
+
+    loaded = DifficultyProbe.from_pretrained(trained, base_model="tiny_reasoner")
+    assert (loaded.width, loaded.metrics["test"]["questions"]) == (128, 12)
+    assert len(loaded.questions) == 48
+    flags = ("--probe", trained, "--traces", "test", "--samples", 2, "--max_tokens", 96, "--output_dir", "evaluated")
+    out, _ = probe("evaluate", *flags, cwd=place)
+    written = json.loads((place / "evaluated" / "evaluation.json").read_text())
+    policies = written["policies"]
+    assert written["questions"] == 12
+    assert policies.keys() >= {"easy", "normal", "hard", "random", "random_same_mix", "probe", "oracle"}
+    assert policies["hard"]["tokens"] < policies["normal"]["tokens"]
+    assert policies["hard"]["tokens"] <= 48
+    assert policies["normal"]["accuracy"] > 0.3
+    assert 0 < written["routing_seconds"] < 10
+    assert written["levels"]["groups"]["2"]["accuracy"] > written["levels"]["groups"]["7"]["accuracy"]
+    assert (place / "evaluated" / "report.html").read_text().count('<svg role="img"') == 3
+    assert max(map(len, out.splitlines())) <= 80
+
+    # The answers are there: another confidence needs no new ones.
+    chunk = next((place / "evaluated" / "answers").rglob("chunk-*.parquet"))
+    before = chunk.stat().st_mtime_ns
+    probe("evaluate", *flags, "--min_confidence", 1, cwd=place)
+    sure = json.loads((place / "evaluated" / "evaluation.json").read_text())
+    assert chunk.stat().st_mtime_ns == before
+    assert sure["policies"]["probe"]["shares"] == {"easy": 0.0, "normal": 1.0, "hard": 0.0}
+    assert sure["policies"]["normal"] == policies["normal"]
+
+
+def test_tuned_strategies_go_into_a_probe(place: Path, trained: Path) -> None:
+    flags = ("--probe", trained, "--traces", "train", "--samples", 1, "--max_tokens", 96)
+    out, _ = probe("tune-strategies", *flags, "--temperatures", 0.5, "--fractions", 0.5, 1, cwd=place)
+    assert "→" in out
+    words = ("--strategies", "strategies.yaml", "--thresholds", 0.7, 0.3, 0.4)
+    probe("train", "--traces", "train", *words, "--output_dir", "tuned", cwd=place)
+    from entropy_rft.difficulty import DifficultyProbe, load_strategies
+
+    assert DifficultyProbe.from_pretrained(place / "tuned").strategies == load_strategies(place / "strategies.yaml")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the real questions are not at {DATA}")
+def test_real_questions_of_rising_difficulty_run_through(place: Path, random_model_dir: Path) -> None:
+    """What is shown is the pipeline: the model is random."""
+    for level, (task, file) in enumerate(
+        [("gsm8k", "gsm8k_test.jsonl"), ("jsonl", "amc23.jsonl"), ("jsonl", "aime24.jsonl")]
+    ):
+        probe(
+            *("collect", "--model", random_model_dir, "--task", task, "--path", DATA / file, "--limit", 4),
+            *("--samples", 2, "--max_tokens", 4, "--level", level, "--output_dir", f"real{level}"),
+            cwd=place,
+        )
+    from entropy_rft.difficulty import load_traces
+    from entropy_rft.evaluation.strategies import by_level
+
+    traces = load_traces(*(place / f"real{level}" for level in range(3)))
+    assert [group["questions"] for group in by_level(traces)["groups"].values()] == [4, 4, 4]
+
+
+TRAIN = ("train", "--traces", "train", "--output_dir", "x")
+EVALUATE = ("evaluate", "--probe", "trained", "--traces", "test", "--output_dir", "x")
+TUNE = ("tune-strategies", "--probe", "trained", "--traces", "train")
+NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("colect",), "invalid choice: 'colect'"),
+        ((*NEW, "--samples", 0), "samples must be at least 1, got 0"),
+        ((*NEW, "--shard", 1), "--shard and --num_shards belong together"),
+        ((*NEW, "--shard", 2, "--num_shards", 2), "shard must lie between 0 and 1"),
+        ((*NEW, "--layer", 9), "layer must lie between -5 and 4 for this model, got 9"),
+        ((*NEW, "--task_option", "path=x"), "'path' is no option of a task"),
+        ((*NEW, "--url", "here:8000"), "url must start with http:// or https://, got 'here:8000'"),
+        ((*NEW[:-1], "train"), "was begun with"),
+        (("train", "--traces", "nowhere", "--output_dir", "x"), "'nowhere' has no settings.json"),
+        ((*TRAIN, "--thresholds", 2, 0.3, 0.4), "accuracy_normal must be at least 0 and at most 1, got 2.0"),
+        ((*TRAIN, "--strategies", "none.yaml"), "strategies 'none.yaml' cannot be read"),
+        ((*TRAIN, "--test_fraction", 1), "fraction must lie between 0 and 1"),
+        ((*TRAIN, "--epochs", 0), "epochs must be at least 1"),
+        ((*EVALUATE, "--probe", "train"), "has no probe.json"),
+        ((*EVALUATE, "--min_confidence", 2), "min_confidence must lie between 0 and 1, got 2.0"),
+        ((*EVALUATE, "--traces", "whole-nothing"), "'whole-nothing' has no settings.json"),
+        ((*TUNE, "--traces", "test"), "the traces are of the split 'test' of arithmetic"),
+        ((*TUNE, "--fractions", 0), "max_tokens_fraction must be above 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words: tuple, message: str, trained: Path) -> None:
+    _, err = probe(*words, cwd=trained.parent, expected=2)
+    line = err.splitlines()[-1]
+    assert line.startswith("entropy-rft: error:")
+    assert message in line
+
+
+def test_a_probe_of_another_model_is_refused(place: Path, trained: Path, random_model_dir: Path) -> None:
+    flags = ("evaluate", "--probe", trained, "--traces", "test", "--output_dir", "other", "--model", random_model_dir)
+    _, err = probe(*flags, cwd=place, expected=2)
+    assert "the probe was made for the base model 'tiny_reasoner', not for" in err.splitlines()[-1]
