@@ -157,8 +157,8 @@ class DifficultyProbe:
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        best, best_loss, waited, epoch = [p.detach().clone() for p in parameters], math.inf, 0, 0
-        for epoch in range(1, epochs + 1):  # noqa: B007
+        best, best_loss, best_epoch, epoch = [p.detach().clone() for p in parameters], math.inf, 0, 0
+        for epoch in range(1, epochs + 1):
             order = train[torch.randperm(len(train), generator=generator).numpy()]
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -168,17 +168,16 @@ class DifficultyProbe:
             with torch.no_grad():
                 loss = float(functional.cross_entropy(self._logits(states[held_out]), targets[held_out], weights))
             if loss < best_loss:
-                best, best_loss, waited = [p.detach().clone() for p in parameters], loss, 0
-            else:
-                waited += 1
-                if waited >= patience:
-                    break
+                best, best_loss, best_epoch = [p.detach().clone() for p in parameters], loss, epoch
+            elif epoch - best_epoch >= patience:
+                break
         for parameter, value in zip(parameters, best, strict=True):
             parameter.requires_grad_(False).copy_(value)
         with torch.no_grad():
             self.temperature = _best_temperature(self._logits(states[held_out]), targets[held_out])
         self.questions = sorted(set(names)) if groups is not None else []
-        self.metrics = {"fit": {"rows": len(train), "validation_rows": len(held_out), "epochs": epoch}}
+        fit = {"rows": len(train), "validation_rows": len(held_out), "epochs": epoch, "best_epoch": best_epoch}
+        self.metrics = {"fit": fit}
         return self
 
     @torch.no_grad()

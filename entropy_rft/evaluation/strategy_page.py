@@ -80,7 +80,8 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
     Raises:
         ImportError: matplotlib is not installed.
     """
-    shown = [name for name in POLICIES if name in result["policies"]]
+    # The flattered oracle is for the table: nobody should aim at it.
+    shown = [name for name in POLICIES if name in result["policies"] and name != "oracle_in_sample"]
     keys = [Key(plots.colour(i), POLICIES[name]) for i, name in enumerate(shown) if i < len(plots.PALETTE)]
     keys += [Key(None, POLICIES[name]) for name in shown[len(plots.PALETTE) :]]
     frontier = figure("Accuracy against tokens", frontier_svg(result, shown), keys, "bars: 95 % interval")

@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,48 @@ def test_tuned_strategies_go_into_a_probe(place: Path, trained: Path) -> None:
     from entropy_rft.difficulty import DifficultyProbe, load_strategies
 
     assert DifficultyProbe.from_pretrained(place / "tuned").strategies == load_strategies(place / "strategies.yaml")
+
+
+def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:
+    """The server answers; the entropies and the hidden states are the local model's."""
+    pytest.importorskip("httpx")
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer({"data": [{"id": "served"}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body)
+            choice = {"token_ids": [5, 6, 7], "finish_reason": "length"}
+            self.answer({"choices": [{**choice, "index": index} for index in range(body["n"])]})
+
+        def answer(self, data: dict) -> None:
+            text = json.dumps(data).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = ("--url", f"http://127.0.0.1:{server.server_port}/v1")
+        flags = ("--model", random_model_dir, "--task", "arithmetic", "--limit", 5, "--samples", 3, "--max_tokens", 3)
+        probe("collect", *flags, "--output_dir", "served", *url, cwd=place)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [(body["model"], body["n"], body["max_tokens"]) for body in asked] == [("served", 3, 3)] * 5
+    rows = trace_rows(place / "served")
+    assert [row["answer_tokens"] for row in rows] == [[3, 3, 3]] * 5
+    assert len({row["entropy"] for row in rows}) == 5
+    _, err = probe("collect", *flags, "--output_dir", "served", cwd=place, expected=2)
+    assert "was begun with sampler = 'openai', not 'transformers'" in err
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real questions are not at {DATA}")

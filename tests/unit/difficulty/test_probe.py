@@ -131,7 +131,10 @@ def test_early_stopping_keeps_the_best_epoch():
     rng = np.random.default_rng(0)
     states, labels = rng.normal(size=(60, 40)), [CLASSES[i] for i in rng.integers(3, size=60)]
     probe = DifficultyProbe(hidden_units=64).fit(states, labels, learning_rate=1e-2, patience=3)
-    assert probe.metrics["fit"]["epochs"] < 100
+    epochs, best = probe.metrics["fit"]["epochs"], probe.metrics["fit"]["best_epoch"]
+    assert epochs == best + 3 < 100
+    until_then = DifficultyProbe(hidden_units=64).fit(states, labels, learning_rate=1e-2, epochs=best)
+    assert torch.equal(probe.predict_proba(states), until_then.predict_proba(states))
     assert probe.temperature > 1  # noise was learnt: the confidence must shrink
 
 
