@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_rft.training.run_directory import MARKER, RUN
+from entropy_rft.training.run_directory import MARKER, RUN, unused
 
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -68,7 +68,7 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
             incomplete = "".join(f" ({path.name} is incomplete: {flaw(path)})" for path in checkpoints(output_dir)[-1:])
             kind = "complete checkpoint" if incomplete else "checkpoint"
             raise ValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
-        return last
+        return None if last is None else _with_optimizer(last)
     checkpoint = Path(requested)
     files = (checkpoint / STATE, checkpoint / MARKER)
     if not (any(file.is_file() for file in files) or (checkpoint.is_dir() and _NAME.fullmatch(checkpoint.name))):
@@ -78,16 +78,23 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
         raise ValueError(
             f"resume_from_checkpoint {requested!r} is incomplete: {reason} (auto takes the last complete checkpoint)"
         )
-    return checkpoint
+    return _with_optimizer(checkpoint)
+
+
+def _with_optimizer(checkpoint: Path) -> Path:
+    if any(any(checkpoint.glob(pattern)) for pattern in ("optimizer*", "global_step*")):
+        return checkpoint
+    raise ValueError(
+        f"resume_from_checkpoint {str(checkpoint)!r} holds no optimizer (save_only_model): "
+        f"start from its weights with --model_name_or_path {checkpoint}"
+    )
 
 
 def mark_complete(checkpoint: Path) -> None:
     """Write the marker: the last thing that happens to a checkpoint, after everything in it has reached the disk."""
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    sizes = {name: path.stat().st_size for name, path in files.items() if not path.name.startswith(MARKER)}
-    for name in sizes:
-        _flush(files[name])
-    temporary = checkpoint / f"{MARKER}.tmp"
+    sizes = {name: _flush(path) for name, path in files.items() if not path.name.startswith(MARKER)}
+    temporary = checkpoint / f"{MARKER}.{os.getpid()}.tmp"  # with save_on_each_node several processes may mark it
     temporary.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
     _flush(temporary)
     temporary.replace(checkpoint / MARKER)
@@ -131,7 +138,10 @@ def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
                 mark_complete(path)  # the new run.json promises markers
             continue
         target = path.with_name((_SUPERSEDED if reason is None else _INCOMPLETE) + path.name)
-        shutil.rmtree(target, ignore_errors=True)
+        if reason is None:
+            target = unused(target)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
         lines.append(
             f"{path.name} is after step {step}, where this run goes on; it is now {target.name}"
@@ -158,7 +168,15 @@ class CheckpointKeeper(TrainerCallback):
             return
         assert args.output_dir is not None
         directory = Path(args.output_dir)
-        mark_complete(directory / f"checkpoint-{state.global_step}")
+        checkpoint = directory / f"checkpoint-{state.global_step}"
+        if args.world_size > 1 and not (args.save_only_model or args.save_on_each_node):
+            found = len(list(checkpoint.glob("rng_state_*.pth")))
+            if found < args.world_size:
+                raise RuntimeError(
+                    f"only {found} of {args.world_size} processes have written their part: output_dir must be one "
+                    "that all machines share"
+                )
+        mark_complete(checkpoint)
         for path in directory.glob(f"{_INCOMPLETE}checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
         self._rotate(directory, state.best_model_checkpoint)
@@ -244,7 +262,9 @@ def _json(file: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _flush(file: Path) -> None:
-    # A power cut right after the marker must not leave files of the right length and no content.
+def _flush(file: Path) -> int:
+    # A power cut right after the marker must not leave files of the right length and no content. The size is that of
+    # the open file: a network file system may still hold an old one for a closed file.
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import errno
 import functools
 import inspect
@@ -31,6 +33,7 @@ _PEER_LOST = re.compile(
     r"|socket.*(closed|timeout)|timed out waiting",
     re.IGNORECASE,
 )
+_LOGGERS_SECONDS = 15
 _NOT_FINITE = "probability tensor contains either"  # torch.multinomial, the first to meet logits that are NaN
 
 
@@ -68,16 +71,30 @@ class FiniteWeights(TrainerCallback):
 
     The weights decide, not the loss: the trainer replaces a NaN loss in its logs by earlier ones
     (``logging_nan_inf_filter``), and with fp16 an infinite gradient is ordinary, since the scaler skips that update.
+    DeepSpeed leaves such an update out with every dtype, and would train on without learning anything.
     """
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
-        weights = [_local(p) for p in model.parameters() if p.requires_grad]
-        weights = [weight.detach() for weight in weights if weight.numel()]
-        # A norm may overflow where no weight does; sums of zeros cannot. One number travels to the host.
-        if weights and not torch.stack([(w * 0).sum().float() for w in weights]).sum().isfinite().item():
-            raise TrainingFailed(_not_finite(f"step {state.global_step + 1} made weights NaN or infinite", args))
+        step = state.global_step + 1
+        if not args.fp16 and getattr(optimizer, "step_was_skipped", False):
+            raise TrainingFailed(_not_finite(f"the gradients of step {step} are NaN or infinite", args))
+        # A norm may overflow where no weight does; sums of zeros cannot. One number travels to the host from each
+        # device: with ZeRO-3's offload the small parameters stay on the GPU.
+        sums: dict[torch.device, list[torch.Tensor]] = {}
+        for parameter in model.parameters():
+            weight = _local(parameter).detach()
+            if parameter.requires_grad and weight.numel():
+                sums.setdefault(weight.device, []).append((weight * 0).sum().float())
+        if not all(torch.stack(zeros).sum().isfinite().item() for zeros in sums.values()):
+            raise TrainingFailed(_not_finite(f"step {step} made weights NaN or infinite", args))
 
 
 @contextmanager
@@ -131,9 +148,24 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
 
 def leave_at_once(exit_code: int) -> NoReturn:
     """End this process of several: the interpreter's own way out may wait for the others, which wait for this one."""
+    # The loggers still hold the last steps, and a thread that hangs must not keep the process.
+    context = contextvars.copy_context()  # trackio knows its run by it
+    finishing = threading.Thread(target=context.run, args=(_finish_loggers, exit_code), daemon=True)
+    finishing.start()
+    finishing.join(_LOGGERS_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
+
+
+def _finish_loggers(exit_code: int) -> None:
+    wandb, trackio = sys.modules.get("wandb"), sys.modules.get("trackio")
+    with contextlib.suppress(Exception):
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=exit_code)
+    with contextlib.suppress(Exception):
+        if trackio is not None:
+            trackio.finish()  # raises where there is no run
 
 
 def _where_to_go_on(output_dir: Path) -> str:

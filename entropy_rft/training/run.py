@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
@@ -17,7 +17,7 @@ from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
 from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
-from entropy_rft.training.failures import FiniteWeights, NothingLeft, explained
+from entropy_rft.training.failures import FiniteWeights, NothingLeft, TrainingFailed, explained
 from entropy_rft.training.launch import engine
 from entropy_rft.training.recipe import Recipe
 from entropy_rft.training.run_directory import RunDirectory, RunRecorder
@@ -47,6 +47,9 @@ class TrainingRun:
         rewards = build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
         self.checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         self.directory = RunDirectory(args.output_dir)
+        self._check_output_dir()
+        if self._continues:  # what it found is in the metrics already
+            args.eval_on_start = False
         self.recipe = recipe
         self.command = list(command)
         model = _local_model(recipe)
@@ -104,7 +107,13 @@ class TrainingRun:
     def _train(self) -> None:
         args = self.recipe.training
         # No process may still be looking for the checkpoint while the main one makes room.
-        self.trainer.accelerator.wait_for_everyone()
+        steps = sorted(set(gather_object([resumed_step(self.checkpoint)])))
+        if len(steps) > 1:
+            raise TrainingFailed(
+                f"the processes would go on from different steps ({', '.join(map(str, steps))}): output_dir "
+                f"{args.output_dir!r} must be one that all machines share",
+                exit_code=2,
+            )
         if self.trainer.accelerator.is_main_process:
             self._make_room()
             self.directory.describe(
@@ -117,8 +126,10 @@ class TrainingRun:
                 name=args.run_name or Path(args.output_dir).name,
             )
         self.trainer.accelerator.wait_for_everyone()
-        with contextlib.suppress(NothingLeft):
+        try:
             self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        except NothingLeft:
+            self.trainer.load_best_model()
         self.trainer.save_model(args.output_dir)
 
     def close(self) -> None:
@@ -136,17 +147,37 @@ class TrainingRun:
         if not (args.use_vllm and args.vllm_mode == "colocate"):  # whose groups vLLM itself takes down at the exit
             accelerator.end_training()
 
+    @property
+    def _continues(self) -> bool:
+        """Whether this is the run that lies in output_dir, going on from a checkpoint of its own."""
+        # The checkpoint itself may be a link to another disk.
+        return self.checkpoint is not None and self.checkpoint.parent.resolve() == self.directory.path.resolve()
+
+    def _check_output_dir(self) -> None:
+        output_dir = self.directory.path
+        if self._continues:
+            return
+        if self.checkpoint is not None and output_dir.resolve() in self.checkpoint.absolute().parents:
+            raise ValueError(
+                f"resume_from_checkpoint {str(self.checkpoint)!r} lies within output_dir {str(output_dir)!r}, which "
+                "would be set aside: move the checkpoint, or name another output_dir"
+            )
+        if self.directory.exists and output_dir.resolve() == Path.cwd():
+            raise ValueError(
+                f"output_dir {str(output_dir)!r} is the current directory and holds an earlier run, which cannot be "
+                "renamed from here: name another output_dir"
+            )
+
     def _make_room(self) -> None:
         """Set an earlier run aside, unless it is the one that goes on, and what would mix with the new files."""
         args = self.recipe.training
-        own = self.checkpoint is not None and self.checkpoint.resolve().parent == self.directory.path.resolve()
         # A run that was killed before its first checkpoint and is started again and again must not pile up copies.
         again = self.checkpoint is None and str(args.resume_from_checkpoint).lower() == "auto"
         if again and self.directory.exists and not self.directory.has_model:
             print(f"{args.output_dir} holds no complete checkpoint yet: the run starts over", file=sys.stderr)
-        elif not own and (moved := self.directory.set_aside()) is not None:
+        elif not self._continues and (moved := self.directory.set_aside()) is not None:
             print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
-        step = resumed_step(self.checkpoint) if own else 0
+        step = resumed_step(self.checkpoint) if self._continues else 0
         for line in put_aside(args.output_dir, step):
             print(line, file=sys.stderr)
         self._warn_within_generation(step)

@@ -43,9 +43,7 @@ class RunDirectory:
         """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went."""
         if not self.exists:
             return None
-        number = 1
-        while (target := self.path.with_name(f"{self.path.resolve().name}.{number}")).exists():
-            number += 1
+        target = unused(self.path.with_name(f"{self.path.resolve().name}.1"))
         self.path.rename(target)
         return target
 
@@ -127,7 +125,10 @@ class RunRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        control.should_log = control.should_log or control.should_save
+        # Before an evaluation too: TRL sums up what is left at the end in the mode of the last pass, and after an
+        # evaluation on the last step that is not training.
+        last = control.should_save or control.should_evaluate or control.should_training_stop
+        control.should_log = control.should_log or last
         return control
 
     on_epoch_end = on_step_end
@@ -146,6 +147,17 @@ class RunRecorder(TrainerCallback):
             return
         seconds = round(time.monotonic() - self._started, 3)
         self.directory.append_metrics({"step": state.global_step, "epoch": state.epoch, "time": seconds, **logs})
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of ``name.1``, ``name.2``, … that does not exist; a number that is there counts on."""
+    stem, _, number = path.name.rpartition(".")
+    if not stem or not number.isdigit():
+        stem, number = path.name, "0"
+    while path.exists():
+        number = str(int(number) + 1)
+        path = path.with_name(f"{stem}.{number}")
+    return path
 
 
 def installed_versions() -> dict[str, str]:

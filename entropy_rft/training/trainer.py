@@ -1,6 +1,6 @@
 """The drop-in trainer. The only file that touches TRL's private names; each use says which and why.
 
-(`vllm_cpu`, for vLLM where there is no GPU, overrides one more.)
+(`vllm_cpu`, for vLLM where there is no GPU, overrides those of TRL's vLLM backend.)
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
     @property
     def _process_group(self) -> dist.ProcessGroup | None:
         return dist.group.WORLD if self.accelerator.num_processes > 1 else None
+
+    def load_best_model(self) -> None:
+        """What `load_best_model_at_end` asks for, where the training itself was over already."""
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()  # transformers'
 
     # --- generation: one pass over the old policy, before the rewards ---------------------------------------------
 

@@ -85,6 +85,10 @@ def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path, rand
     for flags in (["--max_steps", "2"], ["--resume_from_checkpoint", "auto"]):
         result = entropy_rft("train", "--config", recipe, "--output_dir", parts, *flags, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
+        assert not (tmp_path / "parts.1").exists()
+        if flags[0] == "--max_steps":  # a checkpoint may be kept on another disk
+            (parts / "checkpoint-2").rename(tmp_path / "kept")
+            (parts / "checkpoint-2").symlink_to(tmp_path / "kept")
     ignored = ("step_time", "time", "num_tokens", "epoch")
     compared = [
         [{name: value for name, value in entry.items() if name not in ignored} for entry in metrics(directory)]
@@ -122,6 +126,22 @@ def test_evaluates_during_training(recipe: Path, tmp_path: Path) -> None:
     result = entropy_rft("train", "--config", recipe, "--max_steps", "1", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert any("eval_entropy/thinking" in entry for entry in metrics(tmp_path / "run"))
+    # The step before it is logged too, though nothing else asks for that here.
+    more = ["--max_steps", "3", "--logging_steps", "50", "--save_strategy", "best", "--metric_for_best_model", "reward"]
+    more += ["--load_best_model_at_end", "true", "--eval_on_start", "true"]
+    result = entropy_rft("train", "--config", recipe, *flags, *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    evaluated = [line["step"] for line in lines if "eval_reward" in line]
+    assert evaluated == [0, 1, 2, 3]
+    # Ended between the last step and the final model, it ends up with the best one, and evaluates nothing twice.
+    best = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    result = entropy_rft("train", "--config", recipe, *flags, *more, "--resume_from_checkpoint", "auto", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == best
+    assert [line["step"] for line in metrics(tmp_path / "run") if "eval_reward" in line] == evaluated
 
 
 def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ def test_its_fields_exist_and_its_numbers_multiply_out(file: Path, tmp_path: Pat
     if args.use_vllm:
         assert args.vllm_max_model_length > args.max_completion_length
         assert 0 < args.vllm_gpu_memory_utilization < 1
+        # TRL looks at it only once it generates.
+        modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+        assert args.vllm_importance_sampling_mode in modes
     else:
         assert args.max_completion_length <= 512
 

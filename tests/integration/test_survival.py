@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import needs_deepspeed
+
+from entropy_rft.training.checkpoints import flaw
 
 pytestmark = pytest.mark.integration
 
@@ -56,12 +60,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
 class Launcher:
     """Starts the command line in its own session, so that one signal reaches all of its processes."""
 
-    def __init__(self, recipe: Path, processes: int) -> None:
-        self.recipe, self.processes = recipe, processes
+    def __init__(self, recipe: Path, processes: int, zero: int | None = None) -> None:
+        self.recipe, self.processes, self.zero = recipe, processes, zero
 
     def start(self, run: Path, *flags: str | Path, **environment: str) -> subprocess.Popen[str]:
         words = ["-m", "entropy_rft", "train", "--config", self.recipe, "--output_dir", run, *flags]
-        alone = {"ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(HERE / "sabotage")}
+        alone = {"PYTHONPATH": str(HERE / "sabotage")}
+        if self.zero is None:
+            alone["ACCELERATE_USE_CPU"] = "1"  # beside DeepSpeed it would mean DDP
+        else:
+            words += ["--deepspeed", HERE.parents[1] / "recipes" / "deepspeed" / f"zero{self.zero}.json"]
         return subprocess.Popen(
             [sys.executable, *(TORCHRUN if self.processes > 1 else ()), *map(str, words)],
             cwd=run.parent,
@@ -116,6 +124,12 @@ def complete(run: Path) -> list[int]:
     return sorted(int(path.parent.name.split("-")[1]) for path in run.glob("checkpoint-*/complete.json"))
 
 
+def intact(run: Path) -> list[int]:
+    """The steps of the checkpoints that can be resumed from."""
+    assert all(flaw(run / f"checkpoint-{step}") is None for step in complete(run))
+    return complete(run)
+
+
 def wait_for(event: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> bool:
     """Until it happens; False when the run ended without it."""
     end = time.monotonic() + seconds
@@ -164,6 +178,7 @@ def test_killed_ten_times_at_random(
     run = tmp_path / "run"
     moments = ["start", "start", "line", "line", "write", "write", "write", "write", "complete", "complete"]
     dice.shuffle(moments)
+    kills = 0
     for moment in moments:
         process = launcher.start(run, "--resume_from_checkpoint", "auto")
         launched.append(process)
@@ -171,6 +186,8 @@ def test_killed_ten_times_at_random(
         if wait_for(functools.partial(happened, moment, run, step, time.time_ns()), process):
             time.sleep(dice.choice([0, 0, dice.uniform(0, 0.03)]))
         kill(process)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 8, "too many came after the end"
     code, output = launcher.finish(run, "--resume_from_checkpoint", "auto")
     assert code == 0, output
     assert not list(tmp_path.glob("run.*"))
@@ -222,7 +239,7 @@ def test_a_rank_of_two_that_dies(recipe: Path, tmp_path: Path) -> None:
     (line,) = [line for line in output.splitlines() if "entropy-rft: error:" in line]
     assert "another process of this run died; rank 0 noticed in step 3" in line
     assert "the last complete checkpoint is checkpoint-2" in line
-    assert complete(run) == [1, 2]
+    assert intact(run) == [1, 2]
 
 
 def errors(output: str) -> list[str]:
@@ -239,7 +256,7 @@ def test_a_reward_that_raises(launcher: Launcher, tmp_path: Path) -> None:
     assert "the last complete checkpoint is checkpoint-2" in line
     if launcher.processes == 1:
         assert "Traceback" not in output
-    assert complete(run) == [1, 2]
+    assert intact(run) == [1, 2]
 
 
 def test_a_loss_that_is_nan(launcher: Launcher, tmp_path: Path) -> None:
@@ -249,8 +266,35 @@ def test_a_loss_that_is_nan(launcher: Launcher, tmp_path: Path) -> None:
     line = next(line for line in errors(output) if "NaN" in line)
     assert "step 3 made weights NaN or infinite: likely causes are a learning_rate that is too high (0.001)" in line
     assert "the last complete checkpoint is checkpoint-2" in line
-    assert complete(run) == [1, 2]
+    assert intact(run) == [1, 2]
     assert not (run / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_loss_that_is_nan_under_deepspeed(recipe: Path, tmp_path: Path, stage: int) -> None:
+    """Which leaves such an update out by itself, and would go on to the end without learning anything."""
+    needs_deepspeed()
+    run = tmp_path / "run"
+    code, output = Launcher(recipe, 2, zero=stage).finish(run, SABOTAGE="nan:3")
+    assert code == 1, output
+    line = next(line for line in errors(output) if "NaN" in line)
+    assert "the gradients of step 3 are NaN or infinite: likely causes are" in line
+    assert "the last complete checkpoint is checkpoint-2" in line
+    assert intact(run) == [1, 2]
+
+
+def test_processes_that_see_different_checkpoints(launcher: Launcher, straight: Path, tmp_path: Path) -> None:
+    """As on machines that do not share output_dir."""
+    if launcher.processes == 1:
+        pytest.skip("one process sees what it sees")
+    shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    code, output = launcher.finish(
+        tmp_path / "run", "--resume_from_checkpoint", "auto", SABOTAGE="blind:0", SABOTAGE_RANK="1"
+    )
+    assert code != 0, output
+    assert f"the processes would go on from different steps (0, {STEPS}): output_dir" in errors(output)[0]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
 
 
 @pytest.fixture
@@ -284,7 +328,7 @@ def test_a_full_disk_at_each_point_of_a_checkpoint(
     line = next(line for line in errors(output) if "cannot write" in line)
     assert f"cannot write checkpoint-3 in {run}: No space left on device" in line
     assert "the last complete checkpoint is checkpoint-2: --resume_from_checkpoint auto" in line
-    assert complete(run) == [1, 2]
+    assert intact(run) == [1, 2]
     # The other process may have come too late to write its part; what is left of the checkpoint is then put aside.
     assert launcher.processes > 1 or not (run / "checkpoint-3").exists()
     # With room again it goes on; the limit frees it here.

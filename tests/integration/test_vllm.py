@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,10 @@ def server(model_dir: Path, directory: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with suppress(ProcessLookupError):  # its engine is a process of its own
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, limit: float = 300) -> None:

@@ -85,6 +85,10 @@ elif WHAT in ("before marker", "after marker"):
             die()
 
     checkpoints.mark_complete = mark_complete
+elif WHAT == "blind":
+    from entropy_rft.training import run
+
+    run.checkpoint_to_resume = lambda requested, output_dir: None
 elif WHAT == "nan":
     from entropy_rft import EntropyGRPOTrainer
 

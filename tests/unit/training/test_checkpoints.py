@@ -133,7 +133,7 @@ def test_what_would_mix_with_the_new_files_is_put_aside(tmp_path: Path) -> None:
 def save(keeper: CheckpointKeeper, directory: Path, step: int, best: Path | None = None) -> None:
     make(directory, step, marked=False)
     keeper.on_save(
-        SimpleNamespace(output_dir=str(directory), should_save=True),
+        SimpleNamespace(output_dir=str(directory), should_save=True, world_size=1),
         SimpleNamespace(global_step=step, best_model_checkpoint=None if best is None else str(best)),
         SimpleNamespace(),
     )
@@ -184,3 +184,35 @@ def test_a_resumed_run_sees_the_order_of_its_epoch() -> None:
         resumed = loader()
         SameOrder().on_train_begin(None, SimpleNamespace(epoch=epoch), None, train_dataloader=resumed)
         assert order(resumed) == expected
+
+
+def test_a_checkpoint_of_weights_alone_is_no_place_to_go_on(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 3, marked=False)
+    (checkpoint / "optimizer.pt").unlink()
+    mark_complete(checkpoint)
+    for requested in ("auto", "true", str(checkpoint)):
+        with pytest.raises(ValueError, match=f"holds no optimizer .*--model_name_or_path {checkpoint}"):
+            checkpoint_to_resume(requested, str(tmp_path))
+
+
+def test_superseded_checkpoints_are_all_kept(tmp_path: Path) -> None:
+    for _ in range(3):
+        make(tmp_path, 5)
+        put_aside(tmp_path, 2)
+    assert names(tmp_path) == [f"superseded-checkpoint-5{end}" for end in ("", ".1", ".2")]
+
+
+def test_a_part_of_another_machine_that_is_not_here_is_no_complete_checkpoint(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 1, marked=False)
+    for rank in range(2):
+        (checkpoint / f"rng_state_{rank}.pth").touch()
+    args = SimpleNamespace(
+        should_save=True, output_dir=str(tmp_path), world_size=4, save_only_model=False, save_on_each_node=False
+    )
+    state = SimpleNamespace(global_step=1, best_model_checkpoint=None)
+    with pytest.raises(RuntimeError, match="only 2 of 4 processes .* all machines share"):
+        CheckpointKeeper(None).on_save(args, state, None)
+    assert not (checkpoint / "complete.json").exists()
+    args.world_size = 2
+    CheckpointKeeper(None).on_save(args, state, None)
+    assert flaw(checkpoint) is None

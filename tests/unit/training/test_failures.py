@@ -106,7 +106,7 @@ class Weights(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.0])
 def test_weights_that_are_not_finite_end_the_run(value: float, dtype: torch.dtype) -> None:
-    args = SimpleNamespace(learning_rate=1e-3, max_grad_norm=0.0)
+    args = SimpleNamespace(learning_rate=1e-3, max_grad_norm=0.0, fp16=False)
     state = SimpleNamespace(global_step=4)
     FiniteWeights().on_optimizer_step(args, state, None, model=Weights(value, dtype, trained=False))
     if value == 3.0:
@@ -114,6 +114,18 @@ def test_weights_that_are_not_finite_end_the_run(value: float, dtype: torch.dtyp
     else:
         with pytest.raises(TrainingFailed, match="step 5 made weights NaN or infinite"):
             FiniteWeights().on_optimizer_step(args, state, None, model=Weights(value, dtype, trained=True))
+
+
+def test_a_skipped_update_ends_the_run_except_where_the_loss_is_scaled() -> None:
+    state = SimpleNamespace(global_step=4)
+    options = {"model": Weights(3.0, torch.float32, trained=True), "optimizer": SimpleNamespace(step_was_skipped=True)}
+    for fp16 in (True, False):
+        args = SimpleNamespace(learning_rate=1e-3, max_grad_norm=0.0, fp16=fp16)
+        if fp16:
+            FiniteWeights().on_optimizer_step(args, state, None, **options)
+        else:
+            with pytest.raises(TrainingFailed, match="the gradients of step 5 are NaN or infinite"):
+                FiniteWeights().on_optimizer_step(args, state, None, **options)
 
 
 def test_no_step_is_made_after_the_last() -> None:
