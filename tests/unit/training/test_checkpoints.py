@@ -210,7 +210,7 @@ def test_a_part_of_another_machine_that_is_not_here_is_no_complete_checkpoint(tm
         should_save=True, output_dir=str(tmp_path), world_size=4, save_only_model=False, save_on_each_node=False
     )
     state = SimpleNamespace(global_step=1, best_model_checkpoint=None)
-    with pytest.raises(RuntimeError, match="only 2 of 4 processes .* all machines share"):
+    with pytest.raises(RuntimeError, match=r"only 2 of 4 processes .* all machines share"):
         CheckpointKeeper(None).on_save(args, state, None)
     assert not (checkpoint / "complete.json").exists()
     args.world_size = 2
