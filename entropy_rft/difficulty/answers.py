@@ -25,35 +25,6 @@ class Answer:
     entropy_answer: float | None
 
 
-def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]) -> list[list[Any]]:
-    """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
-
-    Right is a reward above 0. The reward is called as TRL calls it, with the row's columns repeated per completion.
-
-    Raises:
-        ValueError: the reward gave another number of values.
-    """
-    pairs = [(row, completion) for row, group in zip(rows, groups, strict=True) for completion in group]
-    if not pairs:
-        return [[] for _ in groups]
-    own = ("prompt", "completion", "completion_ids")
-    values = reward(
-        prompts=[row["prompt"] for row, _ in pairs],
-        # As in TRL: a conversation is answered by a conversation, plain text by plain text.
-        completions=[
-            completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
-            for row, completion in pairs
-        ],
-        completion_ids=[completion.token_ids for _, completion in pairs],
-        **{key: [row[key] for row, _ in pairs] for key in rows[0] if key not in own},
-    )
-    if len(values) != len(pairs):
-        name = getattr(reward, "__name__", type(reward).__name__)
-        raise ValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
-    flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
-    return [[next(flat) for _ in group] for group in groups]
-
-
 def describe(
     model: Any, groups: Sequence[Sequence[Completion]], marker: ThinkEndMarker, batch_size: int
 ) -> list[list[Answer]]:
@@ -95,19 +66,3 @@ def digest(rows: Sequence[dict[str, Any]]) -> str:
 def chunk_seed(seed: int, chunk: int) -> int:
     """The seed of a chunk's samples, so that it does not depend on which process draws them."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/chunk {chunk}".encode(), digest_size=4).digest(), "big") >> 1
-
-
-def task_rows(task: Any) -> list[dict[str, Any]]:
-    """The questions of a task.
-
-    Raises:
-        ValueError: it has none, or no `prompt` column, or no reward.
-    """
-    rows = [dict(row) for row in task.dataset]
-    if not rows:
-        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
-    if "prompt" not in rows[0]:
-        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
-    if not task.reward_funcs:
-        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
-    return rows

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from entropy_rft.difficulty.answers import Answer, chunk_seed, describe, digest, question_id, task_rows, verdicts
+from entropy_rft.difficulty.answers import Answer, chunk_seed, describe, digest, question_id
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, check_shard
 from entropy_rft.difficulty.traces import write_card
-from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, encode_prompt, progress_bar
+from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, encode_prompt, progress_bar, verdicts
+from entropy_rft.tasks import task_rows
 
 
 class SamplerLike(Protocol):

@@ -14,7 +14,15 @@ import torch
 from entropy_rft.entropy import TokenStatistics
 from entropy_rft.evaluation.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.evaluation.result import Evaluation, Scores
-from entropy_rft.sampling import Completion, ThinkEndMarker, TransformersSampler, progress_bar, score_completions
+from entropy_rft.sampling import (
+    Completion,
+    ThinkEndMarker,
+    TransformersSampler,
+    progress_bar,
+    score_completions,
+    verdicts,
+)
+from entropy_rft.tasks import task_rows
 
 
 class TaskLike(Protocol):
@@ -90,13 +98,7 @@ def evaluate_model(
         ValueError: an argument is out of range, or the task has no question, no `prompt` column or no reward.
     """
     started = time.perf_counter()
-    rows = [dict(row) for row in task.dataset]
-    if not rows:
-        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
-    if "prompt" not in rows[0]:
-        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
-    if not task.reward_funcs:
-        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+    rows = task_rows(task)
     marker = ThinkEndMarker(tokenizer, think_end_token)
     sampler = TransformersSampler(model, tokenizer, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)
     completions = sampler.sample(
@@ -108,9 +110,9 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    verdicts = _correct(task.reward_funcs[0], rows, completions)
+    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, completions) for verdict in group]
     flat = [completion for group in completions for completion in group]
-    described = _describe(model, flat, verdicts, marker, max(1, batch_size // 4), progress)
+    described = _describe(model, flat, correct, marker, max(1, batch_size // 4), progress)
     groups = [described[start : start + samples] for start in range(0, len(described), samples)]
 
     levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=_level_order)
@@ -138,35 +140,10 @@ def evaluate_model(
     )
 
 
-def _correct(
-    reward: Any, rows: Sequence[dict[str, Any]], completions: Sequence[Sequence[Completion]]
-) -> list[bool | None]:
-    """Whether each completion is right, in order of question and sample; ``None`` where the reward cannot tell."""
-    repeated = [(row, completion) for row, group in zip(rows, completions, strict=True) for completion in group]
-    # As in TRL: a conversation is answered by a conversation, plain text by plain text.
-    texts = [
-        completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
-        for row, completion in repeated
-    ]
-    own = ("prompt", "completion", "completion_ids")
-    columns = {key: [row[key] for row, _ in repeated] for key in rows[0] if key not in own}
-    values = reward(
-        prompts=[row["prompt"] for row, _ in repeated],
-        completions=texts,
-        completion_ids=[completion.token_ids for _, completion in repeated],
-        **columns,
-    )
-    if len(values) != len(repeated):
-        name = getattr(reward, "__name__", type(reward).__name__)
-        raise ValueError(f"the reward {name} gave {len(values)} values for {len(repeated)} completions")
-    # TRL reads NaN as "no reward" too.
-    return [None if value is None or value != value else bool(value > 0) for value in values]
-
-
 def _describe(
     model: Any,
     completions: list[Completion],
-    verdicts: list[bool | None],
+    correct: list[bool | None],
     marker: ThinkEndMarker,
     batch_size: int,
     progress: bool,
@@ -179,7 +156,7 @@ def _describe(
             batch = order[start : start + batch_size]
             scored = score_completions(model, [completions[i] for i in batch], batch_size=batch_size)
             for i, statistics in zip(batch, scored, strict=True):
-                described[i] = _sample(completions[i], verdicts[i], statistics, marker)
+                described[i] = _sample(completions[i], correct[i], statistics, marker)
             advance(len(batch), "")
     return [described[i] for i in range(len(completions))]
 

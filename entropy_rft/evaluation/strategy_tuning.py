@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from entropy_rft.difficulty.answers import verdicts
 from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.evaluation.strategies import Questions
-from entropy_rft.sampling import Completion, check_settings, progress_bar
+from entropy_rft.sampling import Completion, check_settings, progress_bar, verdicts
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

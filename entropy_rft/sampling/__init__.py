@@ -8,6 +8,7 @@ from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions
 from entropy_rft.sampling.transformers_sampler import TransformersSampler
+from entropy_rft.sampling.verdicts import verdicts
 
 __all__ = [
     "Completion",
@@ -19,4 +20,5 @@ __all__ = [
     "load_model_and_tokenizer",
     "progress_bar",
     "score_completions",
+    "verdicts",
 ]

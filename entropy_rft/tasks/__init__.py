@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from entropy_rft.tasks.instructions import DIRECT, INSTRUCTIONS, STEP_BY_STEP, STOP_EARLY
-from entropy_rft.tasks.task import TASK_NAMES, Task, check_options, load_task
+from entropy_rft.tasks.task import TASK_NAMES, Task, check_options, load_task, task_rows
 
-__all__ = ["DIRECT", "INSTRUCTIONS", "STEP_BY_STEP", "STOP_EARLY", "TASK_NAMES", "Task", "check_options", "load_task"]
+__all__ = [
+    "DIRECT",
+    "INSTRUCTIONS",
+    "STEP_BY_STEP",
+    "STOP_EARLY",
+    "TASK_NAMES",
+    "Task",
+    "check_options",
+    "load_task",
+    "task_rows",
+]

@@ -132,3 +132,19 @@ def chat_prompt(question: str, instruction: str | None, answer_format: str | Non
 def _nearest(name: object, known: tuple[str, ...] | list[str]) -> str:
     close = get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def task_rows(task: Any) -> list[dict[str, Any]]:
+    """The questions of a task.
+
+    Raises:
+        ValueError: it has none, or no `prompt` column, or no reward.
+    """
+    rows = [dict(row) for row in task.dataset]
+    if not rows:
+        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
+    if "prompt" not in rows[0]:
+        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
+    if not task.reward_funcs:
+        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+    return rows

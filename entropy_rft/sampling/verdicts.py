@@ -1,0 +1,38 @@
+"""Which completions are right, by a reward that is called as TRL calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from entropy_rft.sampling.completion import Completion
+
+
+def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]) -> list[list[Any]]:
+    """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
+
+    Right is a reward above 0; TRL too reads NaN as "no reward". The reward is called once, as TRL calls it, with
+    ``prompts``, ``completions``, ``completion_ids`` and the row's other columns repeated per completion.
+
+    Raises:
+        ValueError: the reward gave another number of values.
+    """
+    pairs = [(row, completion) for row, group in zip(rows, groups, strict=True) for completion in group]
+    if not pairs:
+        return [[] for _ in groups]
+    own = ("prompt", "completion", "completion_ids")
+    values = reward(
+        prompts=[row["prompt"] for row, _ in pairs],
+        # As in TRL: a conversation is answered by a conversation, plain text by plain text.
+        completions=[
+            completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
+            for row, completion in pairs
+        ],
+        completion_ids=[completion.token_ids for _, completion in pairs],
+        **{key: [row[key] for row, _ in pairs] for key in rows[0] if key not in own},
+    )
+    if len(values) != len(pairs):
+        name = getattr(reward, "__name__", type(reward).__name__)
+        raise ValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
+    flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
+    return [[next(flat) for _ in group] for group in groups]
