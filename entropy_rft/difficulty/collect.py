@@ -17,9 +17,9 @@ from entropy_rft.tasks import task_rows
 
 
 class SamplerLike(Protocol):
-    """`TransformersSampler` and `OpenAISampler` are such."""
+    """``sample(prompts, samples=..., temperature=..., ...)``, as `TransformersSampler` and `OpenAISampler` have it."""
 
-    def sample(self, prompts: Sequence[Any], **settings: Any) -> list[list[Completion]]: ...
+    def sample(self, *prompts: Any, **settings: Any) -> list[list[Completion]]: ...  # the names are theirs
 
 
 @dataclass(frozen=True)

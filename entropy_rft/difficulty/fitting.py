@@ -11,7 +11,8 @@ import numpy as np
 from entropy_rft.difficulty.calibration import calibrate_thresholds
 from entropy_rft.difficulty.labels import Thresholds, labelled
 from entropy_rft.difficulty.metrics import classification_report
-from entropy_rft.difficulty.probe import DifficultyProbe, split_groups
+from entropy_rft.difficulty.optimisation import split_groups
+from entropy_rft.difficulty.probe import DifficultyProbe
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces
 

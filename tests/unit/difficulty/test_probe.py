@@ -15,7 +15,7 @@ from entropy_rft.difficulty import (
     choose,
 )
 from entropy_rft.difficulty.metrics import confusion_matrix, macro_f1
-from entropy_rft.difficulty.probe import _best_temperature, split_groups
+from entropy_rft.difficulty.optimisation import best_temperature, split_groups
 
 EASY, NORMAL, HARD = CLASSES = (Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD)
 
@@ -123,8 +123,8 @@ def test_the_temperature_undoes_a_known_scale():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 3, generator=generator)
     targets = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    assert _best_temperature(logits * 3, targets) == pytest.approx(3, rel=0.05)
-    assert _best_temperature(logits / 2, targets) == pytest.approx(0.5, rel=0.05)
+    assert best_temperature(logits * 3, targets) == pytest.approx(3, rel=0.05)
+    assert best_temperature(logits / 2, targets) == pytest.approx(0.5, rel=0.05)
 
 
 def test_early_stopping_keeps_the_best_epoch():

@@ -1,0 +1,125 @@
+"""Fitting a probe's weights, and the temperature that makes its confidence mean something."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from entropy_rft.difficulty.network import initial_weights, logits
+from entropy_rft.difficulty.strategies import DIFFICULTIES
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted network.
+
+    Attributes:
+        tensors: the weights, and the mean and the deviation of what they read.
+        temperature: that the logits are divided by.
+        metrics: rows on both sides of the split, epochs made, and the best one.
+    """
+
+    tensors: dict[str, Tensor]
+    temperature: float
+    metrics: dict[str, int]
+
+
+def fit_weights(
+    states: Tensor,
+    targets: Tensor,
+    groups: Sequence[str],
+    *,
+    kind: str,
+    hidden_units: int,
+    validation_fraction: float,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    batch_size: int,
+    patience: int,
+    balanced: bool,
+    seed: int,
+) -> Fit:
+    """What `DifficultyProbe.fit` does; its arguments are explained there.
+
+    Args:
+        states: (N, D) float32, finite.
+        targets: classes, (N,) int64.
+        groups: N names.
+
+    Raises:
+        ValueError: an argument is out of range, or there are fewer than 2 groups.
+    """
+    for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    validating = split_groups(groups, validation_fraction, seed)
+    train, held_out = np.flatnonzero(~validating), np.flatnonzero(validating)
+    if not len(train) or not len(held_out):
+        raise ValueError(f"a probe needs at least 2 different questions, got {len(set(groups))}")
+    generator = torch.Generator().manual_seed(seed)
+    mean = states[train].mean(0)
+    deviation = states[train].std(0, correction=0)
+    # A feature that does not vary says nothing; dividing by its rounding noise would make a weight of it.
+    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    learned = initial_weights(kind, states.shape[1], hidden_units, generator)
+    tensors = {"mean": mean, "std": deviation, **learned}
+    weights = class_weights(targets[train]) if balanced else torch.ones(len(DIFFICULTIES))
+    parameters = list(learned.values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    best, best_loss, best_epoch, epoch = [p.detach().clone() for p in parameters], math.inf, 0, 0
+    for epoch in range(1, epochs + 1):
+        order = train[torch.randperm(len(train), generator=generator).numpy()]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            optimizer.zero_grad()
+            functional.cross_entropy(logits(tensors, states[batch]), targets[batch], weights).backward()
+            optimizer.step()
+        with torch.no_grad():
+            loss = float(functional.cross_entropy(logits(tensors, states[held_out]), targets[held_out], weights))
+        if loss < best_loss:
+            best, best_loss, best_epoch = [p.detach().clone() for p in parameters], loss, epoch
+        elif epoch - best_epoch >= patience:
+            break
+    for parameter, value in zip(parameters, best, strict=True):
+        parameter.requires_grad_(False).copy_(value)
+    with torch.no_grad():
+        temperature = best_temperature(logits(tensors, states[held_out]), targets[held_out])
+    metrics = {"rows": len(train), "validation_rows": len(held_out), "epochs": epoch, "best_epoch": best_epoch}
+    return Fit(tensors, temperature, metrics)
+
+
+def split_groups(groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Which rows are held out, (N,) bool: `fraction` of the groups, at least one of them and never all.
+
+    Raises:
+        ValueError: `fraction` is out of range.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+    names = sorted(set(groups))  # so that the order of the rows plays no part
+    order = np.random.default_rng(seed).permutation(len(names))
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    held_out = {names[i] for i in order[:count]}
+    return np.asarray([group in held_out for group in groups], dtype=bool)
+
+
+def class_weights(targets: Tensor) -> Tensor:
+    """Inverse shares, so that every class that occurs weighs the same in total; (3,)."""
+    counts = torch.bincount(targets, minlength=len(DIFFICULTIES)).float()
+    return torch.where(counts > 0, len(targets) / ((counts > 0).sum() * counts.clamp(min=1)), torch.zeros(()))
+
+
+def best_temperature(values: Tensor, targets: Tensor) -> float:
+    """The temperature of logits between 0.05 and 20 with the smallest cross-entropy, to 1 %; a grid cannot diverge."""
+    grid = torch.logspace(math.log10(0.05), math.log10(20), 603, dtype=torch.float64)
+    losses = torch.stack([functional.cross_entropy(values.double() / t, targets) for t in grid])
+    return float(grid[int(losses.argmin())])

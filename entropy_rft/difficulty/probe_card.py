@@ -1,0 +1,58 @@
+"""The model card of a probe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from entropy_rft.difficulty.strategies import DIFFICULTIES
+
+if TYPE_CHECKING:
+    from entropy_rft.difficulty.probe import DifficultyProbe
+
+
+def model_card(probe: DifficultyProbe) -> str:
+    """The model card: what it reads, what it says, how it was made and how good it is."""
+    lines = ["---", "library_name: entropy_rft", "tags: [difficulty-probe, entropy]"]
+    if probe.base_model and probe.base_model.count("/") == 1 and not probe.base_model.startswith((".", "/", "~")):
+        lines.append(f"base_model: {probe.base_model}")
+    thresholds = probe.thresholds
+    lines += [
+        "---",
+        "",
+        "# Difficulty probe",
+        "",
+        "Tells from the hidden state of a question's last token whether the question is easy, normal or hard for one",
+        "language model, before that model answers (DiffAdapt, arXiv 2510.19669). Load it with",
+        "`entropy_rft.difficulty.DifficultyProbe.from_pretrained`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base model | `{probe.base_model}` |",
+        f"| layer | {probe.layer}{' (the last, after the final norm)' if probe.layer == -1 else ''} |",
+        f"| width | {probe.width} |",
+        f"| kind | {probe.kind}{f', {probe.hidden_units} hidden units' if probe.kind == 'mlp' else ''} |",
+        f"| calibration temperature | {probe.temperature:.3f} |",
+        f"| seed | {probe.seed} |",
+    ]
+    if thresholds is not None:
+        lines.append(
+            f"| labels | normal: accuracy ≥ {thresholds.accuracy_normal:g} and entropy ≤ {thresholds.entropy_normal:g} "
+            f"nats; hard: accuracy < {thresholds.accuracy_hard:g}; easy otherwise |"
+        )
+    test = probe.metrics.get("test")
+    if test:
+        lines += [
+            f"| held-out questions | {test['questions']} |",
+            f"| accuracy | {test['accuracy']:.3f} |",
+            f"| macro-F1 | {test['macro_f1']:.3f} |",
+            f"| calibration error | {test['calibration_error']:.3f} |",
+        ]
+    lines += ["", "| difficulty | instruction | temperature | share of the tokens |", "| --- | --- | ---: | ---: |"]
+    for difficulty in DIFFICULTIES:
+        strategy = probe.strategies[difficulty]
+        instruction = " ".join(strategy.instruction.replace("|", "\\|").split())
+        lines.append(
+            f"| {difficulty.value} | {instruction} | {strategy.temperature:g} | {strategy.max_tokens_fraction:g} |"
+        )
+    lines += ["", "It means nothing for another model, another layer or questions of another kind.", ""]
+    return "\n".join(lines)
