@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,17 +49,6 @@ def _answer(completion: Completion, statistics: TokenStatistics, marker: ThinkEn
         entropy_thinking=mean(thinking),
         entropy_answer=mean(answer),
     )
-
-
-def question_id(row: dict[str, Any]) -> str:
-    """16 hex digits that name a question by its prompt and solution, wherever it comes from."""
-    text = json.dumps([row["prompt"], row.get("solution")], default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def digest(rows: Sequence[dict[str, Any]]) -> str:
-    """Names a list of questions in their order."""
-    return hashlib.sha256("".join(map(question_id, rows)).encode()).hexdigest()[:16]
 
 
 def chunk_seed(seed: int, chunk: int) -> int:

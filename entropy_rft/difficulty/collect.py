@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from entropy_rft.difficulty.answers import Answer, chunk_seed, describe, digest, question_id
+from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, check_shard
 from entropy_rft.difficulty.traces import write_card
 from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, encode_prompt, progress_bar, verdicts
+from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.tasks import task_rows
 
 
@@ -155,7 +156,7 @@ def _trace(
     own = row.get("difficulty") if level is None else level
     trace: dict[str, Any] = {
         "index": index,
-        "id": question_id(dict(row)),
+        "id": question_id(row),
         "prompt": row["prompt"],
         "solution": None if row.get("solution") is None else str(row["solution"]),
         "level": None if own is None else str(own),

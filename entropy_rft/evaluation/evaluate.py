@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from entropy_rft.sampling import (
     score_completions,
     verdicts,
 )
+from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import task_rows
 
 
@@ -133,7 +132,7 @@ def evaluate_model(
             "seed": seed,
             "think_end_token": think_end_token,
         },
-        questions_digest=_digest(rows),
+        questions_digest=digest(rows),
         question_means=[_mean_of(group) for group in groups],
         by_difficulty=by_difficulty,
         seconds=time.perf_counter() - started,
@@ -213,11 +212,6 @@ def _scores(groups: Sequence[Sequence[_Sample]], samples: int) -> Scores:
         entropy_thinking=per_token("entropy_thinking", "thinking"),
         entropy_answer=per_token("entropy_answer", "answer"),
     )
-
-
-def _digest(rows: Sequence[dict[str, Any]]) -> str:
-    text = json.dumps([[row["prompt"], row.get("solution")] for row in rows], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _mean_of(group: Sequence[_Sample]) -> float | None:

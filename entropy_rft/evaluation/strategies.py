@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from entropy_rft.difficulty.answers import chunk_seed, digest
+from entropy_rft.difficulty.answers import chunk_seed
 from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.fitting import labels_of, majority
 from entropy_rft.difficulty.metrics import classification_report
@@ -23,6 +23,7 @@ from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, S
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
 from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
 from entropy_rft.sampling import check_settings, encode_prompt, progress_bar, verdicts
+from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import Task, load_task, task_rows
 
 SCHEMA = 1
