@@ -56,14 +56,15 @@ class Terminated(BaseException):
 class NothingLeft(Exception):
     """The checkpoint already stands at the last step: the run was ended between it and the final model."""
 
-    class Check(TrainerCallback):
-        """Raises it. The trainer would make one step too many: it looks at the count only after a step."""
 
-        def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-        ) -> None:
-            if 0 < state.max_steps <= state.global_step:
-                raise NothingLeft
+class StepsLeft(TrainerCallback):
+    """Raises :class:`NothingLeft` before a step too many: the trainer looks at the count only after a step."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if 0 < state.max_steps <= state.global_step:
+            raise NothingLeft
 
 
 class FiniteWeights(TrainerCallback):

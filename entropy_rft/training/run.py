@@ -17,7 +17,7 @@ from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
 from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
-from entropy_rft.training.failures import FiniteWeights, NothingLeft, TrainingFailed, explained
+from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft, TrainingFailed, explained
 from entropy_rft.training.launch import engine
 from entropy_rft.training.recipe import Recipe
 from entropy_rft.training.run_directory import RunDirectory, RunRecorder
@@ -80,7 +80,7 @@ class TrainingRun:
                 SameOrder(),
                 FiniteWeights(),
                 *callbacks,
-                NothingLeft.Check(),
+                StepsLeft(),
             ],
         )
 

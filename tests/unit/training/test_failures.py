@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from entropy_rft.training import failures
-from entropy_rft.training.failures import FiniteWeights, NothingLeft, TrainingFailed, explained
+from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft, TrainingFailed, explained
 
 
 def a_reward(**kwargs: Any) -> list[float]:
@@ -129,7 +129,7 @@ def test_a_skipped_update_ends_the_run_except_where_the_loss_is_scaled() -> None
 
 
 def test_no_step_is_made_after_the_last() -> None:
-    check = NothingLeft.Check()
+    check = StepsLeft()
     check.on_train_begin(None, SimpleNamespace(max_steps=4, global_step=3), None)
     with pytest.raises(NothingLeft):
         check.on_train_begin(None, SimpleNamespace(max_steps=4, global_step=4), None)
