@@ -304,6 +304,8 @@ def test_help_and_version(tmp_path: Path) -> None:
         ["evaluate", "--help"],
         ["report", "--help"],
         ["demo", "--help"],
+        ["probe", "--help"],
+        *(["probe", part, "--help"] for part in ("collect", "train", "evaluate", "tune-strategies")),
     ):
         result = entropy_rft(*arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
