@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,49 +18,11 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
-    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
-    add("--path", metavar="FILE", help="local file with the task's questions")
-    add("--split", default="test", help="the task's split (default: %(default)s)")
-    add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
-    add(
-        "--samples",
-        type=int,
-        default=8,
-        metavar="N",
-        help="completions per question, the k of avg@k (default: %(default)s)",
-    )
-    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
-    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
-    add(
-        "--max_tokens",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="limit on one completion, in tokens (default: %(default)s)",
-    )
-    add(
-        "--batch_size",
-        type=int,
-        default=64,
-        metavar="N",
-        help="completions generated at the same time (default: %(default)s)",
-    )
+    add_task(add, split="test")
+    add_sampling(add, samples=8, of="question, the k of avg@k")
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="of the weights; auto: as saved (default: %(default)s)",
-    )
-    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
-    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
-    add(
-        "--task_option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further option of the task (repeatable)",
-    )
+    add_hardware(add)
+    add_marker(add)
     add("--output", metavar="FILE.json", help="result; by default evaluation-TASK-SPLIT.json beside the model")
     parser.set_defaults(run=run)
 
@@ -118,30 +81,3 @@ def default_output(model: str, task: str, split: str) -> Path:
     """Beside a local model, otherwise here."""
     directory = Path(model).expanduser()
     return (directory if directory.is_dir() else Path()) / f"evaluation-{task}-{split}.json"
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """``["question=q", "thinking=false"]`` as a dict; numbers, true, false and none are typed.
-
-    Raises:
-        ValueError: a pair has no ``=``, or a key occurs twice.
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--task_option {pair!r} must have the form key=value")
-        if key in options:
-            raise ValueError(f"--task_option {key!r} is given twice")
-        options[key] = _typed(value)
-    return options
-
-
-def _typed(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.evaluate import parse_options
+from entropy_rft.cli import flags
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,42 +38,20 @@ def _add_collect(parts: Any) -> None:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
-    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
-    add("--path", metavar="FILE", help="local file with the task's questions")
-    add("--split", default="train", help="the task's split (default: %(default)s)")
-    add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
-    add(
-        "--task_option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further option of the task (repeatable)",
-    )
+    flags.add_task(add, split="train")
     add("--task_seed", type=int, default=0, help="of the choice of questions (default: %(default)s)")
     add("--level", metavar="NAME", help="difficulty level of all questions; the task's own when not given")
     add("--output_dir", required=True, metavar="DIR", help="where the traces go")
-    add("--samples", type=int, default=10, metavar="N", help="answers per question (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
-    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
-    add(
-        "--max_tokens",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="limit on one answer, in tokens (default: %(default)s)",
-    )
+    flags.add_sampling(add, samples=10, of="question")
     add(
         "--layer",
         type=int,
         default=-1,
         help="of the hidden state; -1 is the last, after the norm (default: %(default)s)",
     )
-    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
-    add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
-    add("--num_shards", type=int, metavar="N", help="processes that share the work (default: torchrun's, or 1)")
-    add("--shard", type=int, metavar="I", help="which of them this is, from 0 (default: torchrun's rank, or 0)")
-    _add_model(add)
-    _add_sampling(add)
+    flags.add_marker(add)
+    flags.add_shards(add)
+    _add_running(add)
     parser.set_defaults(run=run_collect)
 
 
@@ -127,12 +103,9 @@ def _add_evaluate(parts: Any) -> None:
     _add_probe(add)
     add("--traces", required=True, nargs="+", metavar="DIR", help="of held-out questions; what `probe collect` wrote")
     add("--output_dir", required=True, metavar="DIR", help="where the answers, evaluation.json and report.html go")
-    add("--samples", type=int, default=8, metavar="N", help="answers per question and strategy (default: %(default)s)")
-    add("--max_tokens", type=int, default=1024, metavar="N", help="whole budget of an answer (default: %(default)s)")
-    add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
+    flags.add_sampling(add, samples=8, of="question and strategy", temperature=False)
     add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
-    _add_model(add)
-    _add_sampling(add)
+    _add_running(add)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -162,16 +135,8 @@ def _add_tune(parts: Any) -> None:
         help="shares of the budget (default: 0.3 to 1)",
     )
     add("--tolerance", type=float, default=0.01, help="accuracy that may be lost (default: %(default)s)")
-    add(
-        "--samples",
-        type=int,
-        default=4,
-        metavar="N",
-        help="answers per question and temperature (default: %(default)s)",
-    )
-    add("--max_tokens", type=int, default=1024, metavar="N", help="whole budget of an answer (default: %(default)s)")
-    _add_model(add)
-    _add_sampling(add)
+    flags.add_sampling(add, samples=4, of="question and temperature", temperature=False, top_p=False)
+    _add_running(add)
     parser.set_defaults(run=run_tune)
 
 
@@ -187,27 +152,10 @@ def _add_probe(add: Any) -> None:
     )
 
 
-def _add_model(add: Any) -> None:
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="of the weights; auto: as saved (default: %(default)s)",
-    )
-    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
-
-
-def _add_sampling(add: Any) -> None:
-    add(
-        "--batch_size",
-        type=int,
-        default=64,
-        metavar="N",
-        help="answers sampled at the same time (default: %(default)s)",
-    )
+def _add_running(add: Any) -> None:
     add("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
-    add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
-    add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
+    flags.add_hardware(add)
+    flags.add_server(add)
 
 
 def run_collect(args: argparse.Namespace) -> int:
@@ -217,8 +165,8 @@ def run_collect(args: argparse.Namespace) -> int:
         ValueError: an argument is wrong, the model or the task cannot be loaded, or the directory holds other traces.
         OSError: the server cannot be reached.
     """
-    options = parse_options(args.task_option)
-    shard, num_shards = _shard(args.shard, args.num_shards)
+    options = flags.parse_options(args.task_option)
+    shard, num_shards = flags.shard_of(args)
 
     from entropy_rft.difficulty import collect_traces
     from entropy_rft.difficulty.store import check_shard
@@ -228,18 +176,15 @@ def run_collect(args: argparse.Namespace) -> int:
     check_options(options)
     check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     check_shard(shard, num_shards)
-    path = None if args.path is None else str(Path(args.path).expanduser().resolve())
-    source: dict[str, Any] = {
-        "name": args.task, "path": path, "split": args.split, "limit": args.limit, "seed": args.task_seed
-    }  # fmt: skip
+    source = flags.task_source(args, args.task_seed)
     task = load_task(**source, **options)
-    model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=_device(args.device))
+    model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=flags.device_of(args))
     collected = collect_traces(
         model,
         tokenizer,
         task,
         args.output_dir,
-        sampler=_sampler(args, model, tokenizer),
+        sampler=flags.sampler(args, model, tokenizer),
         sampler_name="openai" if args.url else "transformers",
         model_name=args.model,
         source={**source, "options": options},
@@ -322,14 +267,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
         ValueError: an argument is wrong, or the probe, the traces or the model cannot be used.
         OSError: the server cannot be reached, or a file cannot be written.
     """
-    import json
-
     from rich.console import Console
 
-    from entropy_rft.difficulty.fitting import labels_of
-    from entropy_rft.difficulty.strategies import NAMES
     from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
-    from entropy_rft.evaluation.strategy_page import short_policy_lines, write_page
+    from entropy_rft.evaluation.strategy_page import save_evaluation, short_policy_lines
     from entropy_rft.evaluation.table import lined_table
 
     _check_report()
@@ -369,17 +310,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if share is not None:
         _print(f"the probe gets {100 * share:.0f} % of what the oracle saves")
     output = Path(args.output_dir)
-    partial = output / ".evaluation.json.tmp"
-    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(output / "evaluation.json")
-    labels: list[str] = ["normal"] * len(questions)
-    if probe.thresholds is not None:
-        labels = [NAMES[index] for index in labels_of(questions.traces, probe.thresholds)]
-    points = [
-        {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": name}
-        for row, name in zip(questions.traces.rows, labels, strict=True)
-    ]
-    write_page(result, points, output / "report.html")
+    save_evaluation(result, questions.traces, output)
     _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")
     return 0
 
@@ -438,44 +369,9 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
     name = args.model or probe.base_model
     if name is None:
         raise ValueError(f"probe {args.probe!r} does not know its base model: give --model")
-    model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=_device(args.device))
+    model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
-    return probe, questions, model, tokenizer, _sampler(args, model, tokenizer)
-
-
-def _sampler(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    if not args.url:
-        from entropy_rft.sampling import TransformersSampler
-
-        return TransformersSampler(model, tokenizer, batch_size=args.batch_size)
-    from entropy_rft.sampling.openai_sampler import OpenAISampler
-
-    return OpenAISampler(
-        args.url,
-        tokenizer,
-        model=args.served_model,
-        concurrency=args.batch_size,
-        api_key=os.environ.get("ENTROPY_RFT_API_KEY"),
-    )
-
-
-def _shard(shard: int | None, num_shards: int | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """The flags, or the rank and the world size that torchrun tells."""
-    if shard is None and num_shards is None:
-        return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
-    if shard is None or num_shards is None:
-        raise ValueError("--shard and --num_shards belong together: give both, or none under torchrun")
-    return shard, num_shards
-
-
-def _device(device: str | None) -> str | None:
-    """Under torchrun each process takes the accelerator of its own."""
-    if device is None and "LOCAL_RANK" in os.environ:
-        import torch
-
-        if torch.cuda.is_available():
-            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return device
+    return probe, questions, model, tokenizer, flags.sampler(args, model, tokenizer)
 
 
 def _check_report() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.difficulty.fitting import labels_of
+from entropy_rft.difficulty.labels import Thresholds
+from entropy_rft.difficulty.strategies import NAMES, Difficulty
+from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
 from entropy_rft.evaluation.table import number, percent
@@ -67,6 +71,31 @@ def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 def _range(bounds: Sequence[float]) -> str:
     return f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | os.PathLike[str]) -> None:
+    """Write `evaluation.json` and `report.html` into `directory`.
+
+    Args:
+        result: of `evaluate_probe`.
+        traces: of the questions, for the scatter.
+        directory: is made when it does not exist.
+
+    Raises:
+        ImportError: matplotlib is not installed; the JSON is there then.
+    """
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f".evaluation.json.{os.getpid()}.tmp"
+    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(target / "evaluation.json")
+    thresholds = result.get("thresholds")
+    classes = labels_of(traces, Thresholds(**thresholds)) if thresholds else [Difficulty.NORMAL.index] * len(traces)
+    points = [
+        {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": NAMES[index]}
+        for row, index in zip(traces.rows, classes, strict=True)
+    ]
+    write_page(result, points, target / "report.html")
 
 
 def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from entropy_rft.cli import evaluate as verb
+from entropy_rft.cli.flags import parse_options
 from entropy_rft.evaluation import Evaluation
 
 
@@ -64,11 +65,11 @@ def test_settings_are_checked_before_the_model_is_loaded():
 
 
 def test_task_options_are_typed():
-    assert verb.parse_options(["a=1", "b=0.5", "c=true", "d=None", "e=x=y", "f="]) == {
+    assert parse_options(["a=1", "b=0.5", "c=true", "d=None", "e=x=y", "f="]) == {
         "a": 1, "b": 0.5, "c": True, "d": None, "e": "x=y", "f": "",
     }  # fmt: skip
     with pytest.raises(ValueError, match="twice"):
-        verb.parse_options(["a=1", "a=2"])
+        parse_options(["a=1", "a=2"])
 
 
 def test_a_hub_model_leaves_its_result_here():

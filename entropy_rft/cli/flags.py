@@ -1,0 +1,148 @@
+"""Flags that several verbs have, so that each is called, explained and read alike."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Add = Callable[..., Any]
+"""``parser.add_argument``."""
+
+
+def add_task(add: Add, split: str) -> None:
+    """Which questions; `split` is the default."""
+    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
+    add("--path", metavar="FILE", help="local file with the task's questions")
+    add("--split", default=split, help="the task's split (default: %(default)s)")
+    add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
+    add(
+        "--task_option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further option of the task (repeatable)",
+    )
+
+
+def task_source(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The arguments of `load_task` but the options; a path is made absolute, since others may load the task again."""
+    path = None if args.path is None else str(Path(args.path).expanduser().resolve())
+    return {"name": args.task, "path": path, "split": args.split, "limit": args.limit, "seed": seed}
+
+
+def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, top_p: bool = True) -> None:
+    """How to answer: `samples` is the default number of answers, `of` says what each of them is counted by."""
+    add("--samples", type=int, default=samples, metavar="N", help=f"answers per {of} (default: %(default)s)")
+    if temperature:
+        add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
+    if top_p:
+        add("--top_p", type=float, default=1.0, help="of sampling (default: %(default)s)")
+    limit = "limit on one answer" if temperature else "whole budget of an answer"
+    add("--max_tokens", type=int, default=1024, metavar="N", help=f"{limit}, in tokens (default: %(default)s)")
+    add("--batch_size", type=int, default=64, metavar="N", help="answers sampled at a time (default: %(default)s)")
+
+
+def add_marker(add: Add) -> None:
+    """What ends the thinking."""
+    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
+
+
+def add_hardware(add: Add) -> None:
+    """Where the model runs."""
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the weights; auto: as saved (default: %(default)s)",
+    )
+    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
+
+
+def device_of(args: argparse.Namespace) -> str | None:
+    """The flag; without it each process that torchrun started takes an accelerator of its own."""
+    if args.device is None and "LOCAL_RANK" in os.environ:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    device: str | None = args.device
+    return device
+
+
+def add_shards(add: Add) -> None:
+    """How several processes share the work, chunk by chunk."""
+    add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
+    add("--num_shards", type=int, metavar="N", help="processes that share the work (default: torchrun's, or 1)")
+    add("--shard", type=int, metavar="I", help="which of them this is, from 0 (default: torchrun's rank, or 0)")
+
+
+def shard_of(args: argparse.Namespace) -> tuple[int, int]:
+    """This process's number and that of all: the flags, or what torchrun tells.
+
+    Raises:
+        ValueError: one of the flags is given without the other.
+    """
+    if args.shard is None and args.num_shards is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.shard is None or args.num_shards is None:
+        raise ValueError("--shard and --num_shards belong together: give both, or none under torchrun")
+    return args.shard, args.num_shards
+
+
+def add_server(add: Add) -> None:
+    """Who answers instead of transformers."""
+    add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
+    add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
+
+
+def sampler(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
+    """The server of `add_server`, or else the model itself.
+
+    Raises:
+        ValueError: the url is none.
+        OSError: the server cannot be reached.
+    """
+    if not args.url:
+        from entropy_rft.sampling import TransformersSampler
+
+        return TransformersSampler(model, tokenizer, batch_size=args.batch_size)
+    from entropy_rft.sampling.openai_sampler import OpenAISampler
+
+    return OpenAISampler(
+        args.url,
+        tokenizer,
+        model=args.served_model,
+        concurrency=args.batch_size,
+        api_key=os.environ.get("ENTROPY_RFT_API_KEY"),
+    )
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """``["question=q", "thinking=false"]`` as a dict; numbers, true, false and none are typed.
+
+    Raises:
+        ValueError: a pair has no ``=``, or a key occurs twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--task_option {pair!r} must have the form key=value")
+        if key in options:
+            raise ValueError(f"--task_option {key!r} is given twice")
+        options[key] = _typed(value)
+    return options
+
+
+def _typed(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
