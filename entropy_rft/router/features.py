@@ -1,0 +1,274 @@
+"""How hard a question is: its tokens, the model's hidden state of them, and the probe; remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from entropy_rft.router.batching import Abandoned, FeatureError
+from entropy_rft.router.cache import LRUCache
+from entropy_rft.router.tokenizing import ChatTokenizer, Question
+
+if TYPE_CHECKING:
+    from entropy_rft.difficulty import DifficultyProbe
+
+__all__ = [
+    "FeatureError",
+    "FeatureSource",
+    "HiddenStates",
+    "NoFeatures",
+    "ProbedFeatures",
+    "Question",
+    "build_features",
+]
+
+Probabilities = tuple[float, float, float]
+"""Of EASY, NORMAL and HARD."""
+
+_INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would hold up every other request
+_MAX_TOKENIZING = 64  # questions that wait for that thread
+
+
+class FeatureSource(Protocol):
+    """Tells the probabilities of a question's difficulties. Of one event loop."""
+
+    async def start(self) -> None:
+        """Get ready; raises ValueError for a mistake in the settings, but not for a server that is down."""
+
+    async def close(self) -> None: ...
+
+    async def ready(self) -> bool:
+        """Whether a question would be answered now."""
+        ...
+
+    async def proba(self, request: Question) -> Probabilities:
+        """Probabilities of EASY, NORMAL and HARD; raises FeatureError. The deadline is the caller's."""
+        ...
+
+
+class HiddenStates(Protocol):
+    """Gives the hidden state of a prompt's last token."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ready(self) -> bool: ...
+
+    async def state(self, token_ids: list[int], wanted: Callable[[], bool]) -> Sequence[float]:
+        """(D,) float32 of the last token; raises FeatureError. `wanted` tells whether anybody still waits for it."""
+        ...
+
+
+class NoFeatures:
+    """For a router whose clients say the difficulty themselves."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ready(self) -> bool:
+        return True
+
+    async def proba(self, request: Question) -> Probabilities:
+        raise FeatureError("there is no source of features (features.kind is none)")
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A question whose state is on its way, and how many requests wait for it."""
+
+    waiters: int = 0
+    task: asyncio.Task[Probabilities] | None = field(default=None, repr=False)
+
+
+class ProbedFeatures:
+    """A probe over hidden states, with two memories: of a request's own bytes, and of a question's tokens.
+
+    Both hold digests, so that their size does not depend on the prompts', and no prompt outlives its request. Equal
+    questions that arrive together are asked once. A request that gives up does not take the question away from others
+    that wait for it, and what was begun is finished and remembered: it may be asked again.
+
+    Args:
+        tokenize: tokens of a question; raises FeatureError.
+        states: where hidden states come from.
+        probe: fitted, and made for that model.
+        cache_size: questions that are remembered; 0 is none.
+
+    Attributes:
+        hits: questions that were remembered.
+        misses: questions that were not.
+
+    Raises:
+        ValueError: `cache_size` is below 0.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[Question], list[int]],
+        states: HiddenStates,
+        probe: DifficultyProbe,
+        cache_size: int = 10_000,
+    ) -> None:
+        self.states = states
+        self.probe = probe
+        self._tokenize = tokenize
+        self._keys: LRUCache[bytes, bytes] = LRUCache(cache_size)
+        self._probabilities: LRUCache[bytes, Probabilities] = LRUCache(cache_size)
+        self._flights: dict[bytes, _Flight] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._tokenizing = 0
+        self._closed = False
+        self.hits = 0
+        self.misses = 0
+
+    async def start(self) -> None:
+        await self.states.start()
+
+    async def close(self) -> None:
+        self._closed = True
+        await self.states.close()
+        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def ready(self) -> bool:
+        return await self.states.ready()
+
+    async def proba(self, request: Question) -> Probabilities:
+        """Probabilities of EASY, NORMAL and HARD.
+
+        Raises:
+            FeatureError: they cannot be had; one line that says why, without the prompt.
+        """
+        raw = orjson.dumps(
+            (request.messages, request.text, request.token_ids, request.tools, request.chat_template_kwargs),
+            option=orjson.OPT_NON_STR_KEYS,
+        )
+        name = blake2b(raw, digest_size=16).digest()
+        key = self._keys.get(name)
+        found = None if key is None else self._probabilities.get(key)
+        if found is not None:
+            self.hits += 1
+            return found
+        token_ids = await self._tokens(request, len(raw))
+        key = blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+        self._keys.put(name, key)
+        found = self._probabilities.get(key)
+        if found is not None:
+            self.hits += 1
+            return found
+        self.misses += 1
+        while True:
+            flight = self._flights.get(key) or self._launch(key, token_ids)
+            assert flight.task is not None
+            flight.waiters += 1
+            try:
+                return await asyncio.shield(flight.task)
+            except Abandoned:  # between the moment when nobody waited and this request
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+            except asyncio.CancelledError:
+                if self._closed and flight.task.cancelled():
+                    raise FeatureError("the feature source is closed") from None
+                raise
+            finally:
+                flight.waiters -= 1
+
+    async def _tokens(self, request: Question, size: int) -> list[int]:
+        if size <= _INLINE_BYTES or request.token_ids is not None:
+            return self._tokenize(request)
+        if self._tokenizing >= _MAX_TOKENIZING:
+            raise FeatureError(f"{_MAX_TOKENIZING} long questions are waiting to be tokenized already")
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="router-tokenizer")
+        self._tokenizing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenize, request)
+        finally:
+            self._tokenizing -= 1
+
+    def _launch(self, key: bytes, token_ids: list[int]) -> _Flight:
+        flight = _Flight()
+        flight.task = asyncio.get_running_loop().create_task(self._fly(key, token_ids, flight))
+        self._flights[key] = flight
+
+        def landed(task: asyncio.Task[Probabilities]) -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            if not task.cancelled():
+                task.exception()  # seen, even if every request has given up
+
+        flight.task.add_done_callback(landed)
+        return flight
+
+    async def _fly(self, key: bytes, token_ids: list[int], flight: _Flight) -> Probabilities:
+        try:
+            state = await self.states.state(token_ids, lambda: flight.waiters > 0)
+            easy, normal, hard = self.probe.predict_proba(state)[0].tolist()
+        except FeatureError:
+            raise
+        except Exception as error:
+            raise FeatureError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        found = (easy, normal, hard)
+        self._probabilities.put(key, found)
+        return found
+
+
+def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSource:
+    """The source of features that the settings ask for.
+
+    Args:
+        settings: `RouterSettings`.
+        probe: fitted; ``None`` only where ``features.kind`` is none.
+
+    Raises:
+        ValueError: the probe does not fit the source, or the tokenizer cannot be loaded; one line.
+    """
+    wanted = settings.features
+    if wanted.kind == "none":
+        return NoFeatures()
+    if probe is None:
+        raise ValueError(
+            f"features.kind is {wanted.kind!r}, which needs a probe: give one, or set features.kind to none"
+        )
+    model = settings.model or probe.base_model
+    if not model:
+        raise ValueError("the probe does not know its base model: set model to its name or directory")
+    states: HiddenStates
+    if wanted.kind == "local":
+        from entropy_rft.router.local_states import LocalStates
+
+        states = LocalStates(
+            model,
+            layer=probe.layer,
+            width=probe.width,
+            fingerprint=probe.fingerprint,
+            force=settings.force_probe,
+            batch_size=wanted.batch_size,
+            batch_wait=wanted.batch_wait_ms / 1000,
+        )
+    elif wanted.kind == "vllm_pooling":
+        from entropy_rft.router.vllm_pooling import VLLMPooling
+
+        states = VLLMPooling(
+            wanted.url,
+            model=wanted.model,
+            api_key=wanted.api_key(),
+            layer=probe.layer,
+            width=probe.width,
+            batch_size=wanted.batch_size,
+        )
+    else:
+        raise ValueError(f"features.kind must be vllm_pooling, local or none, not {wanted.kind!r}")
+    return ProbedFeatures(ChatTokenizer.from_pretrained(model), states, probe, wanted.cache_size)

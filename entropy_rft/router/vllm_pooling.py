@@ -1,0 +1,234 @@
+"""Hidden states from a vLLM server that runs the same model with `--runner pooling`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from entropy_rft.router.batching import FeatureError, MicroBatcher
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = [1]  # any one token: asked once, to see what the server gives
+_READY_SECONDS = 2.0
+
+
+class VLLMPooling:
+    """Asks ``POST URL/pooling`` with token ids, so that the server's chat template plays no part.
+
+    Such a server pools the last token after the final norm, and with ``use_activation: false`` (vLLM before 0.2x called
+    it ``normalize``) does nothing more to it: in float32 that is the state of `question_states` to 1e-4. What a server
+    gives is looked at once, before it is trusted: its width, and that it is not normalised.
+
+    Args:
+        url: of the server, with or without ``/v1``.
+        model: what the server calls the model; ``None`` takes the first one that it names.
+        api_key: sent as a bearer token.
+        layer: that the probe reads; such a server has only the last one.
+        width: that the probe reads; ``None`` checks nothing.
+        batch_size: questions in one request.
+        concurrency: requests at the same time.
+        max_queue: questions that may wait; further ones are refused.
+        timeout: seconds for one request.
+
+    Raises:
+        ValueError: the probe reads another layer than the last.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        layer: int = -1,
+        width: int | None = None,
+        batch_size: int = 16,
+        concurrency: int = 4,
+        max_queue: int = 1024,
+        timeout: float = 10.0,
+    ) -> None:
+        if layer != -1:
+            raise ValueError(
+                f"the probe reads layer {layer}, but a pooling server gives only the last one (-1): "
+                "set features.kind to local, or collect traces with --layer -1"
+            )
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.model = model
+        self.width = width
+        self.max_tokens: int | None = None
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+        self._checked = False
+        self._checking = asyncio.Lock()
+        self._refused: str | None = None
+        self._batcher = MicroBatcher(
+            self._run, batch_size=batch_size, max_queue=max_queue, concurrency=concurrency, timeout=timeout + 1
+        )
+
+    async def start(self) -> None:
+        """Look at what the server gives, if it is there already.
+
+        Raises:
+            ValueError: its states are of no use to the probe.
+        """
+        import aiohttp
+
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=self._timeout, connect=min(3.0, self._timeout)),
+            connector=aiohttp.TCPConnector(limit=0),
+            auto_decompress=False,
+        )
+        try:
+            await self._check()
+        except FeatureError as error:
+            if self._refused is not None:
+                await self.close()
+                raise ValueError(str(error)) from error
+            logger.warning("the feature source is not there yet: %s", error)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def ready(self) -> bool:
+        try:
+            await asyncio.wait_for(self._look(), _READY_SECONDS)
+        except (FeatureError, asyncio.TimeoutError):
+            return False
+        return True
+
+    async def state(self, token_ids: list[int], wanted: Callable[[], bool]) -> Sequence[float]:
+        """(D,) float32 of the last token.
+
+        Raises:
+            FeatureError: the server cannot be reached, refuses, or gives something else; or the queue is full.
+        """
+        if not self._checked:
+            await self._check()
+        if self.max_tokens is not None and len(token_ids) > self.max_tokens:
+            raise FeatureError(f"the question has {len(token_ids)} tokens, the pooling server takes {self.max_tokens}")
+        return await self._batcher.value(token_ids, wanted)
+
+    async def _look(self) -> None:
+        await self._check()
+        status, data = await self._request("GET", "/health", parse=False)
+        if status != 200:
+            raise FeatureError(f"{self.url}/health gave status {status}{_message(data)}")
+
+    async def _check(self) -> None:
+        """Learn the model's name and limit, and see that a state is one that the probe can read; once."""
+        async with self._checking:
+            if self._refused is not None:
+                raise FeatureError(self._refused)
+            if self._checked:
+                return
+            status, data = await self._request("GET", "/v1/models")
+            try:
+                if status != 200:
+                    raise ValueError(f"status {status}{_message(data)}")
+                named = {str(entry["id"]): entry for entry in data["data"]}
+                model = self.model or next(iter(named))
+            except (ValueError, KeyError, TypeError, StopIteration) as error:
+                raise FeatureError(f"{self.url} does not name its model ({error}): set features.model") from error
+            if model not in named:
+                self._refuse(f"features.model: {self.url} has no model {model!r}, only {', '.join(named)}")
+            limit = named[model].get("max_model_len")
+            self.model, self.max_tokens = model, limit if isinstance(limit, int) else None
+            (state,) = await self._ask([_PROBE_TOKENS])
+            if self.width is not None and len(state) != self.width:
+                self._refuse(
+                    f"features.url: {self.url} gives states of width {len(state)}, but the probe reads {self.width}: "
+                    "serve the probe's base model"
+                )
+            norm = float((state.astype("float64") ** 2).sum()) ** 0.5
+            if abs(norm - 1) < 1e-3:
+                self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.22 or newer")
+            self._checked = True
+
+    def _refuse(self, message: str) -> None:
+        """For good: this server will not become another one without a restart of the router."""
+        self._refused = message
+        raise FeatureError(message)
+
+    async def _run(self, batch: list[list[int]]) -> Sequence[Any]:
+        try:
+            return await self._ask(batch)
+        except _Refused:
+            if len(batch) == 1:
+                raise
+        # One bad question spoils a request: the others are asked again without it.
+        return await asyncio.gather(*(self._ask_one(token_ids) for token_ids in batch))
+
+    async def _ask_one(self, token_ids: list[int]) -> Any:
+        try:
+            return (await self._ask([token_ids]))[0]
+        except FeatureError as error:
+            return error
+
+    async def _ask(self, batch: list[list[int]]) -> list[Any]:
+        """One request: (D,) float32 of each question."""
+        import base64
+
+        import numpy as np
+
+        body = {
+            "model": self.model,
+            "input": batch,
+            "task": "embed",
+            "use_activation": False,
+            "encoding_format": "base64",
+            "add_special_tokens": False,
+        }
+        status, data = await self._request("POST", "/pooling", body)
+        if status != 200:
+            kind = _Refused if status in (400, 413, 422) else FeatureError
+            raise kind(f"{self.url}/pooling gave status {status}{_message(data)}")
+        try:
+            entries = sorted(data["data"], key=lambda entry: entry["index"])
+            states = [np.frombuffer(base64.b64decode(entry["data"], validate=True), "<f4") for entry in entries]
+            if len(states) != len(batch) or any(state.ndim != 1 or not len(state) for state in states):
+                raise ValueError(f"{len(states)} states for {len(batch)} questions")
+        except (ValueError, KeyError, TypeError) as error:
+            raise FeatureError(f"{self.url}/pooling gave something else than states ({error})") from error
+        return states
+
+    async def _request(self, method: str, path: str, body: Any = None, parse: bool = True) -> tuple[int, Any]:
+        import aiohttp
+        import orjson
+
+        if self._session is None or self._session.closed:
+            raise FeatureError("the feature source is not started")
+        content = None if body is None else orjson.dumps(body)
+        headers = {"Content-Type": "application/json"} if content else None
+        try:
+            async with self._session.request(
+                method, self.url + path, data=content, headers=headers, allow_redirects=False
+            ) as response:
+                text = await response.read()
+                return response.status, orjson.loads(text) if parse else None
+        except asyncio.TimeoutError as error:
+            raise FeatureError(f"{self.url} did not answer in {self._timeout:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise FeatureError(f"{self.url} cannot be reached: {' '.join(str(error).split())}") from error
+        except orjson.JSONDecodeError as error:
+            raise FeatureError(f"{self.url}{path} gave status {response.status} and no JSON") from error
+
+
+class _Refused(FeatureError):
+    """The server takes it for the question's fault."""
+
+
+def _message(data: Any) -> str:
+    """What the server says went wrong, shortened to one line."""
+    inner = data.get("error", data) if isinstance(data, dict) else data
+    message = inner.get("message", "") if isinstance(inner, dict) else inner
+    return f": {' '.join(str(message).split())[:200]}" if message else ""
