@@ -102,6 +102,7 @@ def _add_evaluate(parts: Any) -> None:
     add = parser.add_argument
     _add_probe(add)
     add("--traces", required=True, nargs="+", metavar="DIR", help="of held-out questions; what `probe collect` wrote")
+    add("--train_traces", nargs="+", metavar="DIR", help="what the probe was trained on: adds the baselines' rows")
     add("--output_dir", required=True, metavar="DIR", help="where the answers, evaluation.json and report.html go")
     flags.add_sampling(add, samples=8, of="question and strategy", temperature=False)
     add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
@@ -269,12 +270,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
+    from entropy_rft.difficulty import load_traces
+    from entropy_rft.difficulty.fitting import baselines_of
     from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
     from entropy_rft.evaluation.strategy_page import save_evaluation, short_policy_lines
     from entropy_rft.evaluation.table import lined_table
 
     _check_report()
     probe, questions, model, tokenizer, sampler = _prepared(args)
+    baselines = None if args.train_traces is None else baselines_of(probe, load_traces(*args.train_traces))
     answers = answer_questions(
         questions,
         probe.strategies,
@@ -284,6 +288,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         top_p=args.top_p,
         seed=args.seed,
+        sampler_name="openai" if args.url else "transformers",
         chunk_size=args.chunk_size,
     )
     settings = {
@@ -295,7 +300,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "sampler": args.url or "transformers",
         "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
     }
-    result = evaluate_probe(probe, questions, answers, min_confidence=args.min_confidence, settings=settings)
+    result = evaluate_probe(
+        probe, questions, answers, min_confidence=args.min_confidence, baselines=baselines, settings=settings
+    )
     prompts = [row["prompt"] for _, rows in questions.parts for row in rows]
     result["routing_seconds"] = routing_seconds(model, tokenizer, probe, prompts)
     console = Console()
@@ -305,10 +312,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     header, *lines = short_policy_lines(result)
     console.print(lined_table("Strategies", header, lines, caption))
     for name, report in result.get("classifier", {}).items():
-        _print(f"{name}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}")
+        _print(
+            f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
+        )
     share = result["policies"]["probe"].get("oracle_share")
     if share is not None:
         _print(f"the probe gets {100 * share:.0f} % of what the oracle saves")
+    if result["routing_seconds"] is not None:
+        _print(f"to choose takes {1000 * result['routing_seconds']:.1f} ms a question, its prefill included")
     output = Path(args.output_dir)
     save_evaluation(result, questions.traces, output)
     _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")

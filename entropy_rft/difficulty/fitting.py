@@ -16,6 +16,9 @@ from entropy_rft.difficulty.probe import DifficultyProbe
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces
 
+BASELINES = {"prompt_length": "prompt_tokens", "pass_rate": "accuracy"}
+"""What can be had without a hidden state, by name, with the column of the traces that it sees."""
+
 
 def train_probe(
     traces: Traces,
@@ -78,18 +81,55 @@ def train_probe(
         seed=seed,
     )
     targets = [DIFFICULTIES[index] for index in known]
-    options: dict[str, Any] = {"groups": seen.ids, "epochs": epochs, "learning_rate": learning_rate}
-    probe.fit(seen.hidden, targets, **options)
+    probe.fit(seen.hidden, targets, groups=seen.ids, epochs=epochs, learning_rate=learning_rate)
     metrics |= probe.metrics
     metrics["labels"] = {name: int(count) for name, count in zip(NAMES, counts, strict=True)}
     metrics["test"] = classification_report(probe.predict_proba(unseen.hidden), truth)
     baselines = {"majority": classification_report(majority(counts, len(unseen)), truth)}
-    for name, column in (("prompt_length", "prompt_tokens"), ("pass_rate", "accuracy")):
-        other = DifficultyProbe(hidden_units=32, seed=seed).fit(seen.column(column)[:, None], targets, **options)
-        baselines[name] = classification_report(other.predict_proba(unseen.column(column)[:, None]), truth)
+    for name, other in fit_baselines(seen, thresholds, epochs=epochs, learning_rate=learning_rate, seed=seed).items():
+        column = unseen.column(BASELINES[name])[:, None]
+        baselines[name] = classification_report(other.predict_proba(column), truth)
     metrics["baselines"] = baselines
     probe.metrics = metrics
     return probe
+
+
+def fit_baselines(
+    traces: Traces, thresholds: Thresholds, *, epochs: int = 100, learning_rate: float = 1e-3, seed: int = 0
+) -> dict[str, DifficultyProbe]:
+    """Classifiers like the probe that see one number of each question instead of its hidden state; see `BASELINES`.
+
+    Args:
+        traces: that the probe was fitted to.
+        thresholds: of the labels.
+        epochs, learning_rate, seed: as of the probe.
+    """
+    targets = [DIFFICULTIES[index] for index in labels_of(traces, thresholds)]
+    return {
+        name: DifficultyProbe(hidden_units=32, seed=seed).fit(
+            traces.column(column)[:, None], targets, groups=traces.ids, epochs=epochs, learning_rate=learning_rate
+        )
+        for name, column in BASELINES.items()
+    }
+
+
+def baselines_of(probe: DifficultyProbe, traces: Traces) -> dict[str, DifficultyProbe]:
+    """The baselines of a saved probe, fitted to the questions that it was fitted to.
+
+    Args:
+        probe: with thresholds.
+        traces: that it was trained on; other questions in them are left out.
+
+    Raises:
+        ValueError: the probe has no thresholds, or the traces have none of its questions.
+    """
+    if probe.thresholds is None:
+        raise ValueError("the probe has no thresholds: without them the questions have no labels")
+    known = set(probe.questions)
+    own = np.asarray([identity in known for identity in traces.ids], dtype=bool)
+    if not own.any():
+        raise ValueError("the probe was fitted to none of these traces' questions: give those that it was trained on")
+    return fit_baselines(traces.take(own), probe.thresholds, seed=probe.seed)
 
 
 def labels_of(traces: Traces, thresholds: Thresholds) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""What choosing a strategy by a probe saves: every held-out question is answered by all three strategies, and policies
-that choose among them are compared on the same answers."""
+"""What choosing a strategy by a probe saves: all three strategies answer every held-out question, and ways to choose
+among them are compared on the same answers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ import numpy as np
 
 from entropy_rft.difficulty.answers import chunk_seed
 from entropy_rft.difficulty.collect import SamplerLike
-from entropy_rft.difficulty.fitting import labels_of, majority
+from entropy_rft.difficulty.fitting import BASELINES, labels_of, majority
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.states import question_states
 from entropy_rft.difficulty.store import ChunkStore, read_rows
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
-from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
+from entropy_rft.evaluation.policies import Answers, compare_policies
 from entropy_rft.sampling import check_settings, encode_prompt, progress_bar, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import Task, load_task, task_rows
 
 SCHEMA = 1
-_NORMAL = Difficulty.NORMAL.index
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,6 @@ class Questions:
 
     def __len__(self) -> int:
         return len(self.traces)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What every strategy made of every question; the first axis is that of a probe's probabilities.
-
-    Attributes:
-        correct: 1, 0, or NaN where nothing could be scored; (3, questions, samples).
-        tokens: lengths, (3, questions, samples).
-        seconds: mean time of an answer, (3, questions).
-    """
-
-    correct: np.ndarray
-    tokens: np.ndarray
-    seconds: np.ndarray
 
 
 def held_out_questions(
@@ -121,6 +105,7 @@ def answer_questions(
     max_tokens: int,
     top_p: float = 1.0,
     seed: int = 0,
+    sampler_name: str = "transformers",
     chunk_size: int = 32,
     progress: bool = True,
 ) -> Answers:
@@ -138,6 +123,7 @@ def answer_questions(
         max_tokens: the whole budget of an answer, of which a strategy gets its share.
         top_p: of sampling.
         seed: of sampling.
+        sampler_name: what the settings call the sampler: the same seed gives other answers elsewhere.
         chunk_size: questions that are lost by a kill.
         progress: show a bar, on a terminal.
 
@@ -155,6 +141,7 @@ def answer_questions(
                 "fingerprint": questions.traces.fingerprint,
                 "task": task.name,
                 "digest": digest(chosen),
+                "sampler": sampler_name,
                 "strategies": {name: strategies[d].to_dict() for name, d in zip(NAMES, DIFFICULTIES, strict=True)},
                 "samples": samples,
                 "max_tokens": max_tokens,
@@ -198,117 +185,6 @@ def answer_questions(
     )
 
 
-def compare_policies(answers: Answers, chosen: Sequence[Difficulty]) -> dict[str, Any]:
-    """Accuracy, tokens and time of ways to choose a strategy, on the same answers.
-
-    - ``easy``, ``normal``, ``hard``: that one for every question.
-    - ``random``: any of the three with equal chance; the exact expectation, not a draw.
-    - ``random_same_mix``: at random, but each as often as the probe chooses it. What the probe does better than this it
-      owes to knowing the question.
-    - ``probe``: `chosen`.
-    - ``oracle``: for each question the strategy that is most often right, and of those the one with the fewest tokens.
-      It chooses on one half of the samples and is measured on the other, both ways round: chosen and measured on the
-      same samples it would profit from luck. With one sample there is no such oracle.
-    - ``oracle_in_sample``: that optimistic oracle, as the papers' numbers are; nobody can reach it.
-
-    Questions where a strategy has no answer that can be scored (in either half) are left out of everything.
-
-    Args:
-        answers: of the three strategies.
-        chosen: by the probe, one for each question.
-
-    Returns:
-        Plain JSON values: ``questions``, ``unscorable`` and ``policies``. A policy has ``accuracy`` with its 95 %
-        ``interval``, ``tokens``, ``seconds`` (of the batched sampling, by tokens: costs, not one user's waiting time),
-        ``shares`` of the strategies, and ``minus_normal``: the paired differences in accuracy and tokens to ``normal``,
-        each with its 95 % interval from a bootstrap over questions, and ``saving``, the tokens saved as a fraction of
-        normal's. The probe's ``oracle_share`` is its part of the tokens that the oracle saves.
-
-    Raises:
-        ValueError: shapes that differ, or no question can be scored.
-    """
-    correct, tokens = answers.correct, answers.tokens
-    if correct.shape != tokens.shape or correct.shape[1] != len(chosen):
-        raise ValueError(f"answers and choices differ: {correct.shape}, {tokens.shape} and {len(chosen)} choices")
-    samples = correct.shape[2]
-    halves = [np.arange(samples) % 2 == 0, np.arange(samples) % 2 == 1] if samples > 1 else []
-    scorable = np.isfinite(correct)
-    usable = scorable.any(2).all(0)
-    for half in halves:
-        usable &= scorable[:, :, half].any(2).all(0)
-    if not usable.any():
-        raise ValueError("no question has an answer of every strategy that can be scored")
-    correct, tokens, seconds = correct[:, usable], tokens[:, usable], answers.seconds[:, usable]
-    right, length = np.nanmean(correct, axis=2), tokens.mean(2)  # (3, questions)
-    picks = np.asarray([choice.index for choice in chosen])[usable]
-    count = len(picks)
-    one_hot = np.eye(len(NAMES))
-    mix = np.bincount(picks, minlength=len(NAMES)) / count
-
-    weights = {name: np.tile(one_hot[index], (count, 1)) for index, name in enumerate(NAMES)}
-    weights["random"] = np.full((count, len(NAMES)), 1 / len(NAMES))
-    weights["random_same_mix"] = np.tile(mix, (count, 1))
-    weights["probe"] = one_hot[picks]
-
-    measured = {
-        name: (_mixed(w, right), _mixed(w, length), _mixed(w, seconds), w.mean(0)) for name, w in weights.items()
-    }
-    if halves:
-        sides = []
-        for choosing, measuring in (halves, halves[::-1]):
-            w = one_hot[_oracle(correct[:, :, choosing], tokens[:, :, choosing])]
-            own = np.nanmean(correct[:, :, measuring], axis=2), tokens[:, :, measuring].mean(2)
-            sides.append((_mixed(w, own[0]), _mixed(w, own[1]), _mixed(w, seconds), w.mean(0)))
-        measured["oracle"] = tuple((a + b) / 2 for a, b in zip(*sides, strict=True))
-    w = one_hot[_oracle(correct, tokens)]
-    measured["oracle_in_sample"] = (_mixed(w, right), _mixed(w, length), _mixed(w, seconds), w.mean(0))
-
-    policies = {name: _policy(*values, *measured["normal"][:2]) for name, values in measured.items()}
-    if "oracle" in policies:
-        possible = policies["normal"]["tokens"] - policies["oracle"]["tokens"]
-        saved = policies["normal"]["tokens"] - policies["probe"]["tokens"]
-        policies["probe"]["oracle_share"] = saved / possible if possible > 0 else None
-    return {"questions": count, "unscorable": int((~usable).sum()), "samples": samples, "policies": policies}
-
-
-def _mixed(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A policy's mean on each question, (questions,); weights are (questions, 3), values (3, questions)."""
-    return np.einsum("qs,sq->q", weights, values)
-
-
-def _oracle(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The cheapest of the strategies that are right most often, (questions,)."""
-    right, length = np.nanmean(correct, axis=2), tokens.mean(2)
-    best = right >= right.max(0) - 1e-12
-    return np.where(best, length, np.inf).argmin(0)
-
-
-def _policy(
-    right: np.ndarray,
-    length: np.ndarray,
-    seconds: np.ndarray,
-    shares: np.ndarray,
-    normal_right: np.ndarray,
-    normal_length: np.ndarray,
-) -> dict[str, Any]:
-    accuracy = paired_difference(list(normal_right), list(right))
-    tokens = paired_difference(list(normal_length), list(length))
-    whole = float(normal_length.mean())
-    return {
-        "accuracy": float(right.mean()),
-        "interval": list(bootstrap_interval(right.clip(0, 1))),
-        "tokens": float(length.mean()),
-        "seconds": float(seconds.mean()),
-        "shares": {name: float(share) for name, share in zip(NAMES, shares, strict=True)},
-        "minus_normal": {
-            "accuracy": list(accuracy),
-            "tokens": list(tokens),
-            # The largest saving is the lowest difference in tokens.
-            "saving": [-tokens[0] / whole, -tokens[2] / whole, -tokens[1] / whole],
-        },
-    }
-
-
 def by_level(traces: Traces) -> dict[str, Any]:
     """Accuracy and entropy by difficulty level: the U, where there is one.
 
@@ -348,6 +224,7 @@ def evaluate_probe(
     answers: Answers,
     *,
     min_confidence: float = 0.5,
+    baselines: Mapping[str, DifficultyProbe] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that `probe evaluate` reports, plain JSON values: the classifier, the policies and the U.
@@ -357,28 +234,63 @@ def evaluate_probe(
         questions: held out.
         answers: of its strategies to them.
         min_confidence: below it the probe's choice is Normal.
+        baselines: of `fit_baselines`, to be compared with the probe.
         settings: to be written into the result.
     """
     traces = questions.traces
-    proba = probe.predict_proba(traces.hidden)
+    choices = rule_choices(probe, traces, min_confidence, baselines)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": traces.model,
         "tasks": [f"{task.name}/{task.split}" for task, _ in questions.parts],
         "settings": {"min_confidence": min_confidence, **(settings or {})},
         "left_out": {"fitted": questions.fitted, "unscorable_traces": traces.unscorable},
-        **compare_policies(answers, choose(proba, min_confidence)),
+        **compare_policies(answers, choices.pop("probe"), choices),
         "levels": by_level(traces),
     }
     if probe.thresholds is not None:
         result["thresholds"] = asdict(probe.thresholds)
-        truth = labels_of(traces, probe.thresholds)
-        counts = probe.metrics.get("labels") or dict(zip(NAMES, np.bincount(truth, minlength=3).tolist(), strict=True))
-        result["classifier"] = {
-            "probe": classification_report(proba, truth),
-            "majority": classification_report(majority([counts[name] for name in NAMES], len(truth)), truth),
-        }
+        result["classifier"] = classifier_reports(probe, traces, baselines)
     return result
+
+
+def rule_choices(
+    probe: DifficultyProbe,
+    traces: Traces,
+    min_confidence: float,
+    baselines: Mapping[str, DifficultyProbe] | None = None,
+) -> dict[str, list[Difficulty]]:
+    """What the probe chooses for each question, and what a classifier that sees the prompt's length alone would.
+
+    The pass rate is no rule: nobody knows it before the answers.
+    """
+    choices: dict[str, list[Difficulty]] = {"probe": choose(probe.predict_proba(traces.hidden), min_confidence)}
+    if baselines and "prompt_length" in baselines:
+        lengths = traces.column(BASELINES["prompt_length"])[:, None]
+        choices["prompt_length"] = choose(baselines["prompt_length"].predict_proba(lengths), min_confidence)
+    return choices
+
+
+def classifier_reports(
+    probe: DifficultyProbe, traces: Traces, baselines: Mapping[str, DifficultyProbe] | None = None
+) -> dict[str, Any]:
+    """How well the probe, the majority and the baselines tell the labels of these questions.
+
+    Raises:
+        ValueError: the probe has no thresholds.
+    """
+    if probe.thresholds is None:
+        raise ValueError("the probe has no thresholds: without them the questions have no labels")
+    truth = labels_of(traces, probe.thresholds)
+    counts = probe.metrics.get("labels") or dict(zip(NAMES, np.bincount(truth, minlength=3).tolist(), strict=True))
+    reports = {
+        "probe": classification_report(probe.predict_proba(traces.hidden), truth),
+        "majority": classification_report(majority([counts[name] for name in NAMES], len(truth)), truth),
+    }
+    for name, baseline in (baselines or {}).items():
+        column = traces.column(BASELINES[name])[:, None]
+        reports[name] = classification_report(baseline.predict_proba(column), truth)
+    return reports
 
 
 def routing_seconds(model: Any, tokenizer: Any, probe: DifficultyProbe, prompts: Sequence[Any]) -> float | None:

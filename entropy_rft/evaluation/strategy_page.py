@@ -15,18 +15,9 @@ from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
+from entropy_rft.evaluation.strategy_plots import POLICIES, frontier_keys, frontier_svg, scatter_svg, u_shape_svg
 from entropy_rft.evaluation.table import number, percent
 
-POLICIES = {
-    "easy": "fixed Easy",
-    "normal": "fixed Normal",
-    "hard": "fixed Hard",
-    "random": "random",
-    "random_same_mix": "random, the probe's mix",
-    "probe": "probe",
-    "oracle": "oracle",
-    "oracle_in_sample": "oracle, in sample",
-}
 POLICY_HEADER = [
     "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "ms an answer",
     "easy/normal/hard (%)",
@@ -109,14 +100,11 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
     Raises:
         ImportError: matplotlib is not installed.
     """
-    # The flattered oracle is for the table: nobody should aim at it.
-    shown = [name for name in POLICIES if name in result["policies"] and name != "oracle_in_sample"]
-    keys = [Key(plots.colour(i), POLICIES[name]) for i, name in enumerate(shown) if i < len(plots.PALETTE)]
-    keys += [Key(None, POLICIES[name]) for name in shown[len(plots.PALETTE) :]]
-    frontier = figure("Accuracy against tokens", frontier_svg(result, shown), keys, "bars: 95 % interval")
+    note = "bars: 95 % interval; diamonds are dashed in the legend"
+    frontier = figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note)
     by = "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
     u_keys = [Key(plots.PALETTE[0], "entropy"), Key(plots.PALETTE[5], "accuracy", dashed=True)]
-    shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result, by), u_keys)
+    shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result["levels"], by), u_keys)
     scatter = figure(
         "The traces and their labels",
         scatter_svg(points, result.get("thresholds")),
@@ -124,11 +112,13 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
         "one point a question; lines: the thresholds",
     )
     share = result["policies"]["probe"].get("oracle_share")
+    routing = result.get("routing_seconds")
     parts = [
         f"<p>{escape(_summary(result))}</p>",
         table(POLICY_HEADER, policy_lines(result)),
         f'<p class="soft">{escape(_EXPLAINED)}'
         + ("" if share is None else f" The probe gets {100 * share:.0f} % of what the oracle saves.")
+        + ("" if routing is None else f" To choose takes {1000 * routing:.1f} ms a question, prefill included.")
         + "</p>",
         f'<div class="figures">{frontier}{shape}{scatter}</div>',
         _classifier(result),
@@ -158,7 +148,7 @@ def _classifier(result: Mapping[str, Any]) -> str:
     if not reports:
         return ""
     rows = [
-        [name, percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
+        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
         for name, r in reports.items()
     ]
     confusion = [[name, *map(str, row)] for name, row in zip(NAMES, reports["probe"]["confusion"], strict=True)]
@@ -177,69 +167,3 @@ def _levels(result: Mapping[str, Any], by: str) -> str:
     ]  # fmt: skip
     header = [by, "questions", "accuracy (%)", "entropy (nats)", "entropy, thinking (nats)", "tokens"]
     return "<h2>By difficulty</h2>" + table(header, rows)
-
-
-def frontier_svg(result: Mapping[str, Any], shown: Sequence[str]) -> str:
-    """Accuracy (%) with its interval against mean tokens."""
-    drawing, axes = plots._figure()
-    for index, name in enumerate(shown):
-        policy = result["policies"][name]
-        low, high = policy["interval"]
-        centre = policy["accuracy"]
-        axes.errorbar(
-            [policy["tokens"]],
-            [100 * centre],
-            yerr=[[100 * max(0.0, centre - low)], [100 * max(0.0, high - centre)]],
-            fmt="o" if index < len(plots.PALETTE) else "D",
-            color=plots.colour(index) if index < len(plots.PALETTE) else plots._INK,
-            capsize=4,
-            markersize=8,
-        )
-    axes.margins(x=0.15, y=0.15)
-    axes.set_xlabel("mean tokens of an answer")
-    axes.set_ylabel("accuracy (%)")
-    alt = "accuracy against tokens: " + "; ".join(
-        f"{POLICIES[n]} {percent(result['policies'][n]['accuracy'])} % at {result['policies'][n]['tokens']:.0f}"
-        for n in shown
-    )
-    return plots._svg(drawing, "frontier", alt)
-
-
-def u_shape_svg(result: Mapping[str, Any], by: str) -> str:
-    """Mean token entropy (left) and accuracy (right, dashed) over the difficulty."""
-    groups = result["levels"]["groups"]
-    drawing, axes = plots._figure()
-    other = axes.twinx()
-    other.grid(False)
-    places = range(len(groups))
-    axes.plot(places, [g["entropy"] for g in groups.values()], "o-", color=plots.PALETTE[0], linewidth=2)
-    accuracy = [100 * g["accuracy"] for g in groups.values()]
-    other.plot(places, accuracy, "s", linestyle=plots.DASHES[1], color=plots.PALETTE[5], linewidth=2)
-    axes.set_xticks(list(places), list(groups))
-    axes.set_xlabel(by)
-    axes.set_ylabel("entropy (nats per token)")
-    other.set_ylabel("accuracy (%)")
-    other.set_ylim(-3, 103)
-    alt = f"mean token entropy and accuracy by {by}: " + "; ".join(
-        f"{name}: {number(g['entropy'])} nats, {percent(g['accuracy'])} %" for name, g in groups.items()
-    )
-    return plots._svg(drawing, "u-shape", alt)
-
-
-def scatter_svg(points: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None) -> str:
-    """Accuracy (%) against entropy, one point a question in the colour of its label."""
-    drawing, axes = plots._figure()
-    for index, name in enumerate(NAMES):
-        own = [point for point in points if point["label"] == name]
-        axes.plot(
-            [p["entropy"] for p in own], [100 * p["accuracy"] for p in own], "o", color=plots.colour(index), alpha=0.5,
-            markersize=4, markeredgewidth=0,
-        )  # fmt: skip
-    if thresholds:
-        line = {"color": plots._INK, "linewidth": 0.8, "linestyle": plots.DASHES[1]}
-        axes.axhline(100 * thresholds["accuracy_hard"], **line)
-        axes.axhline(100 * thresholds["accuracy_normal"], **line)
-        axes.axvline(thresholds["entropy_normal"], **line)
-    axes.set_xlabel("mean token entropy (nats)")
-    axes.set_ylabel("accuracy (%)")
-    return plots._svg(drawing, "scatter", f"accuracy against entropy of {len(points)} questions, by label")

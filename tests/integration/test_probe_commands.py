@@ -102,10 +102,13 @@ def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     assert (loaded.width, loaded.metrics["test"]["questions"]) == (128, 12)
     assert len(loaded.questions) == 48
     flags = ("--probe", trained, "--traces", "test", "--samples", 2, "--max_tokens", 96, "--output_dir", "evaluated")
-    out, _ = probe("evaluate", *flags, cwd=place)
+    out, _ = probe("evaluate", *flags, "--train_traces", "train", cwd=place)
     written = json.loads((place / "evaluated" / "evaluation.json").read_text())
     policies = written["policies"]
     assert written["questions"] == 12
+    assert written["classifier"].keys() == {"probe", "majority", "prompt_length", "pass_rate"}
+    assert "prompt_length" in policies
+    assert "to choose takes" in out
     assert policies.keys() >= {"easy", "normal", "hard", "random", "random_same_mix", "probe", "oracle"}
     assert policies["hard"]["tokens"] < policies["normal"]["tokens"]
     assert policies["hard"]["tokens"] <= 48
@@ -219,6 +222,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*TRAIN, "--test_fraction", 1), "fraction must lie between 0 and 1"),
         ((*TRAIN, "--epochs", 0), "epochs must be at least 1"),
         ((*EVALUATE, "--probe", "train"), "has no probe.json"),
+        ((*EVALUATE, "--train_traces", "test"), "the probe was fitted to none of these traces' questions"),
         ((*EVALUATE, "--min_confidence", 2), "min_confidence must lie between 0 and 1, got 2.0"),
         ((*EVALUATE, "--traces", "whole-nothing"), "'whole-nothing' has no settings.json"),
         ((*TUNE, "--traces", "test"), "the traces are of the split 'test' of arithmetic"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
-from entropy_rft.evaluation.strategies import Answers, by_level, compare_policies
+from entropy_rft.evaluation.policies import Answers, compare_policies, measure_policies, pooled, summary
+from entropy_rft.evaluation.strategies import by_level
 from entropy_rft.evaluation.strategy_page import policy_lines, short_policy_lines, write_page
 from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened
 from entropy_rft.sampling import Completion
@@ -90,6 +91,37 @@ def test_questions_that_cannot_be_scored_are_left_out_everywhere(two_questions):
         compare_policies(Answers(correct * np.nan, two_questions.tokens, two_questions.seconds), [EASY, NORMAL])
     with pytest.raises(ValueError, match="1 choices"):
         compare_policies(two_questions, [EASY])
+
+
+def test_further_rules_stand_beside_the_probe(two_questions):
+    result = compare_policies(two_questions, [EASY, NORMAL], {"prompt_length": [HARD, NORMAL]})["policies"]
+    assert result["prompt_length"]["tokens"] == pytest.approx(60)
+    assert result["prompt_length"]["oracle_share"] == pytest.approx(15 / 20)
+    assert result["probe"]["oracle_share"] == 1.0
+    assert result["random_same_mix"]["tokens"] == pytest.approx((10 + 75) / 2)  # the probe's mix, not the rule's
+    with pytest.raises(ValueError, match="1 choices"):
+        compare_policies(two_questions, [EASY, NORMAL], {"prompt_length": [HARD]})
+
+
+def test_runs_are_pooled_question_by_question(two_questions):
+    other = Answers(1 - two_questions.correct, 3 * two_questions.tokens, two_questions.seconds)
+    runs = [measure_policies(a, {"probe": [EASY, NORMAL]}) for a in (two_questions, other)]
+    both = summary(pooled(runs))
+    assert both["normal"]["accuracy"] == pytest.approx(0.5)
+    assert both["normal"]["tokens"] == pytest.approx((75 + 225) / 2)
+    assert both["probe"]["shares"] == {"easy": 0.5, "normal": 0.5, "hard": 0.0}
+    # Every question's two runs cancel: pooling by question sees that, and stacking the runs would not.
+    assert both["normal"]["interval"] == [0.5, 0.5]
+
+    unscorable = two_questions.correct.copy()
+    unscorable[0, 1] = np.nan
+    partly = Answers(unscorable, two_questions.tokens, two_questions.seconds)
+    runs.append(measure_policies(partly, {"probe": [EASY, NORMAL]}))
+    assert summary(pooled(runs))["normal"]["tokens"] == pytest.approx((50 + 150 + 50) / 3)  # the first question alone
+    with pytest.raises(ValueError, match="same questions"):
+        pooled([runs[0], measure_policies(answers([[[1], [1], [0]]], [[[1], [2], [3]]]), {"probe": [EASY]})])
+    with pytest.raises(ValueError, match="none"):
+        pooled([])
 
 
 class Rows:

@@ -1,0 +1,207 @@
+"""Ways to choose a strategy for each question, compared on the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.difficulty.strategies import NAMES, Difficulty
+from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
+
+_ONE_HOT = np.eye(len(NAMES))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every strategy made of every question; the first axis is that of a probe's probabilities.
+
+    Attributes:
+        correct: 1, 0, or NaN where nothing could be scored; (3, questions, samples).
+        tokens: lengths, (3, questions, samples).
+        seconds: mean time of an answer, (3, questions).
+    """
+
+    correct: np.ndarray
+    tokens: np.ndarray
+    seconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a way to choose costs and gains, question by question; NaN where a strategy has no answer to score.
+
+    Attributes:
+        right: fraction of right answers, (questions,).
+        tokens: mean length, (questions,).
+        seconds: mean time of an answer, (questions,).
+        shares: how often each strategy is chosen, (questions, 3).
+    """
+
+    right: np.ndarray
+    tokens: np.ndarray
+    seconds: np.ndarray
+    shares: np.ndarray
+
+
+def compare_policies(
+    answers: Answers, chosen: Sequence[Difficulty], others: Mapping[str, Sequence[Difficulty]] | None = None
+) -> dict[str, Any]:
+    """Accuracy, tokens and time of ways to choose a strategy; see `measure_policies` for which and `summary` for what.
+
+    Args:
+        answers: of the three strategies.
+        chosen: by the probe, one for each question.
+        others: further choices by name, such as those of a rule.
+
+    Returns:
+        Plain JSON values: ``questions``, ``unscorable``, ``samples``, and ``policies`` by name.
+
+    Raises:
+        ValueError: shapes that differ, or no question can be scored.
+    """
+    measured = measure_policies(answers, {**(others or {}), "probe": chosen})
+    usable = np.isfinite(measured["normal"].right)
+    return {
+        "questions": int(usable.sum()),
+        "unscorable": int((~usable).sum()),
+        "samples": answers.correct.shape[2],
+        "policies": summary(measured),
+    }
+
+
+def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty]]) -> dict[str, Measured]:
+    """Ways to choose a strategy, on the same answers.
+
+    - ``easy``, ``normal``, ``hard``: that one for every question.
+    - ``random``: any of the three with equal chance; the exact expectation, not a draw.
+    - ``random_same_mix``: at random, but each as often as the probe chooses it. What the probe does better than this it
+      owes to knowing the question.
+    - those of `choices`, among them ``probe``.
+    - ``oracle``: for each question the strategy that is most often right, and of those the one with the fewest tokens.
+      It chooses on one half of the samples and is measured on the other, both ways round: chosen and measured on the
+      same samples it would profit from luck. With one sample there is no such oracle.
+    - ``oracle_in_sample``: that optimistic oracle, as the papers' numbers are; nobody can reach it.
+
+    Questions where a strategy has no answer that can be scored (in either half) are left out of everything.
+
+    Args:
+        answers: of the three strategies.
+        choices: by name, one strategy for each question; ``probe`` is among them.
+
+    Raises:
+        ValueError: shapes that differ, or no question can be scored.
+    """
+    correct, tokens, seconds = answers.correct, answers.tokens, answers.seconds
+    for chosen in choices.values():
+        if correct.shape != tokens.shape or correct.shape[1] != len(chosen):
+            raise ValueError(f"answers and choices differ: {correct.shape}, {tokens.shape} and {len(chosen)} choices")
+    count, samples = correct.shape[1:]
+    halves = [np.arange(samples) % 2 == 0, np.arange(samples) % 2 == 1] if samples > 1 else []
+    scorable = np.isfinite(correct)
+    usable = scorable.any(2).all(0)
+    for half in halves:
+        usable &= scorable[:, :, half].any(2).all(0)
+    if not usable.any():
+        raise ValueError("no question has an answer of every strategy that can be scored")
+    correct = np.where(usable[None, :, None], correct, 0.0)  # a mean of nothing would warn; they become NaN below
+    right, length = np.nanmean(correct, axis=2), tokens.mean(2)  # (3, questions)
+
+    def measured(weights: np.ndarray, own: tuple[np.ndarray, np.ndarray] = (right, length)) -> Measured:
+        return Measured(_mixed(weights, own[0]), _mixed(weights, own[1]), _mixed(weights, seconds), weights)
+
+    policies = {name: measured(np.tile(_ONE_HOT[index], (count, 1))) for index, name in enumerate(NAMES)}
+    picked = {name: _ONE_HOT[[choice.index for choice in chosen]] for name, chosen in choices.items()}
+    policies["random"] = measured(np.full((count, len(NAMES)), 1 / len(NAMES)))
+    policies["random_same_mix"] = measured(np.tile(picked["probe"][usable].mean(0), (count, 1)))
+    policies |= {name: measured(weights) for name, weights in picked.items()}
+    if halves:
+        sides = []
+        for choosing, measuring in (halves, halves[::-1]):
+            own = np.nanmean(correct[:, :, measuring], axis=2), tokens[:, :, measuring].mean(2)
+            sides.append(measured(_ONE_HOT[_oracle(correct[:, :, choosing], tokens[:, :, choosing])], own))
+        policies["oracle"] = _mean(sides)
+    policies["oracle_in_sample"] = measured(_ONE_HOT[_oracle(correct, tokens)])
+    return {name: _only(policy, usable) for name, policy in policies.items()}
+
+
+def pooled(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
+    """Several runs over the same questions as one: each question's means over the runs.
+
+    A bootstrap over questions of that takes the questions for what they are, the same ones in each run. A question that
+    one run could not score is left out.
+
+    Raises:
+        ValueError: no run, or runs over other numbers of questions.
+    """
+    counts = {len(run["normal"].right) for run in runs}
+    if len(counts) != 1:
+        raise ValueError(f"only runs over the same questions can be pooled, got {sorted(counts) or 'none'}")
+    return {name: _mean([run[name] for run in runs]) for name in runs[0] if all(name in run for run in runs)}
+
+
+def summary(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Each policy in a few numbers, plain JSON values.
+
+    A policy has ``accuracy`` with its 95 % ``interval``, ``tokens``, ``seconds`` (of the batched sampling, by tokens:
+    costs, not one user's waiting time), ``shares`` of the strategies, and ``minus_normal``: the paired differences in
+    accuracy and tokens to ``normal``, each with its 95 % interval from a bootstrap over questions, and ``saving``, the
+    tokens saved as a fraction of normal's. The ``oracle_share`` of the probe and of other rules is their part of the
+    tokens that the oracle saves; ``None`` where it saves none.
+    """
+    usable = np.isfinite(measured["normal"].right)
+    normal = measured["normal"]
+    policies = {name: _policy(policy, normal, usable) for name, policy in measured.items()}
+    if "oracle" in policies:
+        whole = policies["normal"]["tokens"]
+        possible = whole - policies["oracle"]["tokens"]
+        for name in policies.keys() - {*NAMES, "random", "random_same_mix", "oracle", "oracle_in_sample"}:
+            saved = whole - policies[name]["tokens"]
+            policies[name]["oracle_share"] = saved / possible if possible > 0 else None
+    return policies
+
+
+def _mixed(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A policy's mean on each question, (questions,); weights are (questions, 3), values (3, questions)."""
+    return np.einsum("qs,sq->q", weights, values)
+
+
+def _oracle(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The cheapest of the strategies that are right most often, (questions,)."""
+    right, length = np.nanmean(correct, axis=2), tokens.mean(2)
+    best = right >= right.max(0) - 1e-12
+    return np.where(best, length, np.inf).argmin(0)
+
+
+def _mean(several: Sequence[Measured]) -> Measured:
+    fields = ("right", "tokens", "seconds", "shares")
+    return Measured(*(np.mean([getattr(one, name) for one in several], axis=0) for name in fields))
+
+
+def _only(policy: Measured, usable: np.ndarray) -> Measured:
+    def kept(values: np.ndarray) -> np.ndarray:
+        return np.where(usable if values.ndim == 1 else usable[:, None], values, np.nan)
+
+    return Measured(kept(policy.right), kept(policy.tokens), kept(policy.seconds), kept(policy.shares))
+
+
+def _policy(policy: Measured, normal: Measured, usable: np.ndarray) -> dict[str, Any]:
+    right, length = policy.right[usable], policy.tokens[usable]
+    accuracy = paired_difference(list(normal.right[usable]), list(right))
+    tokens = paired_difference(list(normal.tokens[usable]), list(length))
+    whole = float(normal.tokens[usable].mean())
+    return {
+        "accuracy": float(right.mean()),
+        "interval": list(bootstrap_interval(right.clip(0, 1))),
+        "tokens": float(length.mean()),
+        "seconds": float(policy.seconds[usable].mean()),
+        "shares": {name: float(s) for name, s in zip(NAMES, policy.shares[usable].mean(0), strict=True)},
+        "minus_normal": {
+            "accuracy": list(accuracy),
+            "tokens": list(tokens),
+            # The largest saving is the lowest difference in tokens.
+            "saving": [-tokens[0] / whole, -tokens[2] / whole, -tokens[1] / whole],
+        },
+    }

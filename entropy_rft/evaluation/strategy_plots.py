@@ -1,0 +1,142 @@
+"""The figures of a comparison of strategies: the frontier, the U, and the traces with their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.evaluation import plots
+from entropy_rft.evaluation.markup import Key
+from entropy_rft.evaluation.table import number, percent
+
+POLICIES = {
+    "easy": "fixed Easy",
+    "normal": "fixed Normal",
+    "hard": "fixed Hard",
+    "random": "random",
+    "random_same_mix": "random, the probe's mix",
+    "prompt_length": "prompt length",
+    "probe": "probe",
+    "oracle": "oracle",
+    "oracle_in_sample": "oracle, in sample",
+}
+"""Ways to choose a strategy, in the order of tables, with what they are called."""
+# Colour and marker of each, the same in every figure; chance and the rule share colours with what they stand beside.
+_LOOKS = {
+    "easy": (0, "o"), "normal": (1, "o"), "hard": (2, "o"), "random": (4, "o"), "random_same_mix": (4, "D"),
+    "prompt_length": (5, "D"), "probe": (5, "o"), "oracle": (3, "o"),
+}  # fmt: skip
+
+
+def shown_policies(result: Mapping[str, Any]) -> list[str]:
+    """The policies that a figure shows: the flattered oracle is for the table, nobody should aim at it."""
+    return [name for name in POLICIES if name in result["policies"] and name != "oracle_in_sample"]
+
+
+def frontier(result: Mapping[str, Any]) -> Any:
+    """Accuracy (%) with its interval against mean tokens, as a matplotlib figure."""
+    drawing, axes = plots._figure()
+    for name in shown_policies(result):
+        colour, marker = _LOOKS[name]
+        policy = result["policies"][name]
+        low, high = policy["interval"]
+        centre = policy["accuracy"]
+        axes.errorbar(
+            [policy["tokens"]],
+            [100 * centre],
+            yerr=[[100 * max(0.0, centre - low)], [100 * max(0.0, high - centre)]],
+            fmt=marker,
+            color=plots.PALETTE[colour],
+            label=POLICIES[name],
+            capsize=4,
+            markersize=8,
+        )
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("mean tokens of an answer")
+    axes.set_ylabel("accuracy (%)")
+    return drawing
+
+
+def frontier_keys(result: Mapping[str, Any]) -> list[Key]:
+    """The legend of `frontier_svg`; a diamond's is dashed."""
+    looks = [(name, *_LOOKS[name]) for name in shown_policies(result)]
+    return [Key(plots.PALETTE[colour], POLICIES[name], dashed=marker == "D") for name, colour, marker in looks]
+
+
+def frontier_svg(result: Mapping[str, Any]) -> str:
+    """`frontier` for a page."""
+    alt = "accuracy against tokens: " + "; ".join(
+        f"{POLICIES[n]} {percent(result['policies'][n]['accuracy'])} % at {result['policies'][n]['tokens']:.0f}"
+        for n in shown_policies(result)
+    )
+    return plots._svg(frontier(result), "frontier", alt)
+
+
+def u_shape(levels: Mapping[str, Any], by: str) -> Any:
+    """Mean token entropy (left) and accuracy (right, dashed) over the difficulty, as a matplotlib figure.
+
+    Args:
+        levels: of `by_level`.
+        by: what the difficulty is called.
+    """
+    groups = levels["groups"]
+    drawing, axes = plots._figure()
+    other = axes.twinx()
+    other.grid(False)
+    places = range(len(groups))
+    axes.plot(
+        places, [g["entropy"] for g in groups.values()], "o-", color=plots.PALETTE[0], linewidth=2, label="entropy"
+    )
+    accuracy = [100 * g["accuracy"] for g in groups.values()]
+    other.plot(places, accuracy, "s", linestyle=plots.DASHES[1], color=plots.PALETTE[5], linewidth=2, label="accuracy")
+    axes.set_xticks(list(places), list(groups))
+    axes.set_xlabel(by)
+    axes.set_ylabel("entropy (nats per token)")
+    other.set_ylabel("accuracy (%)")
+    other.set_ylim(-3, 103)
+    return drawing
+
+
+def u_shape_svg(levels: Mapping[str, Any], by: str) -> str:
+    """`u_shape` for a page."""
+    alt = f"mean token entropy and accuracy by {by}: " + "; ".join(
+        f"{name}: {number(g['entropy'])} nats, {percent(g['accuracy'])} %" for name, g in levels["groups"].items()
+    )
+    return plots._svg(u_shape(levels, by), "u-shape", alt)
+
+
+def scatter_svg(points: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None) -> str:
+    """Accuracy (%) against entropy, one point a question in the colour of its label."""
+    drawing, axes = plots._figure()
+    for index, name in enumerate(NAMES):
+        own = [point for point in points if point["label"] == name]
+        axes.plot(
+            [p["entropy"] for p in own], [100 * p["accuracy"] for p in own], "o", color=plots.colour(index), alpha=0.5,
+            markersize=4, markeredgewidth=0,
+        )  # fmt: skip
+    if thresholds:
+        line = {"color": plots._INK, "linewidth": 0.8, "linestyle": plots.DASHES[1]}
+        axes.axhline(100 * thresholds["accuracy_hard"], **line)
+        axes.axhline(100 * thresholds["accuracy_normal"], **line)
+        axes.axvline(thresholds["entropy_normal"], **line)
+    axes.set_xlabel("mean token entropy (nats)")
+    axes.set_ylabel("accuracy (%)")
+    return plots._svg(drawing, "scatter", f"accuracy against entropy of {len(points)} questions, by label")
+
+
+def save_png(drawing: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure with a legend, black on white, for a README."""
+    import matplotlib
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(plots._STYLE):
+        drawing.set_size_inches(6.4, 3.6)
+        drawing.legend(loc="outside right upper", frameon=False)
+        for axes in drawing.axes:  # on a page the grid has a colour of its own
+            for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
+                line.set_color("#d5dae0")
+        drawing.savefig(target, dpi=160, facecolor="white", metadata={"Software": None})
