@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from stub_answers import HEAD, MODELS, PLAIN, Answer, Request, stream_events
+from stub_answers import HEAD, MODELS, PLAIN, Answer, Request, pooled, stream_events
 
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
@@ -291,8 +291,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--events", type=int, default=16, help="words of a streamed answer")
     parser.add_argument("--hang-at", type=int, help="stop every stream for ever before this piece")
+    parser.add_argument("--pooling", type=int, help="be a pooling server with states of this width")
     options = parser.parse_args()
     stub = Stub(events=options.events, record=False)
+    if options.pooling is not None:
+        stub.answer = lambda request: pooled(request, options.pooling)
     stub.port = options.port
     if options.hang_at is not None:
         stuck = replace(stub.streamed, stop_before=options.hang_at, stop="hang")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from array import array
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,3 +111,12 @@ class Answer:
     @property
     def last(self) -> bytes:
         return b"0\r\n\r\n" if self.framing == "chunked" else b""
+
+
+def pooled(request: Request, width: int = 128) -> Answer:
+    """States as vLLM's pooling runner gives them, different for different last tokens."""
+    entries = []
+    for index, token_ids in enumerate(request.json["input"]):
+        state = array("f", [0.1 + 0.01 * ((token_ids[-1] + i) % 7) for i in range(width)])
+        entries.append({"index": index, "object": "pooling", "data": base64.b64encode(state.tobytes()).decode()})
+    return Answer.json({"id": "pool-1", "object": "list", "created": 0, "model": "stub", "data": entries})
