@@ -1,0 +1,95 @@
+"""What is known of one backend: whether it is up, how busy it is, and whether its breaker lets requests through."""
+
+from __future__ import annotations
+
+from entropy_rft.router.settings_parts import BackendSettings, BreakerSettings
+
+CLOSED, HALF_OPEN, OPEN = 0, 1, 2
+_LONGEST_COOLING_S = 300.0  # whatever a Retry-After says: a typing error there must not end a backend
+
+
+class Backend:
+    """State of one backend, kept by the event loop's thread alone.
+
+    Attributes:
+        outstanding: requests that it has not answered completely.
+        up: what the last health check found; ``None`` before the first.
+        max_model_len: context length that its /v1/models tells, in tokens.
+        requests, failures: totals.
+    """
+
+    def __init__(self, settings: BackendSettings, breaker: BreakerSettings) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.url = settings.url
+        key = settings.api_key()
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.limit = settings.max_outstanding
+        self.weight = settings.weight
+        self.outstanding = 0
+        self.up: bool | None = None
+        self.max_model_len: int | None = None
+        self.requests = 0
+        self.failures = 0
+        self._allowed = breaker.failures
+        self._cooldown_s = breaker.cooldown_s
+        self._in_a_row = 0
+        self._open_until: float | None = None
+        self._trial = False
+        self._cooling_until = 0.0
+
+    def breaker(self, now: float) -> int:
+        """`CLOSED`, `HALF_OPEN` (one request may try) or `OPEN` at the loop's time `now`."""
+        if self._open_until is None:
+            return CLOSED
+        return OPEN if now < self._open_until else HALF_OPEN
+
+    def cooling_s(self, now: float) -> float:
+        """Seconds that it still asked to be left alone for (429 with Retry-After)."""
+        return max(0.0, self._cooling_until - now)
+
+    def blocked_s(self, now: float) -> float:
+        """Seconds until a request may go to it; 0 now. A full backend and a trial under way say a second."""
+        waits = [self.cooling_s(now)]
+        if self._open_until is not None:
+            waits.append(max(self._open_until - now, 1.0 if self._trial else 0.0))
+        if self.outstanding >= self.limit:
+            waits.append(1.0)
+        return max(waits)
+
+    def begin(self, now: float) -> bool:
+        """A request goes to it; whether that is the breaker's trial. `ended` must follow."""
+        self.outstanding += 1
+        self.requests += 1
+        if self._open_until is not None and now >= self._open_until:
+            self._trial = True
+            return True
+        return False
+
+    def ended(self, trial: bool) -> None:
+        """The request is over, one way or another."""
+        self.outstanding -= 1
+        if trial:
+            self._trial = False
+
+    def succeeded(self) -> None:
+        """It answered, if only with a client's mistake."""
+        self._in_a_row = 0
+        self._open_until = None
+
+    def failed(self, now: float) -> None:
+        """It gave no answer, or one that says it is broken."""
+        self.failures += 1
+        self._in_a_row += 1
+        if self._in_a_row >= self._allowed:
+            self._open_until = now + self._cooldown_s
+
+    def cool(self, now: float, seconds: float) -> None:
+        """It asked for a pause."""
+        self._cooling_until = max(self._cooling_until, now + min(seconds, _LONGEST_COOLING_S))
+
+    def checked(self, healthy: bool, now: float) -> None:
+        """What a health check found. A healthy one may be tried at once although its breaker is open."""
+        self.up = healthy
+        if healthy and self._open_until is not None:
+            self._open_until = min(self._open_until, now)

@@ -1,0 +1,194 @@
+"""What Prometheus sees. Counters of the hot path are bound once; the backends' state is read when it is scraped."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from entropy_rft import __version__
+from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.router.backends import CLOSED, OPEN
+
+if TYPE_CHECKING:
+    from entropy_rft.router.pool import Pool
+
+_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+_WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+USAGE_TAIL = 4096  # bytes at an answer's end that hold its usage, if it tells one
+_PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+_COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
+
+
+class Metrics:
+    """All metrics of one router, in a registry of their own.
+
+    Args:
+        mean_tokens: measured mean length of an answer with each strategy, by its name, as the probe's
+            `metrics["mean_tokens"]`; what is estimated to be saved is the difference to Normal's. Empty: nothing is.
+        model: what `build_info` names.
+    """
+
+    def __init__(self, mean_tokens: Mapping[str, float] | None = None, model: str = "") -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._requests = Counter(
+            "entropy_rft_requests",
+            "Requests to be routed that have ended, by difficulty and status; 499: the client left, stream_error: the "
+            "backend died in the middle",
+            ["endpoint", "difficulty", "status"],
+            registry=registry,
+        )
+        self._bound: dict[tuple[str, str, str], Any] = {}
+        self._fallbacks = Counter(
+            "entropy_rft_fallbacks",
+            "Requests routed as Normal because the probe could not say",
+            ["reason"],
+            registry=registry,
+        )
+        self._bound_fallbacks: dict[str, Any] = {}
+        self.routing = Histogram(
+            "entropy_rft_routing_seconds",
+            "From a request's last byte to the request for the backend, the features included",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.feature = Histogram(
+            "entropy_rft_feature_seconds", "Until the probe's answer, cached or not", buckets=_FAST, registry=registry
+        )
+        self.first_token = Histogram(
+            "entropy_rft_first_token_seconds",
+            "From a request's last byte to the first of a streamed answer",
+            buckets=_SLOW,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "entropy_rft_request_seconds",
+            "From a request's head to its answer's end",
+            buckets=_WHOLE,
+            registry=registry,
+        )
+        tokens = Counter(
+            "entropy_rft_tokens", "Tokens that answers tell in their usage", ["kind", "difficulty"], registry=registry
+        )
+        self._tokens = {name: (tokens.labels("prompt", name), tokens.labels("completion", name)) for name in NAMES}
+        self._saved = Counter(
+            "entropy_rft_tokens_saved_estimate",
+            "Estimate: measured mean length of Normal answers minus that of the chosen strategy's, summed where positive",
+            registry=registry,
+        )
+        self._extra = Counter(
+            "entropy_rft_tokens_extra_estimate", "The same, summed where the strategy costs more", registry=registry
+        )
+        self.retries = Counter("entropy_rft_retries", "Requests that were sent to a backend again", registry=registry)
+        self.in_flight = Gauge("entropy_rft_in_flight", "Requests being answered now", registry=registry)
+        self.ready = Gauge("entropy_rft_ready", "Whether /ready says so", registry=registry)
+        self.feature_up = Gauge("entropy_rft_feature_up", "Whether the feature source answers", registry=registry)
+        info = Gauge("entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry)
+        info.labels(__version__, model).set(1)
+        Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry).set(time.time())
+        mean = dict(mean_tokens or {})
+        usual = mean.get("normal")
+        self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in NAMES}
+
+    def ended(self, endpoint: str, difficulty: str, status: str) -> None:
+        """Count a request."""
+        key = (endpoint, difficulty, status)
+        child = self._bound.get(key)
+        if child is None:
+            child = self._bound[key] = self._requests.labels(*key)
+        child.inc()
+
+    def fell_back(self, reason: str) -> None:
+        """Count a request that is Normal for want of anything better."""
+        child = self._bound_fallbacks.get(reason)
+        if child is None:
+            child = self._bound_fallbacks[reason] = self._fallbacks.labels(reason)
+        child.inc()
+
+    def answered(self, difficulty: str, tail: bytes, answers: int) -> None:
+        """Count the tokens of an answer, by the usage near its end, and estimate what was saved.
+
+        Args:
+            difficulty: the strategy's.
+            tail: the answer's last bytes.
+            answers: how many it holds (`n`).
+        """
+        prompts, completions = _PROMPT.findall(tail), _COMPLETION.findall(tail)
+        if completions:
+            for counter, found in zip(self._tokens[difficulty], (prompts, completions), strict=True):
+                if found:
+                    counter.inc(int(found[-1]))
+        saving = self._saving[difficulty] * answers
+        if saving > 0:
+            self._saved.inc(saving)
+        elif saving < 0:
+            self._extra.inc(-saving)
+
+    def watch(self, pool: Pool, features: Any) -> None:
+        """Let scrapes read the backends' state and the feature cache's."""
+        self.registry.register(_State(pool, features))
+
+
+class _State:
+    """Reads what others keep anyway."""
+
+    def __init__(self, pool: Pool, features: Any) -> None:
+        self._pool = pool
+        self._features = features
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:  # scraped from elsewhere: the loops' clock is this one
+            now = time.monotonic()
+        families: list[tuple[Any, Any]] = [
+            (_gauge("up", "Whether the last health check succeeded"), lambda b: 1.0 if b.up else 0.0),
+            (_gauge("outstanding", "Requests that it has not answered completely"), lambda b: b.outstanding),
+            (_gauge("limit", "Most requests at the same time"), lambda b: b.limit),
+            (_gauge("breaker_open", "1: no request; 0.5: one may try; 0: closed"), lambda b: _open(b.breaker(now))),
+            (_gauge("cooling_seconds", "That it still asked to be left alone for (429)"), lambda b: b.cooling_s(now)),
+            (_counter("requests", "Sent to it, health checks excluded"), lambda b: b.requests),
+            (_counter("failures", "No answer, or one that says it is broken"), lambda b: b.failures),
+        ]
+        for family, value in families:
+            for backend in self._pool.backends:
+                family.add_metric([backend.name], float(value(backend)))
+            yield family
+        if hasattr(self._features, "hits"):
+            cache = CounterMetricFamily("entropy_rft_feature_cache", "Questions found, or not", labels=["result"])
+            cache.add_metric(["hit"], self._features.hits)
+            cache.add_metric(["miss"], self._features.misses)
+            yield cache
+
+
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"entropy_rft_backend_{name}", text, labels=["backend"])
+
+
+def _counter(name: str, text: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"entropy_rft_backend_{name}", text, labels=["backend"])
+
+
+def _open(state: int) -> float:
+    return 0.0 if state == CLOSED else 1.0 if state == OPEN else 0.5

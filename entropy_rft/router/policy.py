@@ -1,0 +1,210 @@
+"""What becomes of a request: which difficulty, and the request rewritten for its strategy. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Strategy
+from entropy_rft.router.errors import RouterError
+from entropy_rft.suggestions import did_you_mean
+
+Endpoint = Literal["chat", "completions"]
+AUTO = "auto"
+CHOICES = (AUTO, *NAMES)
+_LIMITS = ("max_completion_tokens", "max_tokens")
+_TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
+_INSTRUCTED_ROLES = ("system", "developer")
+
+REASONS = (
+    "probe",  # the probe was asked and is sure enough
+    "client",  # the request says its difficulty itself
+    "low_confidence",
+    "image",  # a part of a message is no text: the probe has never seen such
+    "several",  # prompts in one request: there is one strategy for all
+    "prefill",  # the request continues an answer that was begun
+    "no_probe",
+    "feature_timeout",
+    "feature_error",
+)
+"""Why a request got its difficulty; all but the first two mean Normal because nothing else could be said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A difficulty and why.
+
+    Attributes:
+        difficulty: chosen.
+        confidence: the probability that the probe gave its first choice; 1 where the client chose; ``None`` where
+            nothing was asked.
+        reason: one of `REASONS`.
+    """
+
+    difficulty: Difficulty
+    confidence: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How token limits are set; see `RouterSettings.max_tokens` and `client_max_tokens`.
+
+    Attributes:
+        tokens: the whole budget where the client gives no limit.
+        explicit: it was set by a person, so that it also limits what gets all of it.
+        of_client: a client's limit is a budget too, instead of an override.
+    """
+
+    tokens: int
+    explicit: bool
+    of_client: bool
+
+
+def normal(reason: str) -> Decision:
+    """Normal, because nothing better is known."""
+    return Decision(Difficulty.NORMAL, None, reason)
+
+
+def from_probabilities(proba: Sequence[float], min_confidence: float) -> Decision:
+    """The most probable of EASY, NORMAL and HARD, or Normal below `min_confidence`."""
+    confidence = max(proba)
+    if not confidence >= min_confidence:
+        return Decision(Difficulty.NORMAL, confidence, "low_confidence")
+    return Decision(DIFFICULTIES[proba.index(confidence)], confidence, "probe")
+
+
+def check_request(body: Any, endpoint: Endpoint) -> dict[str, Any]:
+    """`body` if the router can work with it; what the backend checks anyway is left to the backend.
+
+    Raises:
+        RouterError: it is no object, or has no conversation or prompt.
+    """
+    if not isinstance(body, dict):
+        raise RouterError(400, "the body must be a JSON object", "invalid_body")
+    if endpoint == "chat":
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise RouterError(400, "messages must be a list of at least one message", "invalid_messages", "messages")
+        for index, message in enumerate(messages):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise RouterError(
+                    400, f"messages[{index}] must be an object with a role", "invalid_messages", f"messages[{index}]"
+                )
+    elif not isinstance(body.get("prompt"), str | list) or body["prompt"] == []:
+        raise RouterError(400, "prompt must be text, token ids, or a list of them", "invalid_prompt", "prompt")
+    return body
+
+
+def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty | None:
+    """What the client wants: the body's `difficulty`, else the header's; ``None`` for auto.
+
+    Raises:
+        RouterError: it is no difficulty.
+    """
+    value = body.get("difficulty")
+    if value is None:
+        value = header.strip().lower() if header else None
+    if value is None or value == AUTO:
+        return None
+    if value not in NAMES:
+        raise RouterError(
+            400,
+            f"difficulty must be auto, easy, normal or hard, not {str(value)[:40]!r}{did_you_mean(str(value)[:40], CHOICES)}",
+            "invalid_difficulty",
+            "difficulty",
+        )
+    return Difficulty(value)
+
+
+def unprobed(body: Mapping[str, Any], endpoint: Endpoint) -> str | None:
+    """Why the probe cannot say anything about this request, or ``None`` if it can."""
+    if endpoint == "completions":
+        prompt = body["prompt"]
+        one = isinstance(prompt, str) or all(type(token) is int for token in prompt) or _one_of_one(prompt)
+        return None if one else "several"
+    if body.get("continue_final_message"):
+        return "prefill"
+    for message in body["messages"]:
+        content = message.get("content")
+        if type(content) is list:
+            for part in content:
+                if isinstance(part, dict) and part.get("type", "text") not in _TEXT_PARTS:
+                    return "image"
+    return None
+
+
+def _one_of_one(prompt: list[Any]) -> bool:
+    return len(prompt) == 1
+
+
+def rewrite(
+    body: Mapping[str, Any],
+    strategy: Strategy,
+    budget: Budget,
+    endpoint: Endpoint,
+    model: str | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """The request for the backend: the strategy's instruction, temperature and share of the budget.
+
+    What a client says itself wins: its temperature, and its token limit unless that is a budget. A prompt of
+    /v1/completions gets no instruction: it is not a conversation, and text put before it would change what is
+    continued. `body` is left as it was.
+
+    Args:
+        body: checked by `check_request`.
+        strategy: of the chosen difficulty.
+        budget: of tokens.
+        endpoint: of the request.
+        model: in place of the request's.
+
+    Returns:
+        The new request, and whether its token limit is ours alone, so that it may be left out if it does not fit.
+    """
+    new = dict(body)
+    new.pop("difficulty", None)
+    if model is not None:
+        new["model"] = model
+    if endpoint == "chat" and strategy.instruction:
+        new["messages"] = instructed(body["messages"], strategy.instruction)
+    if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
+        new["temperature"] = strategy.temperature  # n greedy answers are refused, and would be n times the same
+    given = next((name for name in _LIMITS if body.get(name) is not None), None)
+    if given is not None:
+        limit = body[given]
+        if budget.of_client and type(limit) is int and limit > 0:
+            new[given] = strategy.max_tokens(limit)
+        return new, False
+    if strategy.max_tokens_fraction == 1 and not budget.explicit:
+        return new, False
+    new["max_tokens"] = strategy.max_tokens(budget.tokens)
+    return new, True
+
+
+def instructed(messages: Sequence[Mapping[str, Any]], instruction: str) -> list[Any]:
+    """The conversation with the instruction at the end of its first system (or developer) message, or in a new one.
+
+    The same as `Strategy.prompt`, also where a message is a list of parts.
+    """
+    first = messages[0]
+    if first["role"] not in _INSTRUCTED_ROLES:
+        return [{"role": "system", "content": instruction}, *messages]
+    content = first.get("content")
+    if isinstance(content, list):
+        parts = [*content, {"type": "text", "text": f"\n\n{instruction}" if content else instruction}]
+        return [{**first, "content": parts}, *messages[1:]]
+    return [{**first, "content": f"{content}\n\n{instruction}" if content else instruction}, *messages[1:]]
+
+
+def _count(body: Mapping[str, Any]) -> int:
+    """Answers that the request wants."""
+    n = body.get("n")
+    return n if type(n) is int and n > 1 else 1
+
+
+def answers_wanted(body: Mapping[str, Any], endpoint: Endpoint) -> int:
+    """Answers in all: `n` for each prompt."""
+    prompt = body.get("prompt")
+    several = endpoint == "completions" and isinstance(prompt, list) and not all(type(token) is int for token in prompt)
+    return _count(body) * (len(prompt) if several and isinstance(prompt, list) else 1)

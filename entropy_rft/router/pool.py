@@ -1,0 +1,143 @@
+"""All backends: which one gets the next request, and the checks that tell which are up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from entropy_rft.router.backends import Backend
+from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger("entropy_rft.router")
+_MODELS_LIMIT = 2**20  # bytes of /v1/models that are read
+
+
+class Pool:
+    """Backends and their client session.
+
+    Args:
+        settings: of the router.
+        backends: state of each, in the configured order.
+    """
+
+    def __init__(self, settings: RouterSettings, backends: Sequence[Backend]) -> None:
+        self.settings = settings
+        self.backends = list(backends)
+        self.session: aiohttp.ClientSession
+        self._turn = 0
+        self._checks: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the session and check every backend once, then keep checking."""
+        import aiohttp
+
+        timeouts = self.settings.timeouts
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=15, enable_cleanup_closed=True),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s, ceil_threshold=60
+            ),
+            # Answers are passed on as they come: compressed only if a backend insists.
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding", "User-Agent", "Accept"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            read_bufsize=2**18,
+        )
+        await asyncio.gather(*(self._check(backend) for backend in self.backends))
+        self._checks = asyncio.create_task(self._keep_checking())
+
+    async def close(self) -> None:
+        """Stop the checks and close all connections."""
+        if self._checks is not None:
+            self._checks.cancel()
+            await asyncio.gather(self._checks, return_exceptions=True)
+        await self.session.close()
+
+    def choose(self, now: float, without: Collection[Backend] = ()) -> Backend | None:
+        """The backend with the fewest outstanding requests for its weight; ``None`` when none may be asked now.
+
+        One that the last check found down is asked only when all are, because the check itself may be wrong.
+        """
+        best: Backend | None = None
+        best_load = 0.0
+        count = len(self.backends)
+        self._turn = turn = (self._turn + 1) % count if count else 0
+        for offset in range(count):  # equals take turns
+            backend = self.backends[(turn + offset) % count]
+            if backend in without or backend.blocked_s(now) > 0:
+                continue
+            load = (backend.outstanding + 1) / backend.weight + (1e9 if backend.up is False else 0.0)
+            if best is None or load < best_load:
+                best, best_load = backend, load
+        return best
+
+    def wait_s(self, now: float) -> float:
+        """Seconds after which a backend may be asked again."""
+        return min((backend.blocked_s(now) for backend in self.backends), default=1.0)
+
+    def cooling(self, now: float) -> bool:
+        """Whether what keeps every backend from being asked is its own wish (429)."""
+        return bool(self.backends) and all(backend.cooling_s(now) > 0 for backend in self.backends)
+
+    def any_up(self) -> bool:
+        """Whether at least one backend answered its last check."""
+        return any(backend.up for backend in self.backends)
+
+    def budget(self) -> int:
+        """Tokens that an answer may have where no one says: the shortest context of the backends, else 16384."""
+        return min((b.max_model_len for b in self.backends if b.max_model_len), default=DEFAULT_BUDGET)
+
+    async def _keep_checking(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.health.interval_s)
+            await asyncio.gather(*(self._check(backend) for backend in self.backends))
+
+    async def _check(self, backend: Backend) -> None:
+        health = self.settings.health
+        was = backend.up
+        try:
+            healthy = await self._get(backend, health.path) is not None
+            if healthy and backend.max_model_len is None and health.path != "/v1/models":
+                await self._get(backend, "/v1/models")
+        except Exception as error:  # whatever a stranger answers is no reason to stop checking
+            healthy, reason = False, f"{type(error).__name__}: {error}"
+        else:
+            reason = "" if healthy else f"{health.path} answered with an error"
+        backend.checked(healthy, asyncio.get_running_loop().time())
+        if healthy != was:
+            log = logger.info if healthy else logger.warning
+            log("backend is %s", "up" if healthy else "down", extra={"backend": backend.name, "reason": reason})
+
+    async def _get(self, backend: Backend, path: str) -> bytes | None:
+        """The body, or ``None`` for an error; what /v1/models says of the context length is kept."""
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=self.settings.health.timeout_s)
+        async with self.session.get(
+            backend.url + path, headers=backend.headers, timeout=timeout, allow_redirects=False
+        ) as response:
+            if response.status >= 400:
+                return None
+            body = await response.content.read(_MODELS_LIMIT)
+        if path == "/v1/models":
+            backend.max_model_len = _model_len(body, self.settings.served_model_name)
+        return body
+
+
+def _model_len(models: bytes, name: str | None) -> int | None:
+    """The `max_model_len` that vLLM adds to /v1/models: of the model `name`, or of the first that has one."""
+    try:
+        listed: Any = orjson.loads(models)["data"]
+        lengths = [(m.get("id"), m.get("max_model_len")) for m in listed]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None
+    known = [(model, length) for model, length in lengths if type(length) is int and length > 0]
+    return next((length for model, length in known if model == name), known[0][1] if known else None)

@@ -1,0 +1,128 @@
+"""What is checked of a request before anything is done with it: its key, its size, its depth."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from entropy_rft.router.errors import RouterError
+from entropy_rft.router.settings_parts import LimitSettings
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class Keys:
+    """The bearer keys that are let in; none lets everyone in.
+
+    Digests are compared, all of them and in constant time, so that neither a key's length nor how much of it is right
+    can be told from how long a refusal takes.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Let a request pass.
+
+        Raises:
+            RouterError: 401, the key is missing or wrong.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        given = hashlib.sha256(key.strip()).digest()
+        matches = 0
+        for digest in self._digests:
+            matches |= hmac.compare_digest(digest, given)
+        if not matches or scheme.lower() != b"bearer":
+            raise RouterError(401, "give a valid key: Authorization: Bearer KEY", "invalid_api_key")
+
+
+def request_id(given: bytes | None) -> bytes | None:
+    """A client's request id if it is harmless in logs and headers."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
+
+
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: LimitSettings) -> bytes:
+    """The whole body.
+
+    Raises:
+        RouterError: 413, it is or will be too large; 415, it is compressed.
+        ClientGone: the client left.
+    """
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise RouterError(415, "a compressed body cannot be read: send it as it is", "unsupported_encoding")
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > limits.max_body_bytes:
+        raise too_large(limits)
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    if not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limits.max_body_bytes:
+            raise too_large(limits)
+        return body
+    chunks, size = [message.get("body", b"")], len(message.get("body", b""))
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        size += len(message.get("body", b""))
+        if size > limits.max_body_bytes:
+            raise too_large(limits)
+        chunks.append(message.get("body", b""))
+    return b"".join(chunks)
+
+
+def too_large(limits: LimitSettings) -> RouterError:
+    """The refusal of a large body."""
+    return RouterError(413, f"the body may have at most {limits.max_body_bytes} bytes", "body_too_large")
+
+
+def parse(body: bytes, max_depth: int) -> Any:
+    """The JSON value of a body.
+
+    Raises:
+        RouterError: it is no JSON, no UTF-8, or nested deeper than `max_depth`.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RouterError(400, f"the body is no valid JSON: {error}", "invalid_json") from None
+    if too_deep(body, max_depth):
+        raise RouterError(400, f"the body is nested deeper than {max_depth} levels", "too_deep")
+    return value
+
+
+def too_deep(body: bytes, max_depth: int) -> bool:
+    """Whether valid JSON nests deeper than `max_depth`.
+
+    Few brackets cannot nest deep, which settles most bodies. Otherwise strings go first, then all that is no bracket,
+    then pairs from the inside out, a level at a time: no step is a loop in Python over the bytes.
+    """
+    if body.count(b"[") + body.count(b"{") <= max_depth:
+        return False
+    brackets = _STRINGS.sub(b"", body).translate(None, _NO_BRACKETS)
+    for _ in range(max_depth):
+        if not brackets:
+            return False
+        # Both kinds of a level at once: the pair of one kind must not take that of the other with it.
+        brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
+    return bool(brackets)

@@ -1,0 +1,286 @@
+"""What a person sets of the router: a YAML file, the environment over it, the command line over both."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from entropy_rft.router.settings_parts import (
+    AuthSettings,
+    BackendSettings,
+    BreakerSettings,
+    FeatureSettings,
+    HealthSettings,
+    LimitSettings,
+    RetrySettings,
+    TimeoutSettings,
+)
+from entropy_rft.suggestions import did_you_mean
+
+__all__ = [
+    "DEFAULT_BUDGET",
+    "EMBEDDED",
+    "PREFIX",
+    "AuthSettings",
+    "BackendSettings",
+    "BreakerSettings",
+    "FeatureSettings",
+    "HealthSettings",
+    "LimitSettings",
+    "RetrySettings",
+    "RouterSettings",
+    "TimeoutSettings",
+    "load_settings",
+]
+
+PREFIX = "ENTROPY_RFT_ROUTER_"
+EMBEDDED = "embedded"
+DEFAULT_BUDGET = 16384  # tokens, where neither a client, nor the settings, nor a backend says
+# What Kubernetes sets for a Service that is called entropy-rft-router: not meant for us.
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)")
+
+
+class RouterSettings(BaseSettings):
+    """Everything that can be set; see `recipes/router/router.yaml` for a commented example.
+
+    Raises:
+        pydantic.ValidationError: use :func:`load_settings`, which says it in one line.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    probe: str | None = None
+    """Directory of a probe; `embedded` is the tiny reasoner's. Without one every question is Normal."""
+    model: str | None = None
+    """Name or directory of the model whose tokenizer and hidden states are used; the probe's base model by default."""
+    force_probe: bool = False
+    """Use the probe with another model than its own."""
+    served_model_name: str | None = None
+    """What the backends call the model: it replaces a request's `model`, which otherwise goes on as it is."""
+    strategies: dict[str, Any] | str | None = None
+    """Strategies, or a YAML file of them; the probe's by default."""
+    backends: Annotated[list[BackendSettings], NoDecode] = Field(default_factory=list)
+    """None: the embedded model answers."""
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retries: RetrySettings = RetrySettings()
+    breaker: BreakerSettings = BreakerSettings()
+    health: HealthSettings = HealthSettings()
+    features: FeatureSettings = FeatureSettings()
+    limits: LimitSettings = LimitSettings()
+    auth: AuthSettings = AuthSettings()
+    min_confidence: float = Field(0.5, ge=0, le=1)
+    """Below it the probe's choice is Normal; the default of `probe evaluate`."""
+    max_tokens: int | None = Field(None, ge=1)
+    """The budget of which a strategy takes its fraction when a client gives none. By default the context length that
+    the backends tell in /v1/models, else 16384; a fraction of 1 then sets nothing, so that their own default holds."""
+    client_max_tokens: Literal["override", "budget"] = "override"
+    """A client's max_tokens goes on unchanged, or is the budget of which the fraction is taken, so an upper bound."""
+    ready_needs_features: bool = True
+    """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile, so where a
+    balancer would cut off every replica at once, false is better."""
+    cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Origins of web pages that may call; none by default."""
+    log_prompts: bool = False
+    """Write the messages of each request to the log."""
+    log_requests: bool = False
+    """Write a line for each request."""
+    log_format: Literal["json", "text"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    request_id_header: str = Field("x-request-id", pattern="^[a-z0-9-]+$")
+    drain_s: float = Field(300.0, ge=0)
+    """After SIGTERM, how long requests that were begun may take."""
+    drain_delay_s: float = Field(0.0, ge=0)
+    """After SIGTERM, how long new requests are still taken while /ready says 503, so that a balancer can notice."""
+
+    @field_validator("backends", mode="before")
+    @classmethod
+    def _urls(cls, value: Any) -> Any:
+        value = _listed(value)
+        return (
+            [{"url": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RouterSettings:
+        names = [backend.name for backend in self.backends]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"backends: {name!r} occurs twice: give each a name of its own")
+        if self.features.kind != "none" and self.probe is None:
+            raise ValueError("probe is missing: features need a probe that reads them")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+
+def _listed(value: Any) -> Any:
+    """A list from the environment or the command line: JSON, or words separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(("[", "{")):
+        try:
+            decoded = json.loads(value)
+        except ValueError:
+            raise ValueError("must be a JSON list, or addresses separated by commas") from None
+        return [decoded] if isinstance(decoded, dict) else decoded
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+class _Environment(EnvSettingsSource):
+    """The environment without Kubernetes' service links, and with an error for a name that means nothing."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        ours = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+        for name, value in ours.items():
+            rest = name[len(PREFIX) :]
+            if _SERVICE_LINK.fullmatch(rest.upper()) or (rest.upper() == "PORT" and "://" in value):
+                self.env_vars = {key: kept for key, kept in self.env_vars.items() if key != name.lower()}
+                continue
+            first = rest.lower().split("__")[0]
+            if first not in settings_cls.model_fields:
+                known = [PREFIX + field.upper() for field in settings_cls.model_fields]
+                raise ValueError(f"environment variable {name} sets nothing{did_you_mean(name, known)}")
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> RouterSettings:
+    """Settings from a YAML file, the environment (``ENTROPY_RFT_ROUTER_LIMITS__MAX_BODY_BYTES=…``) and `overrides`.
+
+    Later ones win, field by field.
+
+    Raises:
+        ValueError: the file cannot be read, a key is unknown, or a value is out of range; one line that names the key,
+            the value and the nearest known key.
+    """
+    from_file = {} if path is None else _read(path)
+
+    class Loaded(RouterSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Loaded(**dict(overrides or {}))
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
+    except SettingsError as error:
+        raise ValueError(f"environment: {' '.join(str(error).split())} (it must be JSON)") from error
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    import yaml
+
+    where = os.fspath(path)
+    try:
+        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration {where!r} is no YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ValueError(f"configuration {where!r} must map names to values, not be a {type(data).__name__}")
+    return {key: value for key, value in data.items() if value is not None}  # a part whose keys are all comments
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first mistake: where, what it was, and what to do."""
+    mistakes = error.errors(include_url=False)
+    mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
+    location = [part for part in mistake["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if mistake["type"] == "extra_forbidden":
+        return f"there is no setting {where!r}{_nearest(location)}"
+    message = mistake["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not where:
+        return message
+    value = mistake["input"]
+    # An address with a password in it is refused, and not repeated.
+    hidden = mistake["type"] == "missing" or isinstance(value, dict | BaseModel) or "@" in str(value)
+    shown = "" if hidden else f", got {_short(value)}"
+    return f"{where}: {message}{shown}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _nearest(location: list[Any]) -> str:
+    """The known key that is nearest to the unknown one at `location`, with where it belongs."""
+    model: type[BaseModel] = RouterSettings
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        for candidate in _models(model.model_fields[part].annotation):
+            model = candidate
+    word = str(location[-1])
+    here = did_you_mean(word, model.model_fields)
+    if here:
+        return here
+    inside = {
+        name: f"{field}.{name}"
+        for field, info in RouterSettings.model_fields.items()
+        for part in _models(info.annotation)
+        for name in part.model_fields
+    }
+    guess = did_you_mean(word, inside)
+    for name, full in inside.items():
+        if guess == f"; did you mean {name}?":
+            return f"; did you mean {full}?"
+    return guess
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    """The models that an annotation such as ``list[BackendSettings]`` names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,156 @@
+"""The parts of the router's settings: each a small model that refuses what it does not know."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from entropy_rft.router.keys import read_key, read_keys
+
+
+class Part(BaseModel):
+    """A part of the settings: an unknown key is an error, and nothing changes after start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackendSettings(Part):
+    """A server that speaks OpenAI's protocol. A plain URL in the list is one with the defaults."""
+
+    url: str
+    """With or without `/v1`."""
+    name: str = ""
+    """In metrics and logs; host and port when empty."""
+    weight: float = Field(1.0, gt=0)
+    """Of two backends the one with the fewer outstanding requests per weight gets the next."""
+    max_outstanding: int = Field(1024, ge=1)
+    """Requests at the same time; the next one goes elsewhere, or gets 503 with Retry-After."""
+    api_key_env: str | None = None
+    """Environment variable with the key that this backend wants."""
+    api_key_file: str | None = None
+    """File with that key."""
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")) or len(url.split("/", 3)[2]) == 0:
+            raise ValueError("must be an address such as http://10.0.0.1:8000")
+        if "@" in url.split("/", 3)[2]:
+            raise ValueError("must not hold a user or a password: give api_key_env or api_key_file")
+        return url.rstrip("/").removesuffix("/v1")
+
+    @model_validator(mode="after")
+    def _named(self) -> BackendSettings:
+        if not self.name:
+            object.__setattr__(self, "name", self.url.split("/", 3)[2])
+        return self
+
+    def api_key(self) -> str | None:
+        """The key, or ``None``. Raises a ValueError when it is configured and cannot be read."""
+        return read_key(f"backend {self.name}", self.api_key_env, self.api_key_file)
+
+
+class TimeoutSettings(Part):
+    """Seconds to wait for a backend."""
+
+    connect_s: float = Field(3.0, gt=0)
+    first_byte_s: float = Field(600.0, gt=0)
+    """Until the answer's head; for an answer that is not streamed this is the whole generation."""
+    between_bytes_s: float = Field(60.0, gt=0)
+
+
+class RetrySettings(Part):
+    """Only while nothing of an answer has been sent to the client."""
+
+    attempts: int = Field(3, ge=1, le=20)
+    """Of one request in all, the first included; another backend is preferred."""
+    backoff_s: float = Field(0.1, ge=0)
+    """Before the same backend is asked again; doubles each time, with jitter."""
+
+
+class BreakerSettings(Part):
+    """A backend that keeps failing gets no requests for a while."""
+
+    failures: int = Field(5, ge=1)
+    """In a row: no connection, no or a garbled answer, 502, 503 or 504."""
+    cooldown_s: float = Field(5.0, gt=0)
+    """Then one request is let through; it closes the breaker, or opens it again."""
+
+
+class HealthSettings(Part):
+    """Active checks of the backends."""
+
+    interval_s: float = Field(5.0, gt=0)
+    timeout_s: float = Field(5.0, gt=0)
+    path: str = Field("/v1/models", pattern="^/")
+    """Any status below 400 is healthy. `/health` of vLLM also notices a dead engine."""
+
+
+class FeatureSettings(Part):
+    """Where the hidden state of a question comes from."""
+
+    kind: Literal["vllm_pooling", "local", "none"] = "none"
+    url: str | None = None
+    """Of the pooling server (`vllm_pooling`)."""
+    model: str | None = None
+    """What the pooling server calls the model; the first one that it names when not given."""
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    deadline_ms: float = Field(200.0, gt=0)
+    """After it the request goes on as Normal."""
+    cache_size: int = Field(10_000, ge=0)
+    """Questions whose probabilities are kept."""
+    batch_size: int = Field(16, ge=1)
+    """Questions in one forward (`local`)."""
+    batch_wait_ms: float = Field(2.0, ge=0)
+    """How long a question waits for others to share its forward (`local`)."""
+
+    @model_validator(mode="after")
+    def _url_when_needed(self) -> FeatureSettings:
+        if self.kind == "vllm_pooling" and not (self.url or "").startswith(("http://", "https://")):
+            raise ValueError("vllm_pooling needs url, the address of a server started with --runner pooling")
+        return self
+
+    def api_key(self) -> str | None:
+        """The key, or ``None``. Raises a ValueError when it is configured and cannot be read."""
+        return read_key("features", self.api_key_env, self.api_key_file)
+
+
+class LimitSettings(Part):
+    """What a client may send, and how slowly."""
+
+    max_body_bytes: int = Field(32 * 2**20, ge=1)
+    max_header_count: int = Field(100, ge=1)
+    max_header_bytes: int = Field(64 * 2**10, ge=256)
+    """Of the request line and all headers."""
+    max_json_depth: int = Field(100, ge=2, le=1000)
+    max_requests: int = Field(4096, ge=1)
+    """At the same time, over all backends; the next one gets 503 with Retry-After."""
+    header_timeout_s: float = Field(20.0, gt=0)
+    """From the first byte of a request (or from the connection) to the end of its headers."""
+    body_timeout_s: float = Field(60.0, gt=0)
+    """For the whole body."""
+    write_timeout_s: float = Field(60.0, gt=0)
+    """How long a client may leave a piece of its answer unread."""
+    keep_alive_s: float = Field(75.0, gt=0)
+    """An idle connection is closed after it."""
+    max_buffered_bytes: int = Field(8 * 2**20, ge=0)
+    """An answer that is not streamed is held back up to this size, so that a backend's death can still be retried."""
+
+
+class AuthSettings(Part):
+    """Bearer keys of the clients; none configured lets everyone in."""
+
+    keys_env: str | None = None
+    """Environment variable with the keys, separated by commas or white space."""
+    keys_file: str | None = None
+    """File with a key a line; lines that start with # are comments."""
+    public_metrics: bool = True
+    """Whether /metrics needs no key although there are keys; it holds counts, never a question."""
+    public_status: bool = False
+    """The same of /status.json."""
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys that are let in. Raises a ValueError when they are configured and cannot be read, or are none."""
+        return read_keys(self.keys_env, self.keys_file)
