@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+"""What the router adds to a request, beside LiteLLM's proxy in front of the same stub backend, in one run.
+
+    python scripts/bench_router.py --setup             # LiteLLM in .venv-litellm, made when it is missing
+    python scripts/bench_router.py --litellm PATH      # its executable
+    python scripts/bench_router.py --quick             # no LiteLLM, half a second each
+
+Closed-loop load at each concurrency, plain and streamed; the contenders take turns, the median of the rounds counts.
+Servers are processes of their own: the one under test has a core for itself, the load and the stubs share another
+(`--no-pin` leaves that to the system). The router is asked with cached questions (64 of them), with a new question each
+time whose hidden state comes from a stub of a pooling server, and with a new one each time that the tiny reasoner reads
+in the router's own process. At the end one router answers `--memory-requests` of all kinds, and its memory is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench_statistics import RESULTS, write
+from load_generator import load, questions, run
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests" / "integration"
+sys.path[:0] = [str(TESTS), str(TESTS / "router")]
+
+from processes import ServerProcess, router_process  # noqa: E402
+
+LITELLM = "1.106.0"
+CONCURRENCY = (1, 16, 64, 256)
+WORDS = 16  # of a streamed answer
+CACHED = 64  # questions
+PACKAGES = ("entropy_rft", "aiohttp", "httptools", "orjson", "starlette", "uvicorn", "uvloop")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--litellm", type=Path, metavar="EXECUTABLE", help="LiteLLM's proxy")
+    parser.add_argument("--setup", action="store_true", help=f"install LiteLLM {LITELLM} into .venv-litellm")
+    parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=list(CONCURRENCY))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
+    parser.add_argument("--memory-requests", type=int, default=100_000)
+    parser.add_argument("--no-pin", action="store_true", help="leave it to the system which core runs what")
+    parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
+    parser.add_argument("--output", type=Path, default=RESULTS / "router-cpu.json")
+    options = parser.parse_args()
+    if options.quick:
+        options.concurrency, options.seconds, options.rounds, options.memory_requests = [1, 16], 0.5, 1, 3_000
+    return options
+
+
+@dataclass
+class Contender:
+    """A server under test and what it is asked."""
+
+    name: str
+    url: str
+    process: ServerProcess
+    model: str = "stub"
+    new_questions: bool = False
+
+    def bodies(self, stream: bool) -> Iterator[bytes]:
+        if not self.new_questions:
+            return questions(10**9, model=self.model, stream=stream, different=CACHED)
+        first = next(_numbers) * 10_000_000  # no run repeats a question of another
+        return questions(10**9, model=self.model, stream=stream, different=10**9, first=first)
+
+
+_numbers = itertools.count(1)
+
+
+def until(seconds: float, bodies: Iterator[bytes]) -> Iterator[bytes]:
+    """`bodies` until the time is over."""
+    end = time.perf_counter() + seconds
+    return itertools.takewhile(lambda body: time.perf_counter() < end, bodies)
+
+
+def measure(contender: Contender, concurrency: int, stream: bool, seconds: float) -> dict[str, Any]:
+    url = contender.url + "/v1/chat/completions"
+    ask = contender.bodies(stream)
+
+    def phase(duration: float) -> Callable[[], Any]:
+        return lambda: load(url, until(duration, ask), concurrency=concurrency, stream=stream)
+
+    warm_up = run(phase(min(1.0, seconds / 4)))
+    measured = warm_up if warm_up.errors else run(phase(seconds))
+    return measured.summary()
+
+
+def measure_all(contenders: list[Contender], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians over the rounds, the contenders taking turns."""
+    results = []
+    for stream, concurrency in itertools.product((False, True), options.concurrency):
+        rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
+        for _ in range(options.rounds):
+            for contender in contenders:
+                rounds[contender.name].append(measure(contender, concurrency, stream, options.seconds))
+        for name, measured in rounds.items():
+            result = {"contender": name, "mode": "streamed" if stream else "plain", "concurrency": concurrency}
+            result |= combined(measured)
+            results.append(result)
+            print(line(result), flush=True)
+    return results
+
+
+def combined(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number; counts are summed, and each round is kept."""
+    first_error = next((each["first_error"] for each in rounds if each["errors"]), None)
+    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second"))]
+    middle = {
+        key: statistics.median(values) if (values := [r[key] for r in rounds if r[key] is not None]) else None
+        for key in numbers
+    }
+    counts = {key: sum(each[key] for each in rounds) for key in ("requests", "errors")}
+    return {**counts, "first_error": first_error, **middle, "rounds": rounds}
+
+
+def line(result: dict[str, Any]) -> str:
+    where = f"{result['mode']:>8} c={result['concurrency']:<4}{result['contender']:<34}"
+    if result["errors"]:
+        return f"{where}{result['errors']} errors: {str(result['first_error'])[:120]!r}"
+    times = "".join(f"{name} {result[f'{name}_ms']:>9.3f} ms  " for name in ("p50", "p99", "first_byte_p50"))
+    return f"{where}{result['requests_per_second']:>9.1f} /s  {times}"
+
+
+def added(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Latency above the stub's own at the same load, and ratios to LiteLLM."""
+    found = {(r["mode"], r["concurrency"], r["contender"]): r for r in results if not r["errors"]}
+    rows = []
+    for (mode, concurrency, name), result in found.items():
+        alone = found.get((mode, concurrency, "stub"))
+        if name == "stub" or alone is None:
+            continue
+        row = {"contender": name, "mode": mode, "concurrency": concurrency}
+        row |= {f"added_{p}_ms": round(result[f"{p}_ms"] - alone[f"{p}_ms"], 4) for p in ("p50", "p99")}
+        litellm = found.get((mode, concurrency, "litellm"))
+        if litellm is not None and name != "litellm":
+            row["times_litellm_requests_per_second"] = round(
+                result["requests_per_second"] / litellm["requests_per_second"], 2
+            )
+            row["share_of_litellm_p99"] = round(result["p99_ms"] / litellm["p99_ms"], 4)
+        rows.append(row)
+    return rows
+
+
+def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What was promised, and what came."""
+
+    def value(concurrency: int, key: str) -> float | None:
+        wanted = ("router, cached", "plain", concurrency)
+        return next((r.get(key) for r in rows if (r["contender"], r["mode"], r["concurrency"]) == wanted), None)
+
+    checks: list[tuple[str, float | None, Callable[[float], bool]]] = [
+        ("added p50 at concurrency 1, cached, at most 1 ms", value(1, "added_p50_ms"), lambda v: v <= 1),
+        (
+            "at concurrency 64 at least 10 times LiteLLM's requests/s",
+            value(64, "times_litellm_requests_per_second"),
+            lambda v: v >= 10,
+        ),
+        (
+            "at concurrency 64 at most a tenth of LiteLLM's p99",
+            value(64, "share_of_litellm_p99"),
+            lambda v: v <= 0.1,
+        ),
+        (
+            "memory over the second half of the requests grows by at most 2 %",
+            memory["second_half_growth"] if memory else None,
+            lambda v: v <= 0.02,
+        ),
+    ]
+    return [
+        {"target": text, "value": found, "met": None if found is None else met(found)} for text, found, met in checks
+    ]
+
+
+def resident_mib(pid: int) -> float:
+    if Path(f"/proc/{pid}/status").exists():
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        assert found
+        return round(int(found[1]) / 1024, 2)
+    kilobytes = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    return round(int(kilobytes) / 1024, 2)
+
+
+def watch_memory(contender: Contender, requests: int) -> dict[str, Any]:
+    """Memory while one router answers: half plain and cached, a quarter streamed, a quarter new questions.
+
+    The share of new questions fills the cache of 10,000 within the first half.
+    """
+    url = contender.url + "/v1/chat/completions"
+    points = [(0, resident_mib(contender.process.pid))]
+    errors: list[str] = []
+    step = max(1, requests // 20)
+    done = 0
+    while done < requests and not errors:
+        first = next(_numbers) * 10_000_000
+        for share, stream, different, start in ((2, False, CACHED, 0), (1, True, CACHED, 0), (1, False, 10**9, first)):
+            bodies = questions(step * share // 4, stream=stream, different=different, first=start)
+            measured = run(lambda bodies=bodies, stream=stream: load(url, bodies, concurrency=64, stream=stream))
+            errors += measured.errors
+            done += len(measured.totals)
+        points.append((done, resident_mib(contender.process.pid)))
+        print(f"{done:>8} requests: {points[-1][1]:.1f} MiB", flush=True)
+    middle = next(mib for count, mib in points if count >= done / 2)
+    left = urllib.request.urlopen(f"{contender.url}/metrics", timeout=30).read().decode()
+    return {
+        "requests": done,
+        "errors": errors[:3],
+        "mib": points,
+        "second_half_growth": round(points[-1][1] / middle - 1, 4),
+        "in_flight_at_the_end": sum(map(float, re.findall(r"^entropy_rft_in_flight (\S+)", left, re.MULTILINE))),
+    }
+
+
+def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: argparse.Namespace) -> list[Contender]:
+    """Every server that is asked for, ready."""
+    stub = stack.enter_context(stub_process(directory / "stub.log", "--events", str(WORDS)))
+    pooling = stack.enter_context(stub_process(directory / "pooling.log", "--pooling", "128"))
+    stub.wait_until_ready(60)
+    pooling.wait_until_ready(60)
+    settings = {"probe": "embedded", "backends": [stub.url], "log_level": "warning"}
+    pooled = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 10_000}
+
+    def router(name: str, features: dict[str, Any]) -> ServerProcess:
+        place = directory / name
+        place.mkdir()
+        return stack.enter_context(router_process(place, settings | {"features": features}, ready="/ready"))
+
+    contenders = [Contender("stub", stub.url, stub)]
+    first = router("pooled", pooled)
+    contenders.append(Contender("router, cached", first.url, first))
+    contenders.append(Contender("router, new, pooling server", first.url, first, new_questions=True))
+    if not options.quick:
+        local = router("local", {"kind": "local", "deadline_ms": 10_000})
+        contenders.append(Contender("router, new, local", local.url, local, new_questions=True))
+    if litellm is not None:
+        contenders.append(Contender("litellm", "", litellm_process(stack, directory, litellm, stub.url)))
+        contenders[-1].url = contenders[-1].process.url
+    if options.only:
+        contenders = [c for c in contenders if c.name == "stub" or any(word in c.name for word in options.only)]
+    for contender in contenders:
+        contender.process.wait_until_ready(180)
+    if not options.no_pin:
+        pin({c.process.pid for c in contenders[1:]}, {stub.pid, pooling.pid, os.getpid()})
+    return contenders
+
+
+def stub_process(log: Path, *flags: str) -> ServerProcess:
+    return ServerProcess([sys.executable, str(TESTS / "router" / "stub.py"), "--port", "{port}", *flags], log)
+
+
+def litellm_process(stack: ExitStack, directory: Path, executable: Path, backend: str) -> ServerProcess:
+    """One worker that passes everything on."""
+    parameters = {"model": "openai/stub", "api_base": f"{backend}/v1", "api_key": "none"}
+    config = directory / "litellm.yaml"
+    config.write_text(json.dumps({"model_list": [{"model_name": "stub", "litellm_params": parameters}]}))
+    command = [str(executable), "--config", str(config), "--host", "127.0.0.1", "--port", "{port}"]
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+    process = ServerProcess(
+        [*command, "--num_workers", "1"],
+        directory / "litellm.log",
+        ready="/health/liveliness",
+        environment=environment,
+    )
+    return stack.enter_context(process)
+
+
+def pin(under_test: set[int], others: set[int]) -> None:
+    """The servers under test on one core, everything else on another, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return
+    for processes, core in ((under_test, cores[1]), (others, cores[0])):
+        for pid in processes:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+
+
+def install_litellm() -> Path:
+    """LiteLLM's proxy in an environment of its own: it pins versions that others do not want."""
+    directory = ROOT / ".venv-litellm"
+    executable = directory / "bin" / "litellm"
+    if not executable.exists():
+        print(f"installing LiteLLM {LITELLM} into {directory}")
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+        pip = [str(directory / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, f"litellm[proxy]=={LITELLM}"], check=True)
+    return executable
+
+
+def environment(note: str, litellm: Path | None) -> dict[str, Any]:
+    """What a reader needs to judge a time."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((text.split(":")[1].strip() for text in lines if text.startswith("model name")), cpu)
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    if litellm is not None:
+        shown = subprocess.run([str(litellm), "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"\d+\.\d+\.\d+\S*", shown)
+        versions["litellm"] = found[0] if found else "unknown"
+    load_average = list(os.getloadavg())
+    return {"cpu": cpu, "cores": os.cpu_count(), "load_average": load_average, "versions": versions, "note": note}
+
+
+def main() -> int:
+    options = arguments()
+    litellm = options.litellm or (install_litellm() if options.setup else None)
+    if litellm is None:
+        print("LiteLLM is left out: give --litellm EXECUTABLE or --setup")
+    result: dict[str, Any] = {"environment": environment(options.note, litellm), "seconds": options.seconds}
+    with TemporaryDirectory() as temporary, ExitStack() as stack:
+        contenders = start_all(stack, Path(temporary), litellm, options)
+        result["results"] = measure_all(contenders, options)
+        result["added"] = added(result["results"])
+        router = next((c for c in contenders if c.name == "router, cached"), None)
+        memory = None
+        if router is not None and options.memory_requests:
+            memory = result["memory"] = watch_memory(router, options.memory_requests)
+        result["targets"] = targets(result["added"], memory)
+    for target in result["targets"]:
+        word = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+        print(f"{target['target']}: {target['value']} ({word})")
+    write(options.output, result)
+    failed = any(each["errors"] for each in result["results"]) or bool(result.get("memory", {}).get("errors"))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Servers as processes of their own: start one, wait until it answers, and end it whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class ServerProcess:
+    """A server in a process group of its own, its output in a file; killed at the end of `with`.
+
+    Args:
+        command: with ``{port}`` where its port belongs.
+        log: file for stdout and stderr.
+        ready: path that answers 200 once it can be used.
+        environment: besides this process's own.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        ready: str = "/health",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._ready = ready
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [word.replace("{port}", str(self.port)) for word in command],
+                env=os.environ | dict(environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def said(self) -> str:
+        """Its output so far, the end of it."""
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def wait_until_ready(self, limit: float = 300.0) -> None:
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.said()
+            with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self.url + self._ready, timeout=5):
+                return
+            time.sleep(0.05)  # a server announces itself nowhere else
+        raise AssertionError(f"no answer from {self.url}{self._ready} in {limit} s\n{self.said()}")
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+        self.kill()
+
+
+def router_process(directory: Path, settings: Mapping[str, Any], *, ready: str = "/health") -> ServerProcess:
+    """``entropy-rft serve`` with these settings, not waited for."""
+    config = directory / "router.yaml"
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    command = [sys.executable, "-m", "entropy_rft", "serve", "--config", str(config), "--port", "{port}"]
+    return ServerProcess(command, directory / "router.log", ready=ready)

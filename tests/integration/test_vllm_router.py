@@ -1,0 +1,226 @@
+"""The router before two real vLLM servers, one that generates and one that pools; and traces from the former."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import openai
+from processes import ServerProcess, router_process
+
+from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.difficulty import DifficultyProbe, question_states
+from entropy_rft.sampling import encode_prompt
+from entropy_rft.tasks import load_task
+
+pytestmark = [pytest.mark.vllm, pytest.mark.integration]
+
+SERVED = "tiny"
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+MIN_CONFIDENCE = 0.5
+
+
+def vllm_server(log: Path, *options: str) -> ServerProcess:
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
+    command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
+    return ServerProcess(
+        [*command, "--enforce-eager", "--max-model-len", "512", *options], log, environment=ENVIRONMENT
+    )
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """The one that generates, and the one that pools."""
+    directory = tmp_path_factory.mktemp("vllm")
+    with (
+        vllm_server(directory / "generate.log") as generating,
+        vllm_server(directory / "pooling.log", "--runner", "pooling") as pooling,
+    ):
+        generating.wait_until_ready()
+        pooling.wait_until_ready()
+        yield generating, pooling
+
+
+@pytest.fixture(scope="module")
+def router(
+    servers: tuple[ServerProcess, ServerProcess], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    generating, pooling = servers
+    settings = {
+        "probe": str(TINY_PROBE),
+        "backends": [{"url": generating.url}],
+        "features": {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 20_000},
+        "min_confidence": MIN_CONFIDENCE,
+        "max_tokens": 200,
+    }
+    with router_process(tmp_path_factory.mktemp("router"), settings, ready="/ready") as router:
+        router.wait_until_ready(120)
+        yield router
+
+
+@pytest.fixture
+def client(router: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{router.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """From messages to the hidden state and the probe's probabilities, by a plain forward of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(TINY_REASONER, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TINY_REASONER)
+    probe = DifficultyProbe.from_pretrained(TINY_PROBE)
+
+    def ask(messages: list[dict[str, str]]) -> tuple[list[int], Any, Any]:
+        ids = encode_prompt(tokenizer, messages)
+        state = question_states(model, [ids])
+        return ids, state[0], probe.predict_proba(state)[0]
+
+    return ask
+
+
+def questions(count: int = 24) -> list[list[dict[str, str]]]:
+    """Easy and hard sums."""
+    return [row["prompt"] for row in load_task("arithmetic", split="test", limit=count).dataset]
+
+
+def metric(server: ServerProcess, name: str, *labels: str) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    chosen = [line for line in lines if line.startswith((name + "{", name + " ")) and all(x in line for x in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in chosen)
+
+
+def test_difficulties_are_those_of_a_plain_forward(client: openai.OpenAI, router: ServerProcess, plain: Any) -> None:
+    found = []
+    for messages in questions():
+        raw = client.chat.completions.with_raw_response.create(model=SERVED, messages=messages)
+        answer = raw.parse()
+        assert answer.choices[0].message.content
+        assert answer.usage.completion_tokens > 1
+        _, _, proba = plain(messages)
+        headers = raw.headers
+        assert float(headers["x-entropy-rft-confidence"]) == pytest.approx(float(proba.max()), abs=1e-3)
+        sure = float(proba.max()) >= MIN_CONFIDENCE
+        assert headers["x-entropy-rft-reason"] == ("probe" if sure else "low_confidence")
+        expected = ("easy", "normal", "hard")[int(proba.argmax())] if sure else "normal"
+        assert headers["x-entropy-rft-difficulty"] == expected
+        found.append(expected)
+    assert len(set(found)) > 1, found  # otherwise a constant would pass
+    for name in set(found):
+        counted = metric(router, "entropy_rft_requests_total", f'difficulty="{name}"', 'status="200"')
+        assert counted >= found.count(name)
+
+
+def test_states_of_the_pooling_server_are_exact(servers: tuple[ServerProcess, ServerProcess], plain: Any) -> None:
+    import asyncio
+
+    import torch
+
+    from entropy_rft.router.vllm_pooling import VLLMPooling
+
+    async def states(prompts: list[list[int]]) -> list[Any]:
+        pooling = VLLMPooling(servers[1].url, width=128)
+        await pooling.start()
+        try:
+            assert await pooling.ready()
+            return await asyncio.gather(*(pooling.state(ids, lambda: True) for ids in prompts))
+        finally:
+            await pooling.close()
+
+    expected = [plain(messages) for messages in questions()]
+    given = asyncio.run(states([ids for ids, _, _ in expected]))
+    for state, (_, wanted, _) in zip(given, expected, strict=True):
+        assert torch.allclose(torch.tensor(state), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_strategy_reaches_the_model(client: openai.OpenAI) -> None:
+    messages = questions(1)[0]
+    plain_tokens = client.chat.completions.create(
+        model=SERVED, messages=messages, temperature=0, max_tokens=1
+    ).usage.prompt_tokens
+    ends = {}
+    for difficulty in ("easy", "normal", "hard"):
+        answer = client.chat.completions.create(
+            model=SERVED, messages=messages, extra_body={"difficulty": difficulty, "ignore_eos": True}
+        )
+        ends[difficulty] = (answer.usage.completion_tokens, answer.choices[0].finish_reason)
+        assert answer.usage.prompt_tokens >= plain_tokens - 20
+    strategies = DifficultyProbe.from_pretrained(TINY_PROBE).strategies
+    expected = {s.difficulty.name.lower(): (s.max_tokens(200), "length") for s in strategies.values()}
+    assert ends == expected
+
+
+def test_what_a_client_may_ask_of_vllm(client: openai.OpenAI) -> None:
+    messages = questions(1)[0]
+    answer = client.chat.completions.create(
+        model=SERVED, messages=messages, n=2, logprobs=True, top_logprobs=2, max_tokens=40, seed=1
+    )
+    assert len(answer.choices) == 2
+    assert all(len(entry.top_logprobs) == 2 for entry in answer.choices[0].logprobs.content)
+    chunks = list(
+        client.chat.completions.create(
+            model=SERVED, messages=messages, stream=True, stream_options={"include_usage": True}, max_tokens=40
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert chunks[-1].usage.completion_tokens > 1
+    text = client.completions.create(model=SERVED, prompt="2 + 2 =", max_tokens=5)
+    assert text.choices[0].finish_reason
+    assert [model.id for model in client.models.list()] == [SERVED]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="another", messages=messages)
+
+
+def test_a_client_that_leaves_ends_the_generation(
+    client: openai.OpenAI, servers: tuple[ServerProcess, ServerProcess]
+) -> None:
+    aborted = ("vllm:request_success_total", 'finished_reason="abort"')
+    before = metric(servers[0], *aborted)
+    stream = client.chat.completions.create(
+        model=SERVED, messages=questions(1)[0], stream=True, max_tokens=400, n=8, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 60
+    while metric(servers[0], "vllm:num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # vLLM tells nobody
+    assert metric(servers[0], *aborted) > before
+
+
+def test_traces_from_a_real_server(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
+    """Greedy answers of vLLM and of transformers are the same, so the traces are: states come from the local model."""
+    from entropy_rft.cli.main import main
+    from entropy_rft.difficulty import load_traces
+
+    flags = ["--model", "tiny_reasoner", "--task", "arithmetic", "--limit", "12", "--samples", "2", "--device", "cpu"]
+    flags += ["--max_tokens", "96", "--temperature", "0"]
+    for name, extra in (("served", ["--url", servers[0].url]), ("local", [])):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            code = main(["probe", "collect", *flags, "--output_dir", str(tmp_path / name), *extra])
+        assert code == 0, err.getvalue()
+    served, local = load_traces(tmp_path / "served"), load_traces(tmp_path / "local")
+    assert json.loads((tmp_path / "served" / "settings.json").read_text())["sampler"] == "openai"
+    assert (served.hidden == local.hidden).all()
+    same = [a["answer_tokens"] == b["answer_tokens"] for a, b in zip(served.rows, local.rows, strict=True)]
+    assert sum(same) >= 11, same  # where two tokens are equally likely, rounding decides
+    for mine, other, equal in zip(served.rows, local.rows, same, strict=True):
+        if equal:
+            assert mine["correct"] == other["correct"]
+            assert mine["entropy"] == pytest.approx(other["entropy"], abs=1e-4)
