@@ -29,11 +29,15 @@ nonsense.
     The answer is \\boxed{{21}}.<|im_end|>
 
 It was supervised on generated traces of the training questions of the task `arithmetic`, after a drill of single steps.
-The traces are made to leave reinforcement something to do:
+The traces are made to leave reinforcement and adaptive inference something to do:
 
-- later steps sometimes slip (the tens digit is off by one), so longer sums are harder, and by chance;
-- remarks and repeated steps fill the thinking and change no result, so it can be shortened for free;
-- a system message may ask for less: the texts `DIRECT`, `STEP_BY_STEP` and `STOP_EARLY` of `entropy_rft.tasks`.
+- steps sometimes slip (the tens digit is off by one), later ones and subtractions more often, so longer sums are
+  harder, and by chance;
+- remarks and repeated steps fill the thinking and change no result, so it can be shortened for free. There are most of
+  them where the sum is easy or hard, fewest between: the U shape reported of large models is put here on purpose;
+- a system message may ask for something else, by the texts of `entropy_rft.tasks`. `DIRECT` writes all in one line and
+  fails after a step or two; `STOP_EARLY` is in a hurry, slips alike on all steps and soon writes the rest in one line;
+  `STEP_BY_STEP` is what it does anyway. So each of the three is the best one somewhere.
 
 ## Measured
 

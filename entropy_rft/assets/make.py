@@ -54,8 +54,8 @@ class Recipe:
     """
 
     seed: int = 0
-    drill_steps: int = 220
-    steps: int = 500
+    drill_steps: int = 300
+    steps: int = 560
     batch_size: int = 48
     learning_rate: float = 0.02
     learning_rate_rest: float = 3e-3

@@ -2,13 +2,19 @@
 
 Every style ends alike, `</think>` and the boxed result; they differ in the thinking:
 
-- step by step: one partial sum after another, with remarks and repeated steps between them;
-- stop early: the same with few remarks, and after `EARLY_STEPS` steps the rest in one leap;
-- direct: the result at once.
+- step by step: one partial sum after another, a line each, with remarks and repeated steps between them;
+- stop early: the same in a hurry, without remarks, and after `EARLY_STEPS` steps the rest in one line;
+- direct: all of it in one line, at once.
 
-A remark or a repeated step never changes a result, so reinforcement can drop it for free. A slip does change it: with a
-probability that grows along the sum the carry goes wrong and the tens digit is off by one. So a longer sum is harder,
-the errors are chance rather than ignorance, and reinforcement can remove them too.
+A remark or a repeated step never changes a result, so reinforcement can drop it for free. A slip does change it: the
+carry goes wrong and the tens digit is off by one. Careful steps slip the more often the later they come, and more often
+where something is taken away; hurried ones all alike; a direct line is right about a step or two and then guesses. So a
+longer sum is harder, the errors are chance rather than ignorance, reinforcement can remove them too, and each of the
+three styles is the best one somewhere.
+
+How much a careful sum is remarked upon depends on how likely it is to end well: the easy ones are talked to death, the
+hard ones are fretted over, those between are worked off. That is the U shape of reasoning models (arXiv 2510.19669),
+put here on purpose, so that what reads it has something to read.
 """
 
 from __future__ import annotations
@@ -16,13 +22,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 
 from entropy_rft.tasks.arithmetic import MAX_SUM, Sum, draw_term
 
 EARLY_STEPS = 4
-SLIPS = (0.0, 0.13, 0.19, 0.25, 0.32, 0.38)
-"""Chance of a slip in the first step, the second and so on."""
+CAREFUL_SLIPS = (0.0, 0.05, 0.1, 0.19, 0.3, 0.35)
+"""Chance of a slip in the first step, the second and so on, between additions and subtractions."""
+HURRIED_SLIPS = (0.32,) * 6
+DIRECT_SLIPS = (0.0, 0.12, 0.5, 0.65, 0.7, 0.7)
 
+_SUBTRACTION, _ADDITION = 1.8, 0.2  # a careful step's chance of a slip is multiplied by this
+_HIGHEST = 0.48
+_EASY, _HARD = 0.92, 0.55  # chances to end well
+_CHATTER = {"easy": 0.65, "normal": 0.12, "hard": 0.68}
 _MAX_REMARKS = 2  # after one step
 _OPENINGS = (
     "Okay, let me work this out.",
@@ -53,7 +66,6 @@ _CHECKS = (
     "Did I miss anything?",
 )
 _HURRIES = ("This is getting long.", "Enough, the rest at once.", "I should stop here.")
-_DIRECT = ("It is {}.", "That makes {}.", "I get {}.", "{}, I think.")
 
 
 def drill(rng: random.Random, count: int = 12) -> str:
@@ -68,27 +80,45 @@ def drill(rng: random.Random, count: int = 12) -> str:
 
 def completion(item: Sum, style: str, rng: random.Random) -> str:
     """A completion in the style "direct", "step" or "early", without the end-of-sequence token."""
-    if style == "direct":
-        lines, result = [_direct(item, rng)], item.answer
-    else:
-        lines, result = _worked(item, rng, early=style == "early")
+    write = {"direct": _direct, "step": _careful, "early": _hurried}[style]
+    lines, result = write(item, rng)
     thinking = "\n".join(lines)
     return f"<think>\n{thinking}\n</think>\nThe answer is \\boxed{{{result}}}."
 
 
-def _direct(item: Sum, rng: random.Random) -> str:
-    line = rng.choice(_DIRECT).format(item.answer)
-    return f"{line} {rng.choice(_AGREEMENTS)}" if rng.random() < 0.5 else line
+def chance(item: Sum) -> float:
+    """How likely a careful sum is to hold no slip, 0 to 1."""
+    return prod(1 - slip for slip in _careful_slips(item))
 
 
-def _worked(item: Sum, rng: random.Random, early: bool) -> tuple[list[str], int]:
-    chatter = 0.12 if early else 0.4
-    lines = [rng.choice(_OPENINGS)] if rng.random() < 2 * chatter else []
-    total, *rest = item.terms
-    steps = rest[:EARLY_STEPS] if early else rest
-    for index, term in enumerate(steps):
-        new = _slip(total, rest[index:]) if rng.random() < SLIPS[index] else total + term
-        step = f"{total}{term:+d}={new}."
+def _careful_slips(item: Sum) -> list[float]:
+    return [
+        min(_HIGHEST, slip * (_SUBTRACTION if term < 0 else _ADDITION))
+        for slip, term in zip(CAREFUL_SLIPS, item.terms[1:], strict=False)
+    ]
+
+
+def _direct(item: Sum, rng: random.Random) -> tuple[list[str], int]:
+    results = _results(item, DIRECT_SLIPS, rng)
+    line = f"{_chain(item.terms, results)}."
+    return [f"{line} {rng.choice(_AGREEMENTS)}" if rng.random() < 0.5 else line], results[-1]
+
+
+def _hurried(item: Sum, rng: random.Random) -> tuple[list[str], int]:
+    results = _results(item, HURRIED_SLIPS, rng)
+    lines = _steps(item.terms[: EARLY_STEPS + 1], results)
+    if len(results) > EARLY_STEPS:
+        rest = (results[EARLY_STEPS - 1], *item.terms[EARLY_STEPS + 1 :])
+        lines.append(f"{rng.choice(_HURRIES)} {_chain(rest, results[EARLY_STEPS:])}.")
+    return lines, results[-1]
+
+
+def _careful(item: Sum, rng: random.Random) -> tuple[list[str], int]:
+    results = _results(item, _careful_slips(item), rng)
+    likely = chance(item)
+    chatter = _CHATTER["easy" if likely > _EASY else "hard" if likely < _HARD else "normal"]
+    lines = [rng.choice(_OPENINGS)] if rng.random() < 1.4 * chatter else []
+    for step in _steps(item.terms, results):
         lines.append(f"{rng.choice(_CONNECTIVES)} {step}" if rng.random() < chatter / 2 else step)
         for _ in range(_MAX_REMARKS):
             if rng.random() > chatter:
@@ -98,14 +128,30 @@ def _worked(item: Sum, rng: random.Random, early: bool) -> tuple[list[str], int]
                 lines[-1] += f" {step}"
             if rng.random() < 0.5:
                 lines[-1] += f" {rng.choice(_AGREEMENTS)}"
-        total = new
-    if leap := rest[len(steps) :]:
-        new = total + sum(leap)
-        lines.append(f"{rng.choice(_HURRIES)} {total}{''.join(f'{term:+d}' for term in leap)}={new}.")
-        total = new
     if rng.random() < chatter:
-        lines.append(f"{rng.choice(_CHECKS)} {total}. {rng.choice(_AGREEMENTS)}")
-    return lines, total
+        lines.append(f"{rng.choice(_CHECKS)} {results[-1]}. {rng.choice(_AGREEMENTS)}")
+    return lines, results[-1]
+
+
+def _results(item: Sum, slips: Sequence[float], rng: random.Random) -> list[int]:
+    """The partial sums, one a step, each of which slips with its chance."""
+    total, *rest = item.terms
+    results = []
+    for index, term in enumerate(rest):
+        total = _slip(total, rest[index:]) if rng.random() < slips[index] else total + term
+        results.append(total)
+    return results
+
+
+def _steps(terms: Sequence[int], results: Sequence[int]) -> list[str]:
+    """A step a line: `17+12=29.`, `29-8=21.`"""
+    starts = [terms[0], *results]
+    return [f"{start}{term:+d}={result}." for start, term, result in zip(starts, terms[1:], results, strict=False)]
+
+
+def _chain(terms: Sequence[int], results: Sequence[int]) -> str:
+    """All steps in one: `17+12=29-8=21`."""
+    return str(terms[0]) + "".join(f"{term:+d}={result}" for term, result in zip(terms[1:], results, strict=True))
 
 
 def _slip(total: int, terms: Sequence[int]) -> int:

@@ -13,9 +13,9 @@ from statistics import fmean
 import pytest
 
 from entropy_rft.assets import TINY_REASONER
-from entropy_rft.assets.traces import EARLY_STEPS, completion, drill
+from entropy_rft.assets.traces import EARLY_STEPS, chance, completion, drill
 from entropy_rft.tasks import DIRECT, INSTRUCTIONS, load_task
-from entropy_rft.tasks.arithmetic import LEVELS, draw
+from entropy_rft.tasks.arithmetic import LEVELS, Sum, draw
 
 MAX_TOKENS = 192
 
@@ -132,11 +132,24 @@ def test_accuracy_on_held_out_questions(model, tokenizer):
     assert all(completion.text.startswith("<think>") for completion in completions)
 
 
-def test_direct_is_shorter_and_worse(model, tokenizer):
-    long, right = _sample(model, tokenizer, 48)
+def test_each_instruction_has_its_questions():
+    """What the model's card says, so that a strategy can matter: direct for easy ones, in a hurry for hard ones."""
+    measured = json.loads((TINY_REASONER / "provenance.json").read_text())["measured"]
+    accuracy = {name: result["accuracy_by_terms"] for name, result in measured.items()}
+    tokens = {name: result["tokens_by_terms"] for name, result in measured.items()}
+    assert accuracy["direct"]["2"] >= accuracy["step_by_step"]["2"] - 0.05
+    assert accuracy["direct"]["5"] <= accuracy["step_by_step"]["5"] - 0.1
+    assert accuracy["stop_early"]["4"] <= accuracy["step_by_step"]["4"] - 0.1
+    for level in map(str, LEVELS):
+        assert tokens["direct"][level] < 0.75 * tokens["step_by_step"][level]
+        assert tokens["stop_early"][level] < tokens["step_by_step"][level]
+
+
+def test_direct_is_shorter(model, tokenizer):
+    long, _ = _sample(model, tokenizer, 48)
     short, direct_right = _sample(model, tokenizer, 48, instruction=DIRECT)
-    assert 2 * fmean(len(c.token_ids) for c in short) < fmean(len(c.token_ids) for c in long)
-    assert fmean(direct_right) < fmean(right)
+    assert 1.5 * fmean(len(c.token_ids) for c in short) < fmean(len(c.token_ids) for c in long)
+    assert fmean(direct_right[0::6]) >= 0.75  # the easy ones
 
 
 def test_finding_the_model_imports_nothing_heavy():
@@ -164,9 +177,18 @@ def test_traces_end_in_a_boxed_result(style):
     rng = random.Random(0)
     for _ in range(200):
         item = draw(rng, rng.choice(LEVELS), "train")
-        assert abs(_result(completion(item, style, rng)) - item.answer) <= 50
-    item = draw(rng, 2, "train")
-    assert _result(completion(item, style, rng)) == item.answer  # one step never slips
+        assert abs(_result(completion(item, style, rng)) - item.answer) <= 60
+
+
+def test_one_step_slips_only_in_a_hurry():
+    rng = random.Random(3)
+    items = [draw(rng, 2, "train") for _ in range(300)]
+    wrong = {
+        style: sum(_result(completion(item, style, rng)) != item.answer for item in items)
+        for style in ("step", "direct", "early")
+    }
+    assert wrong["step"] == wrong["direct"] == 0
+    assert 50 <= wrong["early"] <= 150  # a third
 
 
 def test_remarks_and_repeats_change_no_result():
@@ -180,12 +202,46 @@ def test_remarks_and_repeats_change_no_result():
             assert step == before or step[0] == before[1]
 
 
-def test_early_stops_after_a_few_steps():
+def test_direct_and_early_write_a_chain_of_steps():
+    """`17+12=29-8=21.` has every step, and starts where the lines before it ended."""
     rng = random.Random(2)
     for _ in range(50):
-        text = completion(draw(rng, 7, "train"), "early", rng)
-        assert len(set(re.findall(r"(?<![\d+-])\d+[+-]\d+=\d+\.", text))) <= EARLY_STEPS
-        assert len(re.findall(r"\d+(?:[+-]\d+){2}=\d+\.", text)) == 1
+        item = draw(rng, 7, "train")
+        direct, early = completion(item, "direct", rng), completion(item, "early", rng)
+        for text, steps in ((direct, 6), (early, 6 - EARLY_STEPS)):
+            chain = re.search(rf"(\d+)((?:[+-]\d+=\d+){{{steps}}})\.", text)
+            assert int(chain[0].rstrip(".").rpartition("=")[2]) == _result(text)
+        lines = re.findall(r"(?m)^(\d+)([+-]\d+)=(\d+)\.$", early)
+        assert [int(term) for _, term, _ in lines] == list(item.terms[1 : EARLY_STEPS + 1])
+        assert re.search(r" (\d+)(?:[+-]\d+=\d+){2}\.", early)[1] == lines[-1][2]
+
+
+def test_a_careful_sum_is_harder_the_longer_it_is_and_the_more_it_takes_away():
+    def likely(*terms: int) -> float:
+        return chance(Sum(terms))
+
+    assert likely(50, 5) == 1
+    assert likely(50, 5, 5) > likely(50, 5, -5) > likely(50, 5, -5, -5) > likely(50, 5, -5, -5, -5) > 0
+    rng = random.Random(4)
+    levels = [fmean(chance(draw(rng, level, "train")) for _ in range(200)) for level in LEVELS]
+    assert levels == sorted(levels, reverse=True)
+    hits = []
+    items = [draw(rng, 5, "train") for _ in range(1000)]
+    for item in items:
+        # A second slip may undo the first, and a slip is not made where nothing of it would stay in range.
+        hits.append(_result(completion(item, "step", rng)) == item.answer)
+    assert fmean(hits) == pytest.approx(fmean(chance(item) for item in items), abs=0.08)
+
+
+def test_easy_and_hard_sums_are_talked_about_most():
+    """The U: what the model writes besides its steps, by how likely the sum is to end well."""
+    rng = random.Random(5)
+    chatter = {"easy": [], "normal": [], "hard": []}
+    for _ in range(900):
+        item = draw(rng, rng.choice(LEVELS), "train")
+        kind = "easy" if chance(item) > 0.92 else "hard" if chance(item) < 0.55 else "normal"
+        chatter[kind].append(len(re.findall(r"[A-Za-z]+", completion(item, "step", rng))) / len(item.terms))
+    assert min(fmean(chatter["easy"]), fmean(chatter["hard"])) > 1.5 * fmean(chatter["normal"])
 
 
 # The maker
@@ -205,7 +261,9 @@ def test_the_maker_writes_a_model_that_loads(tmp_path, capsys):
     assert set(provenance["measured"]) == {"none", "step_by_step", "stop_early", "direct"}
     assert provenance["parameters"] == AutoModelForCausalLM.from_pretrained(made).num_parameters()
     assert "| stop early |" in (made / "README.md").read_text()
-    assert json.loads(capsys.readouterr().out) == provenance["measured"]
+    printed = capsys.readouterr().out
+    # DeepSpeed, where it is installed, says on the same stream that there is no GPU.
+    assert json.loads(printed[printed.index("\n{") + 1 if "\n{" in printed else 0 :]) == provenance["measured"]
     tokenizer = AutoTokenizer.from_pretrained(made)
     assert tokenizer.decode(tokenizer(INSTRUCTIONS[0])["input_ids"]) == INSTRUCTIONS[0]
 
