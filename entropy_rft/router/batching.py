@@ -124,10 +124,10 @@ class MicroBatcher:
         batch: list[_Item] = []
         while self._queue and len(batch) < self.batch_size:
             item = self._queue.popleft()
-            if item.wanted():
-                batch.append(item)
-            else:
+            if not item.wanted():
                 self._fail([item], Abandoned(_NOBODY))
+            elif not item.future.cancelled():
+                batch.append(item)
         if batch:
             task = asyncio.get_running_loop().create_task(self._batch(batch))
             self._running.add(task)

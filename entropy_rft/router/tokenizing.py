@@ -124,6 +124,8 @@ def _plain(message: Any) -> dict[str, Any]:
         plain["content"] = ""
     elif isinstance(content, list):
         plain["content"] = "\n".join(_text(part) for part in content)
+    elif not isinstance(content, str):
+        raise FeatureError("a message's content must be text or parts of text")
     calls = plain.get("tool_calls")
     if isinstance(calls, list):
         plain["tool_calls"] = [_with_arguments(call) for call in calls]

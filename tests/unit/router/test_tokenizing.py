@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from entropy_rft.router.batching import FeatureError
+from entropy_rft.router.tokenizing import ChatTokenizer, Question
+from entropy_rft.sampling import encode_prompt
+
+USER = [{"role": "user", "content": "What is 17 + 25?"}]
+TEMPLATE = (
+    "{% if tools %}tools:{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}"
+    "{% generation %}{% if thinking is defined %}thinking={{ thinking }}{% endif %}{%- endgeneration -%}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(random_model_dir):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(random_model_dir)
+
+
+@pytest.fixture(scope="module")
+def shown(tokenizer):
+    """``shown(question)``: what the model would see, through a template that shows everything."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = TEMPLATE
+    tokenize = ChatTokenizer(own)
+    return lambda **fields: own.decode(tokenize(Question(**fields)))
+
+
+def test_as_the_traces_were_collected(tokenizer):
+    tokenize = ChatTokenizer(tokenizer)
+    assert tokenize(Question(messages=USER)) == encode_prompt(tokenizer, USER)
+    assert tokenize(Question(text="What is")) == encode_prompt(tokenizer, "What is")
+    assert tokenize(Question(token_ids=[5, 6])) == [5, 6]
+
+
+def test_messages_in_every_form(shown):
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "17 + 25?"}]
+    assert shown(messages=[{"role": "user", "content": parts}]) == "user:What is\n17 + 25?;assistant:"
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 17}'}}
+    several = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+    ]
+    assert shown(messages=several) == 'user:What is 17 + 25?;assistant:{"a": 17};tool:42;assistant:'
+    call["function"]["arguments"] = "no JSON"
+    assert 'assistant:"no JSON";' in shown(messages=several)
+    assert shown(messages=USER, tools=[{"name": "add"}]).startswith('tools:[{"name": "add"}]user:')
+
+
+def test_only_the_templates_own_variables_are_the_clients(shown):
+    own = {"chat_template": "evil", "tokenize": False, "add_generation_prompt": False, "messages": [], "unknown": 1}
+    assert shown(messages=USER, chat_template_kwargs=own) == "user:What is 17 + 25?;assistant:"
+    assert shown(messages=USER, chat_template_kwargs={**own, "thinking": False}).endswith("thinking=Falseassistant:")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:secret"}}]}]},
+        {"messages": [{"role": "user", "content": [7]}]},
+        {"messages": ["secret"]},
+        {"messages": [{"role": "user", "content": {"secret": 1}}]},
+        {"text": ""},
+        {"token_ids": []},
+    ],
+)
+def test_what_has_no_tokens(tokenizer, fields):
+    with pytest.raises(FeatureError) as raised:
+        ChatTokenizer(tokenizer)(Question(**fields))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_model_without_a_template(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = None
+    with pytest.raises(FeatureError, match="no chat template"):
+        ChatTokenizer(own)(Question(messages=USER))
+    assert ChatTokenizer(own)(Question(text="a"))
