@@ -202,6 +202,6 @@ def _policy(policy: Measured, normal: Measured, usable: np.ndarray) -> dict[str,
             "accuracy": list(accuracy),
             "tokens": list(tokens),
             # The largest saving is the lowest difference in tokens.
-            "saving": [-tokens[0] / whole, -tokens[2] / whole, -tokens[1] / whole],
+            "saving": [0.0 - tokens[i] / whole for i in (0, 2, 1)],  # not "-0.0"
         },
     }

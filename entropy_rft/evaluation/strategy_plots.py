@@ -20,6 +20,7 @@ POLICIES = {
     "random_same_mix": "random, the probe's mix",
     "prompt_length": "prompt length",
     "probe": "probe",
+    "probe_no_fallback": "probe, no fallback",
     "oracle": "oracle",
     "oracle_in_sample": "oracle, in sample",
 }
@@ -32,8 +33,8 @@ _LOOKS = {
 
 
 def shown_policies(result: Mapping[str, Any]) -> list[str]:
-    """The policies that a figure shows: the flattered oracle is for the table, nobody should aim at it."""
-    return [name for name in POLICIES if name in result["policies"] and name != "oracle_in_sample"]
+    """The policies that a figure shows: not the flattered oracle, at which nobody should aim."""
+    return [name for name in POLICIES if name in result["policies"] and name in _LOOKS]
 
 
 def frontier(result: Mapping[str, Any]) -> Any:

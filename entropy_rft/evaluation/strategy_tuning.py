@@ -11,11 +11,15 @@ import numpy as np
 from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
+from entropy_rft.evaluation.policies import Answers, compare_policies
 from entropy_rft.evaluation.strategies import Questions
 from entropy_rft.sampling import Completion, check_settings, progress_bar, verdicts
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+CONFIDENCES = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,47 @@ def tune_strategies(
                 advance(1, difficulty.value)
             found[difficulty] = pick(tried[difficulty], normal.accuracy - tolerance).strategy
     return found, tried
+
+
+def tune_confidence(
+    proba: Any, answers: Answers, tolerance: float = 0.01, confidences: Sequence[float] = CONFIDENCES
+) -> tuple[float, list[dict[str, float]]]:
+    """Find the confidence below which a question is better answered by Normal.
+
+    The cheapest of the candidates whose accuracy is at most `tolerance` below fixed Normal's; of equally cheap ones the
+    highest. Where none is, 1: Normal for nearly every question. With some hundred questions such a choice has luck in
+    it, so what it saves is to be measured on others.
+
+    Args:
+        proba: of the probe, (questions, 3), for questions it was not fitted to.
+        answers: of the three strategies to them.
+        tolerance: accuracy that may be lost, as a fraction.
+        confidences: to try, each between 0 and 1.
+
+    Returns:
+        The confidence, and what each candidate costs and gains: ``min_confidence``, ``accuracy``, ``tokens``, beside
+        ``accuracy_minus_normal``.
+
+    Raises:
+        ValueError: a candidate is out of range, or there is none.
+    """
+    if not confidences:
+        raise ValueError("confidences needs at least one value")
+    trials = []
+    for confidence in sorted(confidences):
+        probe = compare_policies(answers, choose(proba, confidence))["policies"]["probe"]
+        trials.append(
+            {
+                "min_confidence": float(confidence),
+                "accuracy": probe["accuracy"],
+                "tokens": probe["tokens"],
+                "accuracy_minus_normal": probe["minus_normal"]["accuracy"][0],
+            }
+        )
+    enough = [trial for trial in trials if trial["accuracy_minus_normal"] >= -tolerance - 1e-12]
+    if not enough:
+        return 1.0, trials
+    return min(enough, key=lambda trial: (trial["tokens"], -trial["min_confidence"]))["min_confidence"], trials
 
 
 def check_grid(temperatures: Sequence[float], fractions: Sequence[float], tolerance: float) -> None:

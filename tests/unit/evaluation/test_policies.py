@@ -9,7 +9,7 @@ from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
 from entropy_rft.evaluation.policies import Answers, compare_policies, measure_policies, pooled, summary
 from entropy_rft.evaluation.strategies import by_level
 from entropy_rft.evaluation.strategy_page import policy_lines, short_policy_lines, write_page
-from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened
+from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened, tune_confidence
 from entropy_rft.sampling import Completion
 
 EASY, NORMAL, HARD = Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD
@@ -174,6 +174,18 @@ def test_the_cheapest_that_is_accurate_enough():
     trials = [trial(0.9, 50), trial(0.88, 40), trial(0.95, 40), trial(0.2, 5)]
     assert pick(trials, 0.89) is trials[2]
     assert pick(trials, 0.1) is trials[3]
+
+
+def test_the_confidence_that_loses_nothing(two_questions):
+    """Easy is wrong for the second question, of which the probe is less sure."""
+    proba = [[0.95, 0.05, 0.0], [0.65, 0.3, 0.05]]
+    found, trials = tune_confidence(proba, two_questions)
+    assert found == 0.9  # the highest of those that send the first question alone to Easy
+    assert [trial["tokens"] for trial in trials] == [10, 10, 10, 10, 55, 55, 55, 75]
+    assert tune_confidence(proba, two_questions, tolerance=0.5)[0] == 0.6
+    assert tune_confidence(proba, two_questions, confidences=(0.0, 0.5))[0] == 1.0
+    with pytest.raises(ValueError, match="min_confidence"):
+        tune_confidence(proba, two_questions, confidences=(2.0,))
 
 
 @pytest.mark.parametrize(

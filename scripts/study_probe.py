@@ -1,0 +1,169 @@
+#!/usr/bin/env python
+"""What the difficulty probe saves on the embedded task, over several seeds, on held-out questions.
+
+    python scripts/study_probe.py                                     # three seeds, about half an hour on two cores
+    python scripts/study_probe.py --strategies strategies.yaml --work_dir runs/probe-study-tuned
+    python scripts/study_probe.py --seeds 0 --train_questions 120 --test_questions 24 --samples 4
+
+For each seed: traces of training questions, a probe, its least confidence (chosen on the training questions that were
+set aside), traces of the test questions for their labels, and answers to them with all strategies. Fixed strategies,
+chance, a rule by the prompt's length, the probe and the oracle are compared on the same answers; intervals are from a
+paired bootstrap over questions. Broken off, the same command goes on. Written are NAME.json, NAME-u.png (entropy and
+accuracy by difficulty) and NAME-frontier.png (accuracy against tokens).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "scripts" / "results"
+VERSIONS = ("torch", "transformers", "numpy")
+
+
+def arguments() -> argparse.Namespace:
+    from entropy_rft.evaluation.probe_study import StudySettings
+
+    default = StudySettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--model", default=default.model)
+    add("--train_questions", type=int, default=default.train_questions)
+    add("--test_questions", type=int, default=default.test_questions)
+    add("--samples", type=int, default=default.samples, help="answers to each question of the traces")
+    add("--answer_samples", type=int, default=default.answer_samples, help="to each test question with each strategy")
+    add("--max_tokens", type=int, default=default.max_tokens, help="whole budget of an answer")
+    add("--layer", type=int, default=default.layer)
+    add("--kind", choices=("mlp", "linear"), default=default.kind)
+    add("--hidden_units", type=int, default=default.hidden_units)
+    add("--thresholds", type=float, nargs=3, metavar=("A_NORMAL", "H_NORMAL", "A_HARD"), help="default: calibrated")
+    add("--min_share", type=float, default=default.min_share, help="smallest share of a class when calibrating")
+    add("--min_confidence", type=float, help="default: chosen on training questions that were set aside")
+    add("--tolerance", type=float, default=default.tolerance, help="accuracy that choosing it may give up")
+    add("--strategies", metavar="FILE", help="YAML of the strategies; the default ones else")
+    add("--batch_size", type=int, default=512, help="completions at a time")
+    add("--device", default="cpu")
+    add("--work_dir", type=Path, default=ROOT / "runs" / "probe-study", help="of traces, probes and answers")
+    add("--output", type=Path, default=RESULTS, metavar="DIR")
+    add("--name", default="probe-tiny", help="of the files written")
+    add("--note", default="", help="goes into the result, such as what else the machine was doing")
+    return parser.parse_args()
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    from entropy_rft.difficulty import DEFAULT_STRATEGIES, Thresholds, load_strategies
+    from entropy_rft.evaluation.probe_study import StudySettings
+
+    taken = {name: getattr(options, name) for name in StudySettings.__dataclass_fields__ if hasattr(options, name)}
+    return StudySettings(
+        **{
+            **taken,
+            "thresholds": Thresholds(*options.thresholds) if options.thresholds else None,
+            "strategies": load_strategies(options.strategies) if options.strategies else dict(DEFAULT_STRATEGIES),
+        }
+    )
+
+
+def show(pooled: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from entropy_rft.evaluation.strategy_page import short_policy_lines
+    from entropy_rft.evaluation.table import lined_table, number
+
+    console = Console()
+    header, *lines = short_policy_lines(pooled)
+    seeds = ", ".join(map(str, pooled["seeds"]))
+    note = f"{pooled['questions']} test questions, seeds {seeds} pooled by question; brackets: 95 %, paired"
+    console.print(lined_table("Strategies", header, lines, note))
+    classifiers = [
+        [name.replace("_", " "), *(ranged(report[metric], 3) for metric in ("macro_f1", "accuracy"))]
+        for name, report in pooled["classifier"].items()
+    ]
+    header = ["classifier", "macro-F1: mean (range)", "accuracy"]
+    console.print(lined_table("Labels of the test questions", header, classifiers, "over seeds"))
+    levels = [
+        [name, number(g["entropy"]), number(100 * g["accuracy"], 1), number(g["tokens"], 1)]
+        for name, g in pooled["levels"]["groups"].items()
+    ]
+    console.print(lined_table("By difficulty", ["", "entropy (nats)", "accuracy (%)", "tokens"], levels, "the traces"))
+    print(f"macro-F1 minus majority: {ranged(pooled['macro_f1_minus_majority'], 3)}")
+    print(f"share of the oracle's saving: {ranged(pooled['oracle_share'], 2)}")
+    for name, met in pooled["targets"].items():
+        print(f"{name}: {'met' if met else 'missed'}")
+
+
+def ranged(spread: dict[str, Any], digits: int) -> str:
+    from entropy_rft.evaluation.table import number
+
+    return f"{number(spread['mean'], digits)} ({number(spread['low'], digits)} to {number(spread['high'], digits)})"
+
+
+def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    from entropy_rft.evaluation.strategy_plots import frontier, save_png, u_shape
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"{options.name}.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    by = "number of terms" if result["settings"]["task"] == "arithmetic" else "difficulty"
+    save_png(u_shape(result["pooled"]["levels"], by), options.output / f"{options.name}-u.png")
+    save_png(frontier(result["pooled"]), options.output / f"{options.name}-frontier.png")
+    print(f"written: {path}, and two figures beside it")
+
+
+def main() -> int:
+    options = arguments()
+    try:
+        return study(options)
+    except ValueError as error:
+        print(f"study_probe: error: {error}", file=sys.stderr)
+        return 2
+
+
+def study(options: argparse.Namespace) -> int:
+    import torch
+
+    from entropy_rft import __version__
+    from entropy_rft.evaluation.probe_study import Study, pool
+    from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
+
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ValueError(f"seeds must differ, got {options.seeds}")
+    settings = settings_of(options)
+    model, tokenizer = load_model_and_tokenizer(settings.model, device=options.device)
+    sampler = TransformersSampler(model, tokenizer, batch_size=options.batch_size)
+    study = Study(
+        options.work_dir, settings, model, tokenizer, sampler, lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    runs = {seed: study.run(seed) for seed in options.seeds}
+    pooled = pool(runs)
+    show(pooled)
+    result = {
+        "study": options.name,
+        "command": shlex.join(["python", "scripts/study_probe.py", *sys.argv[1:]]),
+        "settings": settings.to_dict(),
+        "versions": {
+            "python": platform.python_version(),
+            "entropy_rft": __version__,
+            **{name: version(name) for name in VERSIONS},
+        },
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "note": options.note,
+        "seconds": round(sum(sum(result["seconds"].values()) for result, _, _ in runs.values()), 1),
+        "pooled": pooled,
+        "seeds": {str(seed): result for seed, (result, _, _) in runs.items()},
+    }
+    write(options, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

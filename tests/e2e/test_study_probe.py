@@ -1,0 +1,66 @@
+"""The probe's study at a small size: it goes on where it was broken off, and refuses another one's directory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    *("--seeds", "3", "--train_questions", "36", "--test_questions", "12", "--samples", "2", "--answer_samples", "2"),
+    *("--max_tokens", "120", "--thresholds", "0.7", "0.3", "0.4"),  # so few questions need not have three clouds
+)
+
+
+def study(place: Path, *arguments: str, expected: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "study_probe.py", "--work_dir", place / "work", "--output", place / "out",
+         *SMALL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert result.returncode == expected, result.stderr
+    return result
+
+
+def test_a_study_that_is_broken_off(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    printed = study(tmp_path).stdout
+    assert "fixed Normal" in printed
+    assert "macro-F1 minus majority" in printed
+    written = json.loads((tmp_path / "out" / "probe-tiny.json").read_text())
+    assert {"command", "settings", "versions", "seconds", "pooled", "seeds"} <= written.keys()
+    result = written["seeds"]["3"]
+    assert result["classifier"].keys() == {"probe", "majority", "prompt_length", "pass_rate"}
+    assert result["policies"].keys() >= {"easy", "normal", "hard", "random", "prompt_length", "probe", "oracle"}
+    assert result["confidence_trials"][0]["min_confidence"] == 0.0
+    assert result["questions"] == written["pooled"]["questions"] == 12
+    assert list(written["pooled"]["levels"]["groups"]) == ["2", "3", "4", "5", "6", "7"]
+    for name in ("u", "frontier"):
+        assert (tmp_path / "out" / f"probe-tiny-{name}.png").stat().st_size > 10_000
+
+    # As after a kill: one chunk of the traces and the answers to the test questions are not there yet.
+    seed = tmp_path / "work" / "seed-3"
+    kept = next((seed / "confidence").rglob("chunk-*.parquet"))
+    stamps = {path: path.stat().st_mtime_ns for path in (kept, seed / "probe" / "probe.json")}
+    for missing in (next((seed / "test").rglob("chunk-*.parquet")), next((seed / "answers").rglob("chunk-*.parquet"))):
+        missing.unlink()
+    study(tmp_path)
+    again = json.loads((tmp_path / "out" / "probe-tiny.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+    def without_times(policies: dict) -> dict:
+        return {name: {k: v for k, v in policy.items() if k != "seconds"} for name, policy in policies.items()}
+
+    assert without_times(again["pooled"].pop("policies")) == without_times(written["pooled"].pop("policies"))
+    assert again["pooled"] == written["pooled"]
+
+    other = study(tmp_path, "--max_tokens", "121", expected=2).stderr.splitlines()[-1]
+    assert "was begun with max_tokens = 120, not 121: give another directory" in other
