@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from entropy_rft import __version__
-from entropy_rft.cli import demo, evaluate, probe, report, train
+from entropy_rft.cli import demo, evaluate, probe, report, serve, train
 from entropy_rft.cli.errors import UserError
 
 INTERRUPTED = 130
@@ -26,12 +26,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; `train` parses its own flags, which are hundreds."""
     parser = OneLineParser(
         prog="entropy-rft",
-        description="Entropy-aware reinforcement fine-tuning: train, evaluate, compare.",
+        description="Entropy-aware reinforcement fine-tuning: train, evaluate, compare, serve.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"entropy-rft {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (demo, train, evaluate, report, probe):
+    for verb in (demo, train, evaluate, report, probe, serve):
         verb.add_parser(verbs)
     return parser
 

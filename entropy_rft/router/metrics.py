@@ -91,7 +91,7 @@ class Metrics:
         self._tokens = {name: (tokens.labels("prompt", name), tokens.labels("completion", name)) for name in NAMES}
         self._saved = Counter(
             "entropy_rft_tokens_saved_estimate",
-            "Estimate: measured mean length of Normal answers minus that of the chosen strategy's, summed where positive",
+            "Estimate: the measured mean length of Normal answers minus that of the strategy's, where positive",
             registry=registry,
         )
         self._extra = Counter(

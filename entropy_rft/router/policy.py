@@ -109,9 +109,10 @@ def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty 
     if value is None or value == AUTO:
         return None
     if value not in NAMES:
+        shown = str(value)[:40]
         raise RouterError(
             400,
-            f"difficulty must be auto, easy, normal or hard, not {str(value)[:40]!r}{did_you_mean(str(value)[:40], CHOICES)}",
+            f"difficulty must be auto, easy, normal or hard, not {shown!r}{did_you_mean(shown, CHOICES)}",
             "invalid_difficulty",
             "difficulty",
         )

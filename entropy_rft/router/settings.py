@@ -71,7 +71,7 @@ class RouterSettings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     probe: str | None = None
     """Directory of a probe; `embedded` is the tiny reasoner's. Without one every question is Normal."""
     model: str | None = None
@@ -91,9 +91,9 @@ class RouterSettings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
-    min_confidence: float = Field(0.5, ge=0, le=1)
+    min_confidence: float = Field(default=0.5, ge=0, le=1)
     """Below it the probe's choice is Normal; the default of `probe evaluate`."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """The budget of which a strategy takes its fraction when a client gives none. By default the context length that
     the backends tell in /v1/models, else 16384; a fraction of 1 then sets nothing, so that their own default holds."""
     client_max_tokens: Literal["override", "budget"] = "override"
@@ -109,10 +109,10 @@ class RouterSettings(BaseSettings):
     """Write a line for each request."""
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    request_id_header: str = Field("x-request-id", pattern="^[a-z0-9-]+$")
-    drain_s: float = Field(300.0, ge=0)
+    request_id_header: str = Field(default="x-request-id", pattern="^[a-z0-9-]+$")
+    drain_s: float = Field(default=300.0, ge=0)
     """After SIGTERM, how long requests that were begun may take."""
-    drain_delay_s: float = Field(0.0, ge=0)
+    drain_delay_s: float = Field(default=0.0, ge=0)
     """After SIGTERM, how long new requests are still taken while /ready says 503, so that a balancer can notice."""
 
     @field_validator("backends", mode="before")

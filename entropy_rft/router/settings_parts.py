@@ -22,9 +22,9 @@ class BackendSettings(Part):
     """With or without `/v1`."""
     name: str = ""
     """In metrics and logs; host and port when empty."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """Of two backends the one with the fewer outstanding requests per weight gets the next."""
-    max_outstanding: int = Field(1024, ge=1)
+    max_outstanding: int = Field(default=1024, ge=1)
     """Requests at the same time; the next one goes elsewhere, or gets 503 with Retry-After."""
     api_key_env: str | None = None
     """Environment variable with the key that this backend wants."""
@@ -54,36 +54,36 @@ class BackendSettings(Part):
 class TimeoutSettings(Part):
     """Seconds to wait for a backend."""
 
-    connect_s: float = Field(3.0, gt=0)
-    first_byte_s: float = Field(600.0, gt=0)
+    connect_s: float = Field(default=3.0, gt=0)
+    first_byte_s: float = Field(default=600.0, gt=0)
     """Until the answer's head; for an answer that is not streamed this is the whole generation."""
-    between_bytes_s: float = Field(60.0, gt=0)
+    between_bytes_s: float = Field(default=60.0, gt=0)
 
 
 class RetrySettings(Part):
     """Only while nothing of an answer has been sent to the client."""
 
-    attempts: int = Field(3, ge=1, le=20)
+    attempts: int = Field(default=3, ge=1, le=20)
     """Of one request in all, the first included; another backend is preferred."""
-    backoff_s: float = Field(0.1, ge=0)
+    backoff_s: float = Field(default=0.1, ge=0)
     """Before the same backend is asked again; doubles each time, with jitter."""
 
 
 class BreakerSettings(Part):
     """A backend that keeps failing gets no requests for a while."""
 
-    failures: int = Field(5, ge=1)
+    failures: int = Field(default=5, ge=1)
     """In a row: no connection, no or a garbled answer, 502, 503 or 504."""
-    cooldown_s: float = Field(5.0, gt=0)
+    cooldown_s: float = Field(default=5.0, gt=0)
     """Then one request is let through; it closes the breaker, or opens it again."""
 
 
 class HealthSettings(Part):
     """Active checks of the backends."""
 
-    interval_s: float = Field(5.0, gt=0)
-    timeout_s: float = Field(5.0, gt=0)
-    path: str = Field("/v1/models", pattern="^/")
+    interval_s: float = Field(default=5.0, gt=0)
+    timeout_s: float = Field(default=5.0, gt=0)
+    path: str = Field(default="/v1/models", pattern="^/")
     """Any status below 400 is healthy. `/health` of vLLM also notices a dead engine."""
 
 
@@ -97,13 +97,13 @@ class FeatureSettings(Part):
     """What the pooling server calls the model; the first one that it names when not given."""
     api_key_env: str | None = None
     api_key_file: str | None = None
-    deadline_ms: float = Field(200.0, gt=0)
+    deadline_ms: float = Field(default=200.0, gt=0)
     """After it the request goes on as Normal."""
-    cache_size: int = Field(10_000, ge=0)
+    cache_size: int = Field(default=10_000, ge=0)
     """Questions whose probabilities are kept."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Questions in one forward (`local`)."""
-    batch_wait_ms: float = Field(2.0, ge=0)
+    batch_wait_ms: float = Field(default=2.0, ge=0)
     """How long a question waits for others to share its forward (`local`)."""
 
     @model_validator(mode="after")
@@ -120,22 +120,22 @@ class FeatureSettings(Part):
 class LimitSettings(Part):
     """What a client may send, and how slowly."""
 
-    max_body_bytes: int = Field(32 * 2**20, ge=1)
-    max_header_count: int = Field(100, ge=1)
-    max_header_bytes: int = Field(64 * 2**10, ge=256)
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    max_header_count: int = Field(default=100, ge=1)
+    max_header_bytes: int = Field(default=64 * 2**10, ge=256)
     """Of the request line and all headers."""
-    max_json_depth: int = Field(100, ge=2, le=1000)
-    max_requests: int = Field(4096, ge=1)
+    max_json_depth: int = Field(default=100, ge=2, le=1000)
+    max_requests: int = Field(default=4096, ge=1)
     """At the same time, over all backends; the next one gets 503 with Retry-After."""
-    header_timeout_s: float = Field(20.0, gt=0)
+    header_timeout_s: float = Field(default=20.0, gt=0)
     """From the first byte of a request (or from the connection) to the end of its headers."""
-    body_timeout_s: float = Field(60.0, gt=0)
+    body_timeout_s: float = Field(default=60.0, gt=0)
     """For the whole body."""
-    write_timeout_s: float = Field(60.0, gt=0)
+    write_timeout_s: float = Field(default=60.0, gt=0)
     """How long a client may leave a piece of its answer unread."""
-    keep_alive_s: float = Field(75.0, gt=0)
+    keep_alive_s: float = Field(default=75.0, gt=0)
     """An idle connection is closed after it."""
-    max_buffered_bytes: int = Field(8 * 2**20, ge=0)
+    max_buffered_bytes: int = Field(default=8 * 2**20, ge=0)
     """An answer that is not streamed is held back up to this size, so that a backend's death can still be retried."""
 
 

@@ -1,0 +1,316 @@
+"""The HTTP side: which path is answered by what, and what starts and stops with the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from entropy_rft.difficulty.strategies import (
+    DEFAULT_STRATEGIES,
+    Difficulty,
+    Strategy,
+    load_strategies,
+    strategies_from,
+)
+from entropy_rft.router.backends import Backend
+from entropy_rft.router.deadline import within
+from entropy_rft.router.errors import RouterError, error_body
+from entropy_rft.router.features import FeatureSource, build_features
+from entropy_rft.router.generate import Generate
+from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.openapi import document
+from entropy_rft.router.policy import Endpoint
+from entropy_rft.router.pool import Pool
+from entropy_rft.router.proxy import Proxy, passed_on
+from entropy_rft.router.relay import Relay, Send
+from entropy_rft.router.routing import Routing
+from entropy_rft.router.security import Keys, Receive
+from entropy_rft.router.settings import EMBEDDED, BackendSettings, RouterSettings
+from entropy_rft.router.status import StatusBoard, page
+
+logger = logging.getLogger("entropy_rft.router")
+
+_GENERATE: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_FEATURES_PATIENCE_S = 2.0
+
+
+class RouterApp:
+    """The router as an ASGI application; see :func:`create_app`.
+
+    Attributes:
+        settings: of the router.
+        metrics: with its registry.
+        draining: the router is going down: /ready says 503, and connections are not kept.
+        failure: why it could not start.
+        pool, generate: there once it has started.
+    """
+
+    def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
+        self.settings = settings
+        self.probe = probe if probe is not None else load_probe(settings)
+        self.strategies = strategies_of(settings, self.probe)
+        self.keys = Keys(settings.auth.keys())
+        for backend in settings.backends:
+            backend.api_key()  # a mistake in a key is found before anything starts
+        self.features = features
+        self.draining = False
+        self.failure: Exception | None = None
+        mean_tokens = getattr(self.probe, "metrics", {}).get("mean_tokens", {})
+        model = settings.model or settings.served_model_name or getattr(self.probe, "base_model", None) or ""
+        self.metrics = Metrics(mean_tokens, str(model))
+        self.pool: Pool
+        self.generate: Generate
+        self._proxy: Proxy
+        self._board: StatusBoard
+        self._web: Any = self._starlette()
+        if settings.cors_origins:
+            self._web = CORSMiddleware(self._web, list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
+            self._hot: Any = CORSMiddleware(
+                self._generate, list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            )
+        else:
+            self._hot = self._generate
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] in _GENERATE and scope["method"] in ("POST", "OPTIONS"):
+            await self._hot(scope, receive, send)
+        else:
+            await self._web(scope, receive, send)
+
+    async def _generate(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            path = scope["path"]
+            await self.generate(scope, receive, send, _GENERATE[path], path)
+        else:
+            await self._web(scope, receive, send)
+
+    def _starlette(self) -> Starlette:
+        routes = [
+            Route("/", self._page),
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+            Route("/status.json", self._status),
+            Route("/openapi.json", self._openapi),
+            Route("/v1/models", self._models),
+            *(Route(path, _never, methods=["POST"]) for path in _GENERATE),
+        ]
+        handlers: Mapping[Any, Any] = {HTTPException: self._http_error, RouterError: self._router_error}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The lifespan, without Starlette's traceback where the mistake is the user's."""
+        await receive()
+        stack = contextlib.AsyncExitStack()
+        try:
+            await self._start(stack)
+        except Exception as error:
+            self.failure = error
+            await stack.aclose()
+            await send({"type": "lifespan.startup.failed", "message": ""})
+            return
+        async with stack:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        backends = list(settings.backends)
+        if not backends:
+            from entropy_rft.router.embedded import EmbeddedServer
+
+            server = EmbeddedServer()
+            stack.push_async_callback(_in_thread, server.close)
+            backends = [BackendSettings(url=await loop.run_in_executor(None, server.start), name=EMBEDDED)]
+        self.pool = Pool(settings, [Backend(each, settings.breaker) for each in backends])
+        stack.push_async_callback(self.pool.close)
+        await self.pool.start()
+        if self.features is None and settings.features.kind != "none":
+            self.features = await loop.run_in_executor(None, build_features, settings, self.probe)
+        if self.features is not None:
+            stack.push_async_callback(self.features.close)
+            await self.features.start()
+        self.metrics.watch(self.pool, self.features)
+        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics)
+        self._proxy = Proxy(settings, self.pool, self.metrics)
+        self.generate = Generate(settings, routing, self._proxy, self.metrics, self.keys, lambda: self.draining)
+        self._board = StatusBoard(self.metrics.registry)
+        for work in (self.generate.keep_watch(), self._board.run(), self._keep_readiness()):
+            stack.push_async_callback(_cancelled, asyncio.create_task(work))
+
+    async def _keep_readiness(self) -> None:
+        """So that the metrics know without anyone asking /ready."""
+        while True:
+            await self._what_is_missing()
+            await asyncio.sleep(self.settings.health.interval_s)
+
+    async def _what_is_missing(self) -> list[str]:
+        missing = ["draining"] if self.draining else []
+        if not self.pool.any_up():
+            missing.append("backends")
+        if self.features is not None:
+            try:
+                up = await within(_FEATURES_PATIENCE_S, self.features.ready())
+            except Exception:  # whatever it is, it is not ready
+                up = False
+            self.metrics.feature_up.set(up)
+            if not up:
+                missing.append("features")
+        serious = [name for name in missing if name != "features" or self.settings.ready_needs_features]
+        self.metrics.ready.set(not serious)
+        return missing
+
+    async def _health(self, request: Request) -> Response:
+        return self._json({"status": "ok"}, request)
+
+    async def _ready(self, request: Request) -> Response:
+        missing = await self._what_is_missing()
+        serious = [name for name in missing if name != "features" or self.settings.ready_needs_features]
+        status = "not ready" if serious else "degraded" if missing else "ready"
+        return self._json({"status": status, "missing": missing}, request, 503 if serious else 200)
+
+    async def _metrics(self, request: Request) -> Response:
+        if not self.settings.auth.public_metrics:
+            self.keys.check(dict(request.scope["headers"]))
+        return Response(
+            generate_latest(self.metrics.registry),
+            headers={**self._identity(request), "content-type": CONTENT_TYPE_LATEST},
+        )
+
+    async def _status(self, request: Request) -> Response:
+        if not self.settings.auth.public_status:
+            self.keys.check(dict(request.scope["headers"]))
+        return self._json(self._board.snapshot(), request, headers={"cache-control": "no-store"})
+
+    async def _page(self, request: Request) -> Response:
+        body, headers = page()
+        own = {name.decode(): value.decode() for name, value in headers}
+        return Response(body, headers={**own, **self._identity(request)})
+
+    async def _openapi(self, request: Request) -> Response:
+        return self._json(document(bool(self.keys)), request)
+
+    async def _models(self, request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        self.keys.check(headers)
+        return _Forwarded(self._proxy, self.generate.request_id(headers), self.generate.id_header)
+
+    def _identity(self, request: Request) -> dict[str, str]:
+        identity = self.generate.request_id(dict(request.scope["headers"]))
+        return {self.settings.request_id_header: identity.decode()}
+
+    def _json(
+        self, data: Any, request: Request, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        return Response(
+            orjson.dumps(data),
+            status,
+            {"content-type": "application/json", **self._identity(request), **(headers or {})},
+        )
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            message, code = f"there is no {request.url.path[:200]}", "not_found"
+        elif error.status_code == 405:
+            message, code = f"{request.method} is not allowed for {request.url.path[:200]}", "method_not_allowed"
+        else:
+            message, code = str(error.detail), None
+        headers = {"content-type": "application/json", **self._identity(request), **(error.headers or {})}
+        return Response(error_body(error.status_code, message, code), error.status_code, headers)
+
+    async def _router_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RouterError)
+        headers = {name.decode(): value.decode() for name, value in error.headers()}
+        return Response(error.body(), error.status, {**headers, **self._identity(request)})
+
+
+class _Forwarded(Response):
+    """GET /v1/models of a backend, as it is."""
+
+    def __init__(self, proxy: Proxy, identity: bytes, id_header: bytes) -> None:
+        super().__init__()
+        self._proxy, self._request_id, self._id_header = proxy, identity, id_header
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        relay = Relay(send, [(self._id_header, self._request_id)])
+        try:
+            upstream = await self._proxy.ask("GET", "/v1/models", None, passed_on({}, self._request_id))
+        except RouterError as error:
+            await relay.whole(error.status, error.headers(), error.body())
+            return
+        try:
+            await relay.pass_on(upstream)
+        finally:
+            upstream.close()
+
+
+async def _in_thread(function: Callable[[], Any]) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _never(request: Request) -> Response:
+    """POST is answered before Starlette; the route is there so that other methods are a 405 that names it."""
+    raise HTTPException(404)
+
+
+def load_probe(settings: RouterSettings) -> Any:
+    """The probe that the settings name, or ``None``.
+
+    Raises:
+        ValueError: it cannot be loaded, or is another model's; one line.
+    """
+    if settings.probe is None:
+        return None
+    from entropy_rft.assets import TINY_PROBE
+    from entropy_rft.difficulty import DifficultyProbe
+
+    directory = TINY_PROBE if settings.probe == EMBEDDED else settings.probe
+    return DifficultyProbe.from_pretrained(directory, base_model=settings.model, force=settings.force_probe)
+
+
+def strategies_of(settings: RouterSettings, probe: Any) -> Mapping[Difficulty, Strategy]:
+    """The strategies that the settings give, else the probe's, else the default ones.
+
+    Raises:
+        ValueError: they are malformed; one line.
+    """
+    if isinstance(settings.strategies, str):
+        return load_strategies(settings.strategies)
+    if settings.strategies is not None:
+        return strategies_from(settings.strategies)
+    return probe.strategies if probe is not None else DEFAULT_STRATEGIES
+
+
+def create_app(settings: RouterSettings, *, features: FeatureSource | None = None, probe: Any = None) -> RouterApp:
+    """The router.
+
+    Args:
+        settings: see `load_settings`.
+        features: a source other than the one that the settings describe.
+        probe: a `DifficultyProbe` other than the one that the settings name.
+
+    Raises:
+        ValueError: the probe, the strategies or a key cannot be loaded; one line.
+    """
+    return RouterApp(settings, features, probe)

@@ -1,0 +1,260 @@
+"""The hot path: POST /v1/chat/completions and /v1/completions, from the first byte to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from entropy_rft.router.deadline import within
+from entropy_rft.router.errors import RouterError
+from entropy_rft.router.guard import CONNECTION
+from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.policy import Decision, Endpoint, answers_wanted, check_request
+from entropy_rft.router.proxy import Headers, Proxy, passed_on
+from entropy_rft.router.relay import Relay, Send, Truncated
+from entropy_rft.router.routing import Routing
+from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
+from entropy_rft.router.settings import RouterSettings
+
+logger = logging.getLogger("entropy_rft.router")
+
+_LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
+# How backends say that prompt and max_tokens together exceed their context.
+_TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
+
+
+class Exchange:
+    """One request and its answer, as far as others have to know of it."""
+
+    __slots__ = ("decision", "gone", "headers", "relay", "scope", "started", "status", "task")
+
+    def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers) -> None:
+        self.scope = scope
+        self.headers = headers
+        self.relay = Relay(send, ours)
+        self.started = perf_counter()
+        self.task = asyncio.current_task()
+        self.decision: Decision | None = None
+        self.status = "500"
+        self.gone = False
+
+    def leave(self) -> None:
+        """The client is gone: so is the reason to go on."""
+        if not self.relay.finished and self.task is not None:
+            self.gone = True
+            self.task.cancel()
+
+    def abort(self) -> None:
+        """Cut the client's connection."""
+        connection = self.scope.get(CONNECTION)
+        if connection is not None:
+            connection.abort()
+        else:
+            self.leave()
+
+
+class Generate:
+    """Answers requests for completions.
+
+    Args:
+        settings: of the router.
+        routing: decides.
+        proxy: asks the backends.
+        metrics: counts.
+        keys: of the clients.
+        draining: whether connections should not be kept, because the router is going down.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        routing: Routing,
+        proxy: Proxy,
+        metrics: Metrics,
+        keys: Keys,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._limits = settings.limits
+        self.id_header = settings.request_id_header.encode()
+        self._log_requests = settings.log_requests
+        self._log_prompts = settings.log_prompts
+        self._routing = routing
+        self._proxy = proxy
+        self._metrics = metrics
+        self._keys = keys
+        self._draining = draining
+        self._numbers = count()
+        self._prefix = os.urandom(6).hex()
+        self.exchanges: set[Exchange] = set()
+        """What is under way."""
+
+    def request_id(self, headers: dict[bytes, bytes]) -> bytes:
+        """The client's own, or a new one."""
+        return request_id(headers.get(self.id_header)) or f"{self._prefix}-{next(self._numbers):06x}".encode()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
+        """Answer one request; `path` is the backend's."""
+        headers = dict(scope["headers"])
+        identity = self.request_id(headers)
+        ours: Headers = [(self.id_header, identity)]
+        exchange = Exchange(scope, headers, send, ours)
+        connection = scope.get(CONNECTION)
+        if connection is not None:
+            connection.on_lost = exchange.leave
+        self.exchanges.add(exchange)
+        self._metrics.in_flight.inc()
+        try:
+            await self._answer(exchange, receive, endpoint, path, identity, ours)
+        except RouterError as error:
+            exchange.status = str(error.status)
+            await self._refuse(exchange, error, receive)
+        except ClientGone:
+            exchange.status = "499"
+        except Truncated:
+            exchange.status = "stream_error"
+            exchange.abort()
+        except asyncio.CancelledError:
+            exchange.status = "499"
+            if not exchange.gone:
+                raise
+        except Exception:
+            logger.exception("a request failed inside the router", extra={"request_id": identity.decode()})
+            exchange.status = "500"
+            if exchange.relay.started:
+                exchange.abort()
+            else:
+                await self._refuse(exchange, RouterError(500, "the router failed", "internal_error"), receive)
+        finally:
+            if connection is not None:
+                connection.on_lost = None
+            self.exchanges.discard(exchange)
+            self._metrics.in_flight.dec()
+            self._account(exchange, endpoint, identity)
+
+    async def _answer(
+        self, exchange: Exchange, receive: Receive, endpoint: Endpoint, path: str, identity: bytes, ours: Headers
+    ) -> None:
+        limits, headers, relay = self._limits, exchange.headers, exchange.relay
+        self._keys.check(headers)
+        if len(self.exchanges) > limits.max_requests:
+            raise RouterError(503, "the router is busy: try again later", "router_busy", retry_after=1)
+        try:
+            raw = await within(limits.body_timeout_s, read_body(headers, receive, limits))
+        except asyncio.TimeoutError:
+            raise RouterError(408, f"the body took longer than {limits.body_timeout_s:g} s", "body_too_slow") from None
+        start = perf_counter()
+        body = check_request(parse(raw, limits.max_json_depth), endpoint)
+        hint = headers.get(b"x-entropy-rft-difficulty")
+        decision = await self._routing.decide(body, endpoint, hint.decode("latin-1") if hint else None)
+        exchange.decision = decision
+        request, limit_is_ours = self._routing.rewritten(body, decision, endpoint)
+        payload = orjson.dumps(request)
+        routing_s = perf_counter() - start
+        self._metrics.routing.observe(routing_s)
+        name = decision.difficulty.value
+        ours += [
+            (b"x-entropy-rft-difficulty", name.encode()),
+            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
+            (b"x-entropy-rft-reason", decision.reason.encode()),
+            (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
+        ]
+        if self._draining():
+            ours.append((b"connection", b"close"))
+        if self._log_prompts:
+            logger.info("request", extra={"request_id": identity.decode(), "body": request})
+        watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
+        upstream = None
+        try:
+            upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity))
+            if upstream.status == 400 and limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
+                # The prompt leaves no room for our limit: it would have been answered without us, and so it is.
+                del request["max_tokens"]
+                upstream = await self._proxy.ask("POST", path, orjson.dumps(request), passed_on(headers, identity))
+            exchange.status = str(upstream.status)
+            if upstream.stream:
+                self._metrics.first_token.observe(perf_counter() - start)
+            await relay.pass_on(upstream)
+        finally:
+            if upstream is not None:
+                upstream.close()
+            if watch is not None:
+                watch.cancel()
+        if relay.died:
+            exchange.status = "stream_error"
+        elif upstream.status == 200:
+            self._metrics.answered(name, relay.tail, answers_wanted(body, endpoint))
+
+    async def _refuse(self, exchange: Exchange, error: RouterError, receive: Receive) -> None:
+        """Send an error, and take what is still coming of the body, so that its sender reads the answer."""
+        exchange.task = None  # a client that leaves now takes nothing with it
+        headers = exchange.headers
+        unread = (
+            error.status in (401, 408, 413, 415, 503)
+            and exchange.decision is None
+            and (headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers)
+        )
+        if not unread:
+            await exchange.relay.whole(error.status, error.headers(), error.body())
+            return
+        body = error.body()
+        relay = exchange.relay
+        await relay.whole(error.status, [*error.headers(), (b"connection", b"close")], body, complete=False)
+        try:
+            await within(_LINGER_S, _drain(receive))
+        except asyncio.TimeoutError:
+            exchange.abort()
+            return
+        await relay.end()
+
+    def _account(self, exchange: Exchange, endpoint: Endpoint, identity: bytes) -> None:
+        decision = exchange.decision
+        difficulty = "none" if decision is None else decision.difficulty.value
+        self._metrics.ended(endpoint, difficulty, exchange.status)
+        seconds = perf_counter() - exchange.started
+        self._metrics.duration.observe(seconds)
+        if self._log_requests:
+            logger.info(
+                "answered",
+                extra={
+                    "request_id": identity.decode(),
+                    "endpoint": endpoint,
+                    "status": exchange.status,
+                    "difficulty": difficulty,
+                    "reason": None if decision is None else decision.reason,
+                    "seconds": round(seconds, 6),
+                },
+            )
+
+    async def keep_watch(self) -> None:
+        """Cut off clients that do not read their answers; runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        patience = self._limits.write_timeout_s
+        while True:
+            await asyncio.sleep(min(1.0, patience / 4))
+            latest = loop.time() - patience
+            for exchange in list(self.exchanges):
+                since = exchange.relay.sending_since
+                if since is not None and since < latest:
+                    logger.warning("a client did not read its answer: cut off")
+                    exchange.abort()
+
+
+async def _watch(receive: Receive, exchange: Exchange) -> None:
+    """For servers that have no `GuardedConnection`."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.leave()
+
+
+async def _drain(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return

@@ -1,0 +1,310 @@
+"""Asks backends until one answers: retries while nothing has reached the client, then hands over the open answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+
+import aiohttp
+import orjson
+from multidict import CIMultiDict
+from yarl import URL
+
+from entropy_rft.router.backends import Backend
+from entropy_rft.router.errors import RouterError, in_openai_shape
+from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.pool import Pool
+from entropy_rft.router.settings import RouterSettings
+
+logger = logging.getLogger("entropy_rft.router")
+
+Headers = list[tuple[bytes, bytes]]
+
+_RETRIED = (500, 502, 503, 504)
+_BROKEN = (502, 503, 504)  # a 500 may be the request's own doing: it does not open the breaker
+# Not ours to pass on: of one connection, made anew here, or (cookies, CORS) a matter between us and the client.
+_NOT_PASSED = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade content-length "
+    b"date server set-cookie x-request-id".split()
+)
+_SLOWEST_BACKOFF_S = 5.0
+
+
+class Upstream:
+    """A backend's answer whose head has come; `close` must follow.
+
+    Attributes:
+        status, headers: as it sent them, hop-by-hop ones left out; without a length.
+        body: what has come of it: all of it where `complete`.
+        complete: nothing more will come.
+        stream: it is a stream of server-sent events.
+        length: of the whole body, where the backend tells it.
+    """
+
+    __slots__ = (
+        "_between_s",
+        "_response",
+        "_trial",
+        "backend",
+        "body",
+        "complete",
+        "headers",
+        "length",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, backend: Backend, trial: bool, response: aiohttp.ClientResponse, between_s: float) -> None:
+        self.backend = backend
+        self.status = response.status
+        self.headers: Headers = []
+        self.stream = False
+        for name, value in response.raw_headers:
+            lower = name.lower()
+            if lower not in _NOT_PASSED and not lower.startswith(b"access-control-"):
+                self.headers.append((lower, value))
+                if lower == b"content-type":
+                    self.stream = value.lower().startswith(b"text/event-stream")
+        self.length = response.content_length
+        self.body = b""
+        self.complete = False
+        self._response = response
+        self._trial: bool | None = trial
+        self._between_s = between_s
+
+    async def fill(self, limit: int) -> None:
+        """Read the first piece of a stream, or a plain answer up to `limit` bytes.
+
+        Raises:
+            aiohttp.ClientError: the backend died, or was silent for too long.
+        """
+        content = self._response.content
+        if self.stream:
+            self.body = await content.readany()
+            self._bound_silence()
+            self.complete = not self.body
+            return
+        self._bound_silence()
+        pieces, size = [], 0
+        while size <= limit:
+            piece = await content.readany()
+            if not piece:
+                self.complete = True
+                break
+            pieces.append(piece)
+            size += len(piece)
+        self.body = b"".join(pieces)
+        if self.complete and self._ends_with_connection() and not _is_json(self.body):
+            raise aiohttp.ClientPayloadError("the connection ended in the middle of the answer")
+
+    async def read(self) -> bytes:
+        """The next piece, or b"" at the end.
+
+        Raises:
+            aiohttp.ClientError: the backend died, or was silent for too long.
+        """
+        piece = await self._response.content.readany()
+        self.complete = not piece
+        return piece
+
+    def ended_early(self, tail: bytes) -> bool:
+        """Whether a stream ended with its connection alone, and without the mark of its end in `tail`."""
+        return self._ends_with_connection() and b"[DONE]" not in tail
+
+    def close(self) -> None:
+        """Give the connection back, or cut it off when the answer is not complete. May be called again."""
+        if self._trial is None:
+            return
+        if self.complete:
+            self._response.release()
+        else:
+            self._response.close()
+        self.backend.ended(self._trial)
+        self._trial = None
+
+    def _bound_silence(self) -> None:
+        """From now on the time between two pieces is bounded, no longer the time to the first."""
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._between_s
+            connection.protocol.start_timeout()
+
+    def _ends_with_connection(self) -> bool:
+        """Neither a length nor chunks tell the end, so that a death looks like one."""
+        chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
+        return self.length is None and not chunked
+
+
+class Proxy:
+    """Sends requests to the pool's backends.
+
+    Args:
+        settings: of the router.
+        pool: started.
+        metrics: retries are counted there.
+    """
+
+    def __init__(self, settings: RouterSettings, pool: Pool, metrics: Metrics) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._attempts = settings.retries.attempts
+        self._backoff_s = settings.retries.backoff_s
+        self._between_s = settings.timeouts.between_bytes_s
+        self._limit = settings.limits.max_buffered_bytes
+        self._urls: dict[tuple[Backend, str], URL] = {}
+        self._heads = {
+            backend: CIMultiDict({"content-type": "application/json", "accept": "*/*", **backend.headers})
+            for backend in pool.backends
+        }
+
+    async def ask(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> Upstream:
+        """The first useful answer: any below 500 but 429, or the last bad one when there is no better.
+
+        Raises:
+            RouterError: no backend may be asked now, or none gave an answer.
+        """
+        loop = asyncio.get_running_loop()
+        tried: list[Backend] = []
+        failure: RouterError | Upstream | None = None
+        for attempt in range(self._attempts):
+            backend = self._pool.choose(loop.time(), tried)
+            if backend is None and tried:  # the others are gone: the same ones again, after a pause
+                await self._pause(attempt)
+                tried.clear()
+                backend = self._pool.choose(loop.time())
+            if backend is None:
+                break
+            if attempt:
+                self._metrics.retries.inc()
+            failure = await self._attempt(backend, method, path, payload, headers, loop)
+            if isinstance(failure, Upstream) and failure.status not in (429, *_RETRIED):
+                return failure
+            tried.append(backend)
+        if isinstance(failure, Upstream):
+            return failure
+        raise failure or self._unavailable(loop.time())
+
+    async def _attempt(
+        self,
+        backend: Backend,
+        method: str,
+        path: str,
+        payload: bytes | None,
+        headers: dict[str, str],
+        loop: asyncio.AbstractEventLoop,
+    ) -> Upstream | RouterError:
+        url = self._urls.get((backend, path))
+        if url is None:
+            url = self._urls[backend, path] = URL(backend.url + path, encoded=True)
+        head = self._heads[backend]
+        if headers:
+            head = head.copy()
+            head.update(headers)
+        trial = backend.begin(loop.time())
+        upstream: Upstream | None = None
+        try:
+            response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
+            upstream = Upstream(backend, trial, response, self._between_s)
+            await upstream.fill(self._limit)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            self._end(backend, trial, upstream)
+            backend.failed(loop.time())
+            failure = _failure(backend, error)
+            logger.warning(
+                failure.message, extra={"backend": backend.name, "cause": f"{type(error).__name__}: {error}"}
+            )
+            return failure
+        except BaseException:  # the client left, or we are going down
+            self._end(backend, trial, upstream)
+            raise
+        status = upstream.status
+        if 300 <= status < 400:  # it is not followed: requests go nowhere but where the configuration says
+            self._end(backend, trial, upstream)
+            backend.failed(loop.time())
+            return RouterError(502, f"backend {backend.name} redirects: its url is not right", "backend_garbled")
+        if status in _BROKEN:
+            backend.failed(loop.time())
+        else:
+            backend.succeeded()
+        if status < 400:
+            return upstream
+        if status == 429:
+            pause = retry_after_s(upstream.headers)
+            if pause is not None:
+                backend.cool(loop.time(), pause)
+        elif status >= 500:
+            logger.warning("a backend answered with an error", extra={"backend": backend.name, "status": status})
+        # Errors are small: whole, in OpenAI's shape, and without a claim on the backend.
+        upstream.body = in_openai_shape(status, upstream.body)
+        upstream.headers = [(n, v) for n, v in upstream.headers if n not in (b"content-type", b"content-encoding")]
+        upstream.headers.append((b"content-type", b"application/json"))
+        upstream.stream = False
+        upstream.close()
+        upstream.complete = True
+        return upstream
+
+    @staticmethod
+    def _end(backend: Backend, trial: bool, upstream: Upstream | None) -> None:
+        if upstream is not None:
+            upstream.close()
+        else:
+            backend.ended(trial)
+
+    async def _pause(self, attempt: int) -> None:
+        seconds = min(self._backoff_s * 2 ** (attempt - 1), _SLOWEST_BACKOFF_S)
+        await asyncio.sleep(seconds * random.uniform(0.5, 1.0))
+
+    def _unavailable(self, now: float) -> RouterError:
+        wait = self._pool.wait_s(now)
+        if self._pool.cooling(now):
+            return RouterError(429, "every backend asks for a pause: try again later", "rate_limited", retry_after=wait)
+        if all(backend.outstanding >= backend.limit for backend in self._pool.backends):
+            return RouterError(503, "every backend is busy: try again later", "backends_busy", retry_after=wait)
+        return RouterError(503, "no backend is available: try again later", "no_backend", retry_after=wait)
+
+
+def _failure(backend: Backend, error: BaseException) -> RouterError:
+    """The error for a client, if this stays the last one; the cause is for the log."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return RouterError(504, f"backend {backend.name} accepted no connection in time", "backend_timeout")
+    if isinstance(error, asyncio.TimeoutError):
+        return RouterError(504, f"backend {backend.name} did not answer in time", "backend_timeout")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return RouterError(502, f"backend {backend.name} cannot be reached", "backend_unreachable")
+    if isinstance(error, aiohttp.ClientResponseError | ValueError):
+        return RouterError(502, f"backend {backend.name} did not answer in HTTP", "backend_garbled")
+    return RouterError(502, f"backend {backend.name} died before it had answered", "backend_died")
+
+
+def retry_after_s(headers: Headers) -> float | None:
+    """Seconds that a Retry-After header asks for, given in seconds or as a date; ``None`` where there is none."""
+    value = next((value.decode("latin-1").strip() for name, value in headers if name == b"retry-after"), None)
+    if not value:
+        return None
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def passed_on(headers: dict[bytes, bytes], request_id: bytes) -> dict[str, str]:
+    """The headers of a request that a backend gets: its id and its trace, never its key."""
+    passed: dict[str, Any] = {"x-request-id": request_id.decode("ascii")}
+    for name in (b"traceparent", b"tracestate"):
+        if name in headers:
+            passed[name.decode()] = headers[name].decode("latin-1")
+    return passed

@@ -1,0 +1,160 @@
+"""Passes an open answer on to the client, piece by piece and byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+
+from entropy_rft.router.errors import error_event
+from entropy_rft.router.metrics import USAGE_TAIL
+from entropy_rft.router.proxy import Headers, Upstream
+
+logger = logging.getLogger("entropy_rft.router")
+
+Send = Callable[[Any], Awaitable[None]]
+_LONGEST_EVENT = 2**20  # bytes held back at most until an event is whole
+
+
+class Truncated(Exception):
+    """The backend died after the head of a plain answer had been sent: the connection must be cut off."""
+
+
+class Relay:
+    """One answer on its way to one client.
+
+    Args:
+        send: of ASGI.
+        headers: ours, added to the backend's.
+
+    Attributes:
+        sending_since: the loop's time since which the client has not taken a piece; ``None`` while it has.
+        started: its head has been sent.
+        finished: it is being completed, so that what happens to the client is of no matter.
+        died: the backend died in the middle.
+        tail: the answer's last bytes.
+    """
+
+    __slots__ = ("_headers", "_loop", "_send", "died", "finished", "sending_since", "started", "tail")
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        self._send = send
+        self._headers = headers
+        self._loop = asyncio.get_running_loop()
+        self.sending_since: float | None = None
+        self.started = False
+        self.finished = False
+        self.died = False
+        self.tail = b""
+
+    async def whole(self, status: int, headers: Headers, body: bytes, complete: bool = True) -> None:
+        """Send an answer that is here completely; `complete=False` leaves it to `end` to say that it was."""
+        self.tail = body[-USAGE_TAIL:]
+        await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.finished = complete
+        await self._piece(body, more=not complete)
+
+    async def end(self) -> None:
+        """Nothing follows."""
+        self.finished = True
+        await self._piece(b"", more=False)
+
+    async def pass_on(self, upstream: Upstream) -> None:
+        """Send the answer as it comes, to its end.
+
+        Raises:
+            Truncated: the backend died in the middle of a plain answer.
+        """
+        if upstream.complete and not upstream.stream:
+            upstream.close()
+            await self.whole(upstream.status, upstream.headers, upstream.body)
+        elif upstream.stream:
+            await self._events(upstream)
+        else:
+            await self._long(upstream)
+
+    async def _long(self, upstream: Upstream) -> None:
+        """A plain answer that is too long to be held back."""
+        headers = upstream.headers
+        if upstream.length is not None:
+            headers = [*headers, (b"content-length", b"%d" % upstream.length)]
+        await self._start(upstream.status, headers)
+        piece = upstream.body
+        upstream.body = b""
+        while piece:
+            await self._piece(piece)
+            self._remember(piece)
+            try:
+                piece = await upstream.read()
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                self._lost(upstream, error)
+                raise Truncated from error
+        if upstream.ended_early(b""):
+            self._lost(upstream, None)
+            raise Truncated
+        upstream.close()
+        self.finished = True
+        await self._piece(b"", more=False)
+
+    async def _events(self, upstream: Upstream) -> None:
+        """A stream of events. An event is passed on when it is whole, so that an error can follow it at any time."""
+        await self._start(upstream.status, upstream.headers)
+        piece, held = upstream.body, b""
+        upstream.body = b""
+        error: BaseException | None = None
+        while piece:
+            self._remember(piece)
+            if held:
+                piece, held = held + piece, b""
+            if not piece.endswith((b"\n\n", b"\r\n\r\n")) and len(piece) < _LONGEST_EVENT:
+                end = _events_end(piece)
+                piece, held = piece[:end], piece[end:]
+            if piece:
+                await self._piece(piece)
+            try:
+                piece = await upstream.read()
+            except (aiohttp.ClientError, asyncio.TimeoutError) as caught:
+                error = caught
+                break
+        if error is not None or upstream.ended_early(self.tail):
+            self._lost(upstream, error)
+            if isinstance(error, asyncio.TimeoutError):
+                what = error_event(504, f"backend {upstream.backend.name} fell silent", "backend_timeout")
+            else:
+                what = error_event(502, f"backend {upstream.backend.name} died in the middle", "backend_died")
+            upstream.close()
+            self.finished = True
+            await self._piece(what, more=False)
+            return
+        upstream.close()
+        self.finished = True
+        await self._piece(held, more=False)
+
+    def _remember(self, piece: bytes) -> None:
+        self.tail = piece[-USAGE_TAIL:] if len(piece) >= USAGE_TAIL else (self.tail + piece)[-USAGE_TAIL:]
+
+    def _lost(self, upstream: Upstream, error: BaseException | None) -> None:
+        self.died = True
+        upstream.backend.failed(self._loop.time())
+        cause = f"{type(error).__name__}: {error}" if error else "the connection ended"
+        logger.warning(
+            "a backend died in the middle of an answer", extra={"backend": upstream.backend.name, "cause": cause}
+        )
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+
+    async def _piece(self, body: bytes, more: bool = True) -> None:
+        self.sending_since = self._loop.time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self.sending_since = None
+
+
+def _events_end(piece: bytes) -> int:
+    """Where the last whole event ends; 0 where there is none."""
+    lf, crlf = piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n")
+    return max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)

@@ -1,0 +1,113 @@
+"""From a parsed request to a decision and the request for the backend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+from entropy_rft.difficulty.strategies import Difficulty, Strategy
+from entropy_rft.router import policy
+from entropy_rft.router.deadline import within
+from entropy_rft.router.features import FeatureError, FeatureSource, Question
+from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.policy import Budget, Decision, Endpoint
+from entropy_rft.router.pool import Pool
+from entropy_rft.router.settings import RouterSettings
+
+logger = logging.getLogger("entropy_rft.router")
+_QUIET_S = 10.0  # between two lines about a feature source that fails
+
+
+class Routing:
+    """Decides about requests; it never fails one.
+
+    Args:
+        settings: of the router.
+        strategies: one for each difficulty.
+        features: ``None`` makes every question Normal.
+        pool: whose context length is the budget where nobody says another.
+        metrics: reasons and latencies go there.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        strategies: Mapping[Difficulty, Strategy],
+        features: FeatureSource | None,
+        pool: Pool,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._strategies = strategies
+        self._features = features
+        self._pool = pool
+        self._metrics = metrics
+        self._deadline_s = settings.features.deadline_ms / 1000
+        self._last_complaint = float("-inf")
+
+    async def decide(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
+        """The difficulty of a checked request, and why.
+
+        Raises:
+            RouterError: the client names a difficulty that there is not.
+        """
+        asked = policy.asked_difficulty(body, header)
+        if asked is not None:
+            return Decision(asked, 1.0, "client")
+        if self._features is None:
+            decision = policy.normal("no_probe")
+        else:
+            reason = policy.unprobed(body, endpoint)
+            decision = (
+                policy.normal(reason) if reason is not None else await self._probed(self._features, body, endpoint)
+            )
+        if decision.reason != "probe":
+            self._metrics.fell_back(decision.reason)
+        return decision
+
+    async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+        start = perf_counter()
+        try:
+            proba = await within(self._deadline_s, features.proba(question(body, endpoint)))
+        except asyncio.TimeoutError:
+            return self._unknown("feature_timeout", f"no answer within {1000 * self._deadline_s:g} ms")
+        except FeatureError as error:
+            return self._unknown("feature_error", str(error))
+        except Exception as error:  # a request is answered, whatever the source does
+            return self._unknown("feature_error", f"{type(error).__name__}: {error}")
+        finally:
+            self._metrics.feature.observe(perf_counter() - start)
+        return policy.from_probabilities(proba, self._settings.min_confidence)
+
+    def _unknown(self, reason: str, cause: str) -> Decision:
+        now = perf_counter()
+        if now - self._last_complaint > _QUIET_S:
+            self._last_complaint = now
+            logger.warning("the probe could not be asked: routed as normal", extra={"reason": reason, "cause": cause})
+        return policy.normal(reason)
+
+    def rewritten(self, body: Mapping[str, Any], decision: Decision, endpoint: Endpoint) -> tuple[dict[str, Any], bool]:
+        """The request for the backend, and whether its token limit is ours alone (see `policy.rewrite`)."""
+        settings = self._settings
+        budget = Budget(
+            settings.max_tokens or self._pool.budget(),
+            settings.max_tokens is not None,
+            settings.client_max_tokens == "budget",
+        )
+        strategy = self._strategies[decision.difficulty]
+        return policy.rewrite(body, strategy, budget, endpoint, settings.served_model_name)
+
+
+def question(body: Mapping[str, Any], endpoint: Endpoint) -> Question:
+    """What the probe is asked, before any instruction of ours."""
+    if endpoint == "chat":
+        return Question(
+            messages=body["messages"], tools=body.get("tools"), chat_template_kwargs=body.get("chat_template_kwargs")
+        )
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and not all(type(token) is int for token in prompt):
+        prompt = prompt[0]
+    return Question(text=prompt) if isinstance(prompt, str) else Question(token_ids=prompt)

@@ -1,0 +1,138 @@
+"""Runs the router until it is told to stop, and then lets what was begun come to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from entropy_rft.router.app import RouterApp, create_app
+from entropy_rft.router.guard import guarded
+from entropy_rft.router.logs import configure_logs
+from entropy_rft.router.settings import EMBEDDED, RouterSettings
+
+logger = logging.getLogger("entropy_rft.router")
+
+
+class RouterServer(uvicorn.Server):
+    """uvicorn with the router's limits, and a stop that balancers can see coming.
+
+    Args:
+        app: of `create_app`.
+    """
+
+    def __init__(self, app: RouterApp) -> None:
+        settings = app.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=guarded(settings.limits),
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=max(1, round(settings.limits.keep_alive_s)),
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+                backlog=4096,
+            )
+        )
+        self.router = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets=sockets)
+        if self.started:
+            logger.info("the router listens", extra={"host": self.config.host, "port": self.port})
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on, also where 0 was asked for."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Say so in /ready at once, stop taking requests after `drain_delay_s`; a second signal does not wait."""
+        delay = self.router.settings.drain_delay_s
+        if self.router.draining or self._loop is None:
+            if self.should_exit and sig == signal.SIGINT:
+                self.force_exit = True
+            self.should_exit = True
+            return
+        self.router.draining = True
+        logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay_s": delay})
+        if delay > 0:
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._exit)
+        else:
+            self.should_exit = True
+
+    def _exit(self) -> None:
+        self.should_exit = True
+
+
+def embedded_defaults(settings: RouterSettings) -> RouterSettings:
+    """Where no backend is given, the tiny reasoner answers, and its probe reads its own hidden states.
+
+    Raises:
+        ValueError: other parts of the settings are made for another model.
+    """
+    if settings.backends:
+        return settings
+    if settings.probe not in (None, EMBEDDED) or settings.features.kind == "vllm_pooling":
+        raise ValueError("backends is missing: give the addresses of the servers that the probe was made for")
+    features = settings.features.model_copy(update={"kind": "local"})
+    return settings.model_copy(update={"probe": EMBEDDED, "model": "tiny_reasoner", "features": features})
+
+
+def check(settings: RouterSettings) -> None:
+    """Load all that the settings name, but start nothing.
+
+    Raises:
+        ValueError: something cannot be loaded; one line.
+    """
+    create_app(embedded_defaults(settings))
+
+
+def serve(settings: RouterSettings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        ValueError: the probe, the strategies or a key cannot be loaded; one line.
+        OSError: the address cannot be listened on.
+    """
+    configure_logs(settings.log_format, settings.log_level)
+    app = create_app(embedded_defaults(settings))
+    listener = _listen(settings.host, settings.port)
+    server = RouterServer(app)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:  # uvicorn's, where the application could not start
+        raise (app.failure or OSError("the router could not be started")) from None
+    finally:
+        listener.close()
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket of its own, so that an address that is taken is one line."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
