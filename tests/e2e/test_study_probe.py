@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,25 @@ SMALL = (
 )
 
 
-def study(place: Path, *arguments: str, expected: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "study_probe.py", "--work_dir", place / "work", "--output", place / "out",
-         *SMALL, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert result.returncode == expected, result.stderr
-    return result
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the script in this process, since each new one imports torch; what it printed, errors last."""
+
+    def run(*arguments: str, expected: int = 0) -> str:
+        places = ("--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out"))
+        monkeypatch.setattr(sys, "argv", ["study_probe.py", *places, *SMALL, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts" / "study_probe.py"), run_name="__main__")
+        printed = capsys.readouterr()
+        assert ended.value.code == expected, printed.err
+        return printed.out + printed.err
+
+    return run
 
 
-def test_a_study_that_is_broken_off(tmp_path: Path) -> None:
+def test_a_study_that_is_broken_off(study: Callable[..., str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    printed = study(tmp_path).stdout
+    printed = study()
     assert "fixed Normal" in printed
     assert "macro-F1 minus majority" in printed
     written = json.loads((tmp_path / "out" / "probe-tiny.json").read_text())
@@ -52,7 +57,7 @@ def test_a_study_that_is_broken_off(tmp_path: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in (kept, seed / "probe" / "probe.json")}
     for missing in (next((seed / "test").rglob("chunk-*.parquet")), next((seed / "answers").rglob("chunk-*.parquet"))):
         missing.unlink()
-    study(tmp_path)
+    study()
     again = json.loads((tmp_path / "out" / "probe-tiny.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
@@ -62,5 +67,5 @@ def test_a_study_that_is_broken_off(tmp_path: Path) -> None:
     assert without_times(again["pooled"].pop("policies")) == without_times(written["pooled"].pop("policies"))
     assert again["pooled"] == written["pooled"]
 
-    other = study(tmp_path, "--max_tokens", "121", expected=2).stderr.splitlines()[-1]
+    other = study("--max_tokens", "121", expected=2).splitlines()[-1]
     assert "was begun with max_tokens = 120, not 121: give another directory" in other
