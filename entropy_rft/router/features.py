@@ -151,10 +151,12 @@ class ProbedFeatures:
         Raises:
             FeatureError: they cannot be had; one line that says why, without the prompt.
         """
-        raw = orjson.dumps(
-            (request.messages, request.text, request.token_ids, request.tools, request.chat_template_kwargs),
-            option=orjson.OPT_NON_STR_KEYS,
-        )
+        try:
+            raw = orjson.dumps(
+                (request.messages, request.text, request.token_ids, request.tools, request.chat_template_kwargs)
+            )
+        except TypeError as error:  # orjson.JSONEncodeError is one
+            raise FeatureError("the question is no JSON") from error
         name = blake2b(raw, digest_size=16).digest()
         key = self._keys.get(name)
         found = None if key is None else self._probabilities.get(key)
@@ -162,7 +164,10 @@ class ProbedFeatures:
             self.hits += 1
             return found
         token_ids = await self._tokens(request, len(raw))
-        key = blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+        try:
+            key = blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+        except (TypeError, OverflowError) as error:
+            raise FeatureError("the prompt holds something else than tokens") from error
         self._keys.put(name, key)
         found = self._probabilities.get(key)
         if found is not None:

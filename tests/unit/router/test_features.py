@@ -205,6 +205,15 @@ def test_a_failure_is_a_feature_error_and_not_remembered(error):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("token_ids", [[2**63], [2**64], ["x"], [1.5], [object()]])
+def test_tokens_that_are_none(token_ids):
+    async def main():
+        with pytest.raises(FeatureError, match=r"no JSON|something else than tokens"):
+            await make(States(), tokenize=lambda question: question.token_ids).proba(Question(token_ids=token_ids))
+
+    asyncio.run(main())
+
+
 def test_a_probe_that_refuses_the_state_is_a_feature_error():
     async def main():
         from entropy_rft.difficulty import DifficultyProbe
