@@ -45,6 +45,7 @@ class Stub:
         self.disconnects = 0  # connections that ended while an answer was under way
         self.connections = 0
         self.in_progress = 0
+        self.written = 0  # pieces of slow answers
         self.changed = threading.Condition()
         self.plain = Answer()
         self.streamed = Answer.stream(stream_events(events))
@@ -248,6 +249,7 @@ class _Connection(asyncio.Protocol):
                     return
                 if piece is not None:
                     self.transport.write(answer.frame(piece))
+                    self.stub.written += 1
                     await self.drained.wait()
                     await asyncio.sleep(answer.between)
             self.transport.write(answer.last)

@@ -1,0 +1,286 @@
+"""Backends that fail in every way: a client gets an answer or an error in OpenAI's shape, and nothing stays behind."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import stub as stub_module
+from processes import ServerProcess, free_port
+from running import RunningRouter, running_router
+from stub import Stub
+from stub_answers import HEAD, PLAIN, Answer, stream_events
+from wire import STREAM, checked_error, connected, exchange, get, read_body, read_head, read_reply, request
+
+pytestmark = pytest.mark.integration
+
+FAST = {
+    "timeouts": {"connect_s": 2.0, "first_byte_s": 0.5, "between_bytes_s": 0.5},
+    "retries": {"attempts": 3, "backoff_s": 0.01},
+    "breaker": {"failures": 1000},
+    "health": {"interval_s": 0.2, "timeout_s": 0.2},
+}
+LAST = len(stream_events()) - 1  # the piece [DONE]
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with Stub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def other() -> Iterator[Stub]:
+    with Stub() as other:
+        yield other
+
+
+@pytest.fixture
+def router(stub: Stub) -> Iterator[RunningRouter]:
+    """Before one backend."""
+    with running_router([stub.url], **FAST) as router:
+        yield router
+        router.assert_idle()
+
+
+@pytest.fixture
+def pair(stub: Stub, other: Stub) -> Iterator[RunningRouter]:
+    """Before two backends."""
+    with running_router([stub.url, other.url], **FAST) as router:
+        yield router
+        router.assert_idle()
+
+
+BROKEN = {
+    "garbage": Answer(raw=b"\x16\x03\x01\x00\xff this is no HTTP\r\n\r\n" * 40),
+    "half a head": Answer(raw=b"HTTP/1.1 200 OK\r\ncontent-type: appl"),
+    "nothing": Answer(raw=b""),
+    "reset": Answer(stop_before=HEAD, stop="abort"),
+    "endless head": Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000),
+    "wrong length": Answer(raw=b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n{}"),
+    "silence": Answer(stop_before=HEAD, stop="hang"),
+    "half a body": Answer((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="abort"),
+    "half a body, then silence": Answer((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="hang"),
+    "chunked and cut": replace(Answer((PLAIN[:40], PLAIN[40:]), framing="chunked"), stop_before=1, stop="close"),
+    "500": Answer.error(500),
+    "502 in HTML": Answer((b"<html>Bad gateway</html>",), 502, content_type="text/html"),
+    "503": Answer.error(503),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_answer_costs_no_request(pair: RunningRouter, stub: Stub, other: Stub, fault: str) -> None:
+    """Whichever is asked first is broken; the other one answers."""
+    answered = threading.Event()
+
+    def once(request: object) -> Answer | None:
+        if answered.is_set():
+            return None
+        answered.set()
+        return BROKEN[fault]
+
+    stub.answer = other.answer = once
+    reply = exchange(pair.port, request())
+    assert (reply.status, reply.body, reply.whole) == (200, PLAIN, True)
+    assert len(stub.requests) == len(other.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_backend_alone(router: RunningRouter, stub: Stub, fault: str, stream: bool) -> None:
+    stub.answer = lambda request: BROKEN[fault]
+    reply = exchange(router.port, request(STREAM) if stream else request())
+    assert reply.whole
+    assert reply.status == (504 if "silence" in fault else 503 if fault == "503" else 500 if fault == "500" else 502)
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-entropy-rft-difficulty"] == "normal"
+    assert reply.headers["x-request-id"]
+    assert reply.error
+    assert len(stub.requests) == 3  # as the settings say
+
+
+def test_an_answer_after_two_failures(router: RunningRouter, stub: Stub) -> None:
+    stub.script(Answer.error(500), Answer.error(503))
+    assert exchange(router.port, request()).body == PLAIN
+    assert len(stub.requests) == 3
+
+
+@pytest.mark.parametrize("stop", ["abort", "close"])
+@pytest.mark.parametrize("at", [1, 5, LAST])
+def test_death_in_mid_stream(pair: RunningRouter, stub: Stub, other: Stub, at: int, stop: str) -> None:
+    pieces = stream_events()
+    stub.answer = other.answer = lambda request: Answer.stream(stop_before=at, stop=stop)
+    reply = exchange(pair.port, request(STREAM))
+    assert (reply.status, reply.whole) == (200, True)
+    assert reply.body.startswith(b"".join(pieces[:at]))
+    *before, last = reply.events
+    assert len(before) == at
+    checked_error(last)
+    assert b"[DONE]" not in reply.body
+    assert len(stub.requests) + len(other.requests) == 1  # the client has seen a part: nobody else may answer
+    assert pair.metric("entropy_rft_requests_total", 'status="stream_error"') == 1
+
+
+def test_death_in_the_middle_of_an_event(router: RunningRouter, stub: Stub) -> None:
+    first, second, *_ = stream_events()
+    stub.script(Answer.stream((first, second[:30], b""), stop_before=2, stop="abort"))
+    reply = exchange(router.port, request(STREAM))
+    assert reply.whole
+    assert reply.body.startswith(first)
+    checked_error(reply.events[-1])  # every event is well-formed, so that a client can read the error
+
+
+def test_silence_in_mid_stream(router: RunningRouter, stub: Stub) -> None:
+    stub.script(Answer.stream(stop_before=4, stop="hang"))
+    reply = exchange(router.port, request(STREAM))
+    assert reply.whole
+    assert len(reply.events) == 5
+    assert "timeout" in checked_error(reply.events[-1])["code"]
+    stub.wait_for(lambda stub: stub.disconnects == 1)  # nobody goes on generating
+
+
+def test_a_backend_killed_in_mid_stream(tmp_path: Path) -> None:
+    command = [sys.executable, stub_module.__file__, "--port", "{port}", "--hang-at", "5"]
+    with ServerProcess(command, tmp_path / "stub.log") as victim:
+        victim.wait_until_ready()
+        with running_router([victim.url]) as router:
+            with connected(router.port) as connection:
+                connection.sendall(request(STREAM))
+                status, headers, rest = read_head(connection)
+                while rest.count(b"data: ") < 5:
+                    rest += connection.recv(65536)
+                victim.kill()
+                reply = read_body(connection, status, headers, rest)
+                assert (reply.status, reply.whole) == (200, True)
+                assert len(reply.events) == 6
+                checked_error(reply.events[-1])
+                connection.sendall(request())  # the same connection goes on
+                refusal = read_reply(connection)
+                assert refusal.status in (502, 503)
+                assert refusal.error
+            router.assert_idle()
+
+
+def test_a_refusing_backend_costs_no_request(pair: RunningRouter, stub: Stub) -> None:
+    stub.refuse()
+    with ThreadPoolExecutor(16) as threads:
+        replies = list(threads.map(lambda _: exchange(pair.port, request()), range(200)))
+    assert {reply.status for reply in replies} == {200}
+
+
+def test_a_backend_that_restarts_costs_no_request(pair: RunningRouter, stub: Stub) -> None:
+    """It goes and comes ten times under load."""
+    over = threading.Event()
+
+    def ask(_: int) -> list[int]:
+        found = []
+        while not over.is_set():
+            found.append(exchange(pair.port, request()).status)
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        running = [threads.submit(ask, number) for number in range(8)]
+        for _ in range(10):
+            seen = len(stub.requests)
+            stub.refuse()
+            stub.listen()
+            stub.wait_for(lambda stub, seen=seen: len(stub.requests) > seen)
+        over.set()
+        statuses = [status for future in running for status in future.result()]
+    assert set(statuses) == {200}
+
+
+def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
+    stub.refuse()
+    start = time.monotonic()
+    for body in (request(), request(STREAM)):
+        reply = exchange(router.port, body)
+        assert reply.status in (502, 503)
+        assert reply.error
+    assert time.monotonic() - start < 10
+    stub.listen()
+    router.wait_for_metric(1, "entropy_rft_backend_up")
+    assert exchange(router.port, request()).status == 200
+
+
+def test_an_idle_connection_that_the_backend_closed(router: RunningRouter, stub: Stub) -> None:
+    """The backend ends each connection after an answer that had promised to keep it: a race that every proxy meets."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(PLAIN)
+    stub.answer = lambda request: Answer(raw=head + PLAIN)
+    assert [exchange(router.port, request()).status for _ in range(100)] == [200] * 100
+
+
+def test_429_goes_to_another_backend(pair: RunningRouter, stub: Stub, other: Stub) -> None:
+    stub.answer = lambda request: Answer.error(429, headers=(("retry-after", "30"),))
+    replies = [exchange(pair.port, request()) for _ in range(20)]
+    assert {reply.status for reply in replies} == {200}
+    assert len(stub.requests) == 1  # it asked to be left alone
+    assert len(other.requests) == 20
+
+
+def test_429_of_all_backends_is_passed_on(pair: RunningRouter, stub: Stub, other: Stub) -> None:
+    stub.answer = other.answer = lambda request: Answer.error(429, "slow down", headers=(("retry-after", "7"),))
+    reply = exchange(pair.port, request())
+    assert (reply.status, reply.headers["retry-after"]) == (429, "7")
+    assert reply.error["message"] == "slow down"
+    again = exchange(pair.port, request())
+    assert again.status == 429
+    assert 1 <= int(again.headers["retry-after"]) <= 7
+    assert again.error["type"] == "rate_limit_error"
+
+
+def test_the_breaker(stub: Stub, other: Stub) -> None:
+    settings = {**FAST, "breaker": {"failures": 3, "cooldown_s": 0.5}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.answer = lambda request: Answer.error(503)
+        assert {exchange(router.port, request()).status for _ in range(30)} == {200}
+        assert len(stub.requests) == 3
+        assert router.metric("entropy_rft_backend_breaker_open") == 1
+        stub.answer = None
+        router.wait_for_metric(0.5, "entropy_rft_backend_breaker_open")
+        assert {exchange(router.port, request()).status for _ in range(10)} == {200}
+        assert len(stub.requests) > 3
+        assert router.metric("entropy_rft_backend_breaker_open") == 0
+        router.assert_idle()
+
+
+def test_a_sick_backend_is_left_alone_until_it_is_well(pair: RunningRouter, stub: Stub, other: Stub) -> None:
+    stub.healthy = False
+    pair.wait_for_metric(1, "entropy_rft_backend_up")
+    assert {exchange(pair.port, request()).status for _ in range(10)} == {200}
+    assert not stub.requests
+    stub.healthy = True
+    pair.wait_for_metric(2, "entropy_rft_backend_up")
+    for _ in range(10):
+        exchange(pair.port, request())
+    assert stub.requests
+
+
+def test_a_full_backend(stub: Stub, other: Stub) -> None:
+    backends = [{"url": stub.url, "max_outstanding": 2}, {"url": other.url, "max_outstanding": 3}]
+    with running_router(backends) as router, ThreadPoolExecutor(5) as threads:
+        stub.answer = other.answer = lambda request: Answer(stop_before=HEAD)
+        waiting = [threads.submit(exchange, router.port, request()) for _ in range(5)]
+        stub.wait_for(lambda stub: stub.in_progress == 2)
+        other.wait_for(lambda other: other.in_progress == 3)
+        reply = exchange(router.port, request())
+        assert reply.status == 503
+        assert int(reply.headers["retry-after"]) >= 1
+        assert reply.error
+        stub.release()
+        other.release()
+        assert [future.result().status for future in waiting] == [200] * 5
+        router.assert_idle()
+
+
+def test_a_backend_on_a_port_where_nothing_listens() -> None:
+    with running_router([f"http://127.0.0.1:{free_port()}"], **FAST) as router:
+        assert exchange(router.port, request()).status in (502, 503)
+        assert get(router.port, "/ready").status == 503
+        assert get(router.port, "/health").status == 200
