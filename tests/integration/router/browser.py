@@ -98,7 +98,8 @@ class Page:
 
     async def text(self, selector: str) -> str:
         """What a person reads there; "" where it is hidden or missing."""
-        return await self.js(f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText")
+        shown = "e => e && e.getClientRects().length ? e.innerText : ''"
+        return await self.js(f"({shown})(document.querySelector({json.dumps(selector)}))")
 
     async def until(self, expression: str, accept: Callable[[Any], bool] = bool, patience: float = PATIENCE_S) -> Any:
         """Wait in the page until the expression's value is accepted, and return it."""
