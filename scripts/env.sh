@@ -51,6 +51,24 @@ install_torch() {
     install "$wanted"
 }
 
+# The router's status page is tested in a real browser. Where there is none those tests are skipped, so on a machine whose
+# system packages are ours to install (root, as in CI), it is installed.
+ensure_browser() {
+    local name
+    for name in "${CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable chrome; do
+        command -v "$name" >/dev/null 2>&1 && return
+    done
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        return
+    fi
+    say "installing chromium"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1 ||
+        { apt-get update >/dev/null 2>&1 &&
+            apt-get install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1; }; } ||
+        say "chromium could not be installed: the tests in a browser are skipped"
+}
+
 ensure_environment() {
     local extras=$1 environment=${VIRTUAL_ENV:-$root/.venv} stamp wanted
     if [ -n "${VIRTUAL_ENV:-}" ]; then
@@ -69,6 +87,7 @@ ensure_environment() {
     install_torch || return 1
     say "installing entropy_rft[$extras] into $environment"
     install --editable "$root[$extras]" || return 1
+    [ "$extras" != dev ] || ensure_browser
     printf '%s\n' "$wanted" >"$stamp"
 }
 
