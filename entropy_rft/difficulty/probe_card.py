@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from entropy_rft.difficulty.strategies import DIFFICULTIES
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 
 if TYPE_CHECKING:
     from entropy_rft.difficulty.probe import DifficultyProbe
@@ -41,11 +41,16 @@ def model_card(probe: DifficultyProbe) -> str:
         )
     test = probe.metrics.get("test")
     if test:
+        reports = {"this probe": test, **probe.metrics.get("baselines", {})}
+        lines += ["", f"On {test['questions']} questions that were set aside:", ""]
+        lines += ["| | accuracy | macro-F1 | calibration error |", "| --- | ---: | ---: | ---: |"]
+        for name, report in reports.items():
+            numbers = " | ".join(f"{report[metric]:.3f}" for metric in ("accuracy", "macro_f1", "calibration_error"))
+            lines.append(f"| {name.replace('_', ' ')} | {numbers} |")
+        lines += ["", "| label \\ said | " + " | ".join(NAMES) + " |", "| --- | ---: | ---: | ---: |"]
         lines += [
-            f"| held-out questions | {test['questions']} |",
-            f"| accuracy | {test['accuracy']:.3f} |",
-            f"| macro-F1 | {test['macro_f1']:.3f} |",
-            f"| calibration error | {test['calibration_error']:.3f} |",
+            f"| {name} | " + " | ".join(map(str, row)) + " |"
+            for name, row in zip(NAMES, test["confusion"], strict=True)
         ]
     lines += ["", "| difficulty | instruction | temperature | share of the tokens |", "| --- | --- | ---: | ---: |"]
     for difficulty in DIFFICULTIES:

@@ -15,7 +15,16 @@ from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
-from entropy_rft.evaluation.strategy_plots import POLICIES, frontier_keys, frontier_svg, scatter_svg, u_shape_svg
+from entropy_rft.evaluation.strategy_plots import (
+    POLICIES,
+    frontier,
+    frontier_keys,
+    frontier_svg,
+    save_png,
+    scatter_svg,
+    u_shape,
+    u_shape_svg,
+)
 from entropy_rft.evaluation.table import number, percent
 
 POLICY_HEADER = [
@@ -65,7 +74,7 @@ def _range(bounds: Sequence[float]) -> str:
 
 
 def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | os.PathLike[str]) -> None:
-    """Write `evaluation.json` and `report.html` into `directory`.
+    """Write `evaluation.json`, `report.html`, `frontier.png` and `u-shape.png` into `directory`.
 
     Args:
         result: of `evaluate_probe`.
@@ -87,6 +96,8 @@ def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | 
         for row, index in zip(traces.rows, classes, strict=True)
     ]
     write_page(result, points, target / "report.html")
+    save_png(frontier(result), target / "frontier.png")
+    save_png(u_shape(result["levels"], _by(result)), target / "u-shape.png")
 
 
 def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -101,8 +112,8 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
         ImportError: matplotlib is not installed.
     """
     note = "bars: 95 % interval; diamonds are dashed in the legend"
-    frontier = figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note)
-    by = "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
+    tradeoff = figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note)
+    by = _by(result)
     u_keys = [Key(plots.PALETTE[0], "entropy"), Key(plots.PALETTE[5], "accuracy", dashed=True)]
     shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result["levels"], by), u_keys)
     scatter = figure(
@@ -120,7 +131,7 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
         + ("" if share is None else f" The probe gets {100 * share:.0f} % of what the oracle saves.")
         + ("" if routing is None else f" To choose takes {1000 * routing:.1f} ms a question, prefill included.")
         + "</p>",
-        f'<div class="figures">{frontier}{shape}{scatter}</div>',
+        f'<div class="figures">{tradeoff}{shape}{scatter}</div>',
         _classifier(result),
         _levels(result, by),
         "<h2>Settings</h2>" + table(["setting", "value"], [[k, str(v)] for k, v in _settings(result)], text=True),
@@ -128,6 +139,10 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page("Strategies by difficulty", parts), encoding="utf-8")
+
+
+def _by(result: Mapping[str, Any]) -> str:
+    return "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
 
 
 def _summary(result: Mapping[str, Any]) -> str:

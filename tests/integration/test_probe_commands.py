@@ -116,6 +116,7 @@ def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     assert 0 < written["routing_seconds"] < 10
     assert written["levels"]["groups"]["2"]["accuracy"] > written["levels"]["groups"]["7"]["accuracy"]
     assert (place / "evaluated" / "report.html").read_text().count('<svg role="img"') == 3
+    assert {"frontier.png", "u-shape.png"} <= {path.name for path in (place / "evaluated").iterdir()}
     assert max(map(len, out.splitlines())) <= 80
 
     # The answers are there: another confidence needs no new ones.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from entropy_rft.difficulty import PUBLISHED_THRESHOLDS, Difficulty, DifficultyProbe, train_probe
-from entropy_rft.difficulty.metrics import macro_f1
+from entropy_rft.difficulty.fitting import BASELINES, baselines_of, labels_of
+from entropy_rft.difficulty.metrics import classification_report, macro_f1
 from entropy_rft.difficulty.traces import Traces
 
 SETTINGS = {"model": "owner/model", "fingerprint": "f", "layer": -1, "width": 6}
@@ -41,7 +42,27 @@ def test_from_traces_to_a_probe(traces, tmp_path):
     assert len(probe.questions) == 240
     probe.save_pretrained(tmp_path)
     assert DifficultyProbe.from_pretrained(tmp_path).metrics == metrics
-    assert "macro-F1 | 0." in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert f"| this probe | {metrics['test']['accuracy']:.3f} | {metrics['test']['macro_f1']:.3f} |" in card
+    assert f"| prompt length | {metrics['baselines']['prompt_length']['accuracy']:.3f} |" in card
+    assert "| label \\ said | easy | normal | hard |" in card
+
+
+def test_baselines_are_fitted_to_the_probes_own_questions(traces):
+    probe = train_probe(traces)
+    own = np.isin(traces.ids, probe.questions)
+    found = baselines_of(probe, traces)
+    assert found.keys() == BASELINES.keys()
+    for name, baseline in found.items():
+        assert set(baseline.questions) == set(probe.questions)
+        unseen = traces.take(~own).column(BASELINES[name])[:, None]
+        report = classification_report(baseline.predict_proba(unseen), labels_of(traces.take(~own), probe.thresholds))
+        assert report == probe.metrics["baselines"][name]
+    with pytest.raises(ValueError, match="none of these traces' questions"):
+        baselines_of(probe, traces.take(~own))
+    probe.thresholds = None
+    with pytest.raises(ValueError, match="no thresholds"):
+        baselines_of(probe, traces)
 
 
 def test_the_test_questions_are_seen_by_nothing(traces):
