@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from entropy_rft.entropy.clipping import per_token
 from entropy_rft.entropy.statistics import TokenStatistics
+
+SIGNS = ("positive", "negative", "zero")  # of an advantage
 
 
 def predicted_entropy_change(
@@ -27,3 +33,77 @@ def predicted_entropy_change(
     """
     change = -step_size * per_token(advantages, mask) * statistics.centred_discriminant
     return change.masked_fill(mask == 0, 0.0)
+
+
+def split_entropy_change(
+    change: Tensor, advantages: Tensor, mask: Tensor, phases: Mapping[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Sums of `change` by the sign of the advantage and by phase; together they are the sum over all valid tokens.
+
+    Args:
+        change: ``(B, T)``, nats; predicted or measured.
+        advantages: ``(B,)`` or ``(B, T)``.
+        mask: ``(B, T)``, nonzero = valid.
+        phases: disjoint masks ``(B, T)`` by name, such as those of :func:`~entropy_rft.entropy.phase_masks`. Valid
+            tokens in none of them (the marker's own) are summed under ``"other"``.
+
+    Returns:
+        ``{sign: {phase: nats}}`` with the signs of `SIGNS`.
+
+    Raises:
+        ValueError: the phases overlap, or one is called "other".
+    """
+    valid = mask != 0
+    inside = {name: (phase != 0) & valid for name, phase in phases.items()}
+    if "other" in inside:
+        raise ValueError("phases has a mask called 'other', which is the name of what no phase holds: rename it")
+    count = torch.stack([phase.int() for phase in inside.values()]).sum(0) if inside else torch.zeros_like(valid).int()
+    if int(count.max()) > 1:
+        raise ValueError(f"phases {', '.join(inside)} overlap: a token may be in one of them only")
+    inside["other"] = valid & (count == 0)
+    sign = per_token(advantages, mask).sign()
+    wide = change.to(_wide(change))
+    return {
+        name: {phase: float(wide[within & (sign == value)].sum()) for phase, within in inside.items()}
+        for name, value in zip(SIGNS, (1, -1, 0), strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class ChangeFit:
+    """How measured entropy changes follow predicted ones, token by token.
+
+    Attributes:
+        tokens: how many were compared.
+        predicted: mean predicted change, nats per token.
+        measured: mean measured change, nats per token.
+        slope: of the line through the origin, ``Σ predicted · measured / Σ predicted²``; NaN without a prediction.
+        correlation: Pearson's, over tokens; NaN when either does not vary.
+    """
+
+    tokens: int
+    predicted: float
+    measured: float
+    slope: float
+    correlation: float
+
+
+def change_sums(predicted: Tensor, measured: Tensor, mask: Tensor) -> Tensor:
+    """What :func:`fit_changes` needs of a part of the tokens: ``(6,)``, to be added up over parts and processes."""
+    valid = mask != 0
+    p, m = (x[valid].to(_wide(x)) for x in (predicted, measured))
+    return torch.stack([torch.ones_like(p).sum(), p.sum(), m.sum(), (p * p).sum(), (m * m).sum(), (p * m).sum()])
+
+
+def fit_changes(sums: Tensor) -> ChangeFit:
+    """The fit over all tokens whose :func:`change_sums` were added up."""
+    n, p, m, pp, mm, pm = sums.tolist()
+    if n == 0:
+        return ChangeFit(0, *[float("nan")] * 4)
+    spread = max(pp - p * p / n, 0.0) * max(mm - m * m / n, 0.0)
+    correlation = (pm - p * m / n) / spread**0.5 if spread > 0 else float("nan")
+    return ChangeFit(int(n), p / n, m / n, pm / pp if pp > 0 else float("nan"), correlation)
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64  # MPS has no float64
