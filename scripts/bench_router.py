@@ -102,8 +102,14 @@ def measure(contender: Contender, concurrency: int, stream: bool, seconds: float
         return lambda: load(url, until(duration, ask), concurrency=concurrency, stream=stream)
 
     warm_up = run(phase(min(1.0, seconds / 4)))
+    before = cpu_seconds(contender.process.pid)
     measured = warm_up if warm_up.errors else run(phase(seconds))
-    return measured.summary()
+    summary = measured.summary()
+    # The server's own work, which does not depend on what else the machine does.
+    after = cpu_seconds(contender.process.pid)
+    if before is not None and after is not None and measured.totals:
+        summary["cpu_ms"] = round(1e3 * (after - before) / len(measured.totals), 4)
+    return summary
 
 
 def measure_all(contenders: list[Contender], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -127,7 +133,7 @@ def combined(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     first_error = next((each["first_error"] for each in rounds if each["errors"]), None)
     numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second"))]
     middle = {
-        key: statistics.median(values) if (values := [r[key] for r in rounds if r[key] is not None]) else None
+        key: statistics.median(values) if (values := [r[key] for r in rounds if r.get(key) is not None]) else None
         for key in numbers
     }
     counts = {key: sum(each[key] for each in rounds) for key in ("requests", "errors")}
@@ -138,7 +144,8 @@ def line(result: dict[str, Any]) -> str:
     where = f"{result['mode']:>8} c={result['concurrency']:<4}{result['contender']:<34}"
     if result["errors"]:
         return f"{where}{result['errors']} errors: {str(result['first_error'])[:120]!r}"
-    times = "".join(f"{name} {result[f'{name}_ms']:>9.3f} ms  " for name in ("p50", "p99", "first_byte_p50"))
+    shown = ("p50", "p99", "first_byte_p50", "cpu")
+    times = "".join(f"{name} {result[f'{name}_ms']:>9.3f} ms  " for name in shown if result.get(f"{name}_ms"))
     return f"{where}{result['requests_per_second']:>9.1f} /s  {times}"
 
 
@@ -190,6 +197,15 @@ def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[d
     return [
         {"target": text, "value": found, "met": None if found is None else met(found)} for text, found, met in checks
     ]
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """What a process and its threads have used so far; ``None`` where the system does not tell."""
+    path = Path(f"/proc/{pid}/stat")
+    if not path.exists():
+        return None
+    fields = path.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:
@@ -275,6 +291,7 @@ def litellm_process(stack: ExitStack, directory: Path, executable: Path, backend
     config.write_text(json.dumps({"model_list": [{"model_name": "stub", "litellm_params": parameters}]}))
     command = [str(executable), "--config", str(config), "--host", "127.0.0.1", "--port", "{port}"]
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+    environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # no keys here: the router has none too
     process = ServerProcess(
         [*command, "--num_workers", "1"],
         directory / "litellm.log",
