@@ -21,9 +21,9 @@ _READY_SECONDS = 2.0
 class VLLMPooling:
     """Asks ``POST URL/pooling`` with token ids, so that the server's chat template plays no part.
 
-    Such a server pools the last token after the final norm, and with ``use_activation: false`` (vLLM before 0.2x called
-    it ``normalize``) does nothing more to it: in float32 that is the state of `question_states` to 1e-4. What a server
-    gives is looked at once, before it is trusted: its width, and that it is not normalised.
+    Such a server pools the last token after the final norm, and with ``use_activation: false`` does nothing more to it:
+    in float32 that is the state of `question_states` to 1e-4. vLLM before 0.16 does not know that field and normalises.
+    So what a server gives is looked at once, before it is trusted: its width, and that it is not normalised.
 
     Args:
         url: of the server, with or without ``/v1``.
@@ -151,7 +151,7 @@ class VLLMPooling:
                 )
             norm = float((state.astype("float64") ** 2).sum()) ** 0.5
             if abs(norm - 1) < 1e-3:
-                self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.22 or newer")
+                self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.16 or newer")
             self._checked = True
 
     def _refuse(self, message: str) -> None:

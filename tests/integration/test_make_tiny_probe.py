@@ -1,0 +1,33 @@
+"""One command makes the tiny probe; here with few questions and a fraction of the answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from entropy_rft.assets.make_probe import main
+from entropy_rft.difficulty import DifficultyProbe
+from entropy_rft.sampling.identity import question_id
+from entropy_rft.tasks import load_task, task_rows
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_command_makes_a_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "probe"
+    flags = ["--questions", "72", "--samples", "4", "--validation-questions", "12", "--validation-samples", "2"]
+    assert main(["--output", str(output), *flags, "--max-tokens", "120", "--hidden-units", "8"]) == 0
+    assert f"probe: {output}" in capsys.readouterr().out
+    probe = DifficultyProbe.from_pretrained(output, base_model="tiny_reasoner")
+    assert set(probe.metrics["mean_tokens"]) == {"easy", "normal", "hard"}
+    assert probe.metrics["mean_tokens_of"]["questions"] == 12
+    assert max(probe.metrics["mean_tokens"].values()) <= 120
+    train = {question_id(row) for row in task_rows(load_task("arithmetic", split="train", limit=72))}
+    assert set(probe.questions) <= train  # and nothing of the splits that it may be measured on
+    provenance = json.loads((output / "provenance.json").read_text())
+    assert provenance["recipe"]["questions"] == 72
+    shutil.copytree(output, tmp_path / "moved")
+    DifficultyProbe.from_pretrained(tmp_path / "moved")
