@@ -135,7 +135,8 @@ class MicroBatcher:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._schedule()
+        if self._queue and not self._closed:
+            self._begin()  # what waits has waited long enough
 
     async def _batch(self, batch: list[_Item]) -> None:
         try:

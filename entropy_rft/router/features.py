@@ -34,6 +34,7 @@ Probabilities = tuple[float, float, float]
 
 _INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would hold up every other request
 _MAX_TOKENIZING = 64  # questions that wait for that thread
+_MAX_FLIGHTS = 4_096  # questions whose state is on its way, whatever the source does with them
 
 
 class FeatureSource(Protocol):
@@ -204,6 +205,8 @@ class ProbedFeatures:
             self._tokenizing -= 1
 
     def _launch(self, key: bytes, token_ids: list[int]) -> _Flight:
+        if len(self._flights) >= _MAX_FLIGHTS:
+            raise FeatureError(f"{_MAX_FLIGHTS} questions are waiting for their features already")
         flight = _Flight()
         flight.task = asyncio.get_running_loop().create_task(self._fly(key, token_ids, flight))
         self._flights[key] = flight

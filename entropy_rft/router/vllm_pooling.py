@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = [1]  # any one token: asked once, to see what the server gives
 _READY_SECONDS = 2.0
+_PATIENCE_SECONDS = 1.0  # before a server that was not there is looked at again
 
 
 class VLLMPooling:
@@ -68,6 +71,7 @@ class VLLMPooling:
         self._checked = False
         self._checking = asyncio.Lock()
         self._refused: str | None = None
+        self._failure, self._failed_at = "", -math.inf
         self._batcher = MicroBatcher(
             self._run, batch_size=batch_size, max_queue=max_queue, concurrency=concurrency, timeout=timeout + 1
         )
@@ -113,6 +117,11 @@ class VLLMPooling:
             FeatureError: the server cannot be reached, refuses, or gives something else; or the queue is full.
         """
         if not self._checked:
+            # A server that is not there yet is looked at by one question at a time: the others need not wait for that.
+            if self._checking.locked():
+                raise FeatureError(f"{self.url} is being looked at for the first time")
+            if time.monotonic() - self._failed_at < _PATIENCE_SECONDS:
+                raise FeatureError(self._failure)
             await self._check()
         if self.max_tokens is not None and len(token_ids) > self.max_tokens:
             raise FeatureError(f"the question has {len(token_ids)} tokens, the pooling server takes {self.max_tokens}")
@@ -127,32 +136,39 @@ class VLLMPooling:
     async def _check(self) -> None:
         """Learn the model's name and limit, and see that a state is one that the probe can read; once."""
         async with self._checking:
-            if self._refused is not None:
-                raise FeatureError(self._refused)
             if self._checked:
                 return
-            status, data = await self._request("GET", "/v1/models")
             try:
-                if status != 200:
-                    raise ValueError(f"status {status}{_message(data)}")
-                named = {str(entry["id"]): entry for entry in data["data"]}
-                model = self.model or next(iter(named))
-            except (ValueError, KeyError, TypeError, StopIteration) as error:
-                raise FeatureError(f"{self.url} does not name its model ({error}): set features.model") from error
-            if model not in named:
-                self._refuse(f"features.model: {self.url} has no model {model!r}, only {', '.join(named)}")
-            limit = named[model].get("max_model_len")
-            self.model, self.max_tokens = model, limit if isinstance(limit, int) else None
-            (state,) = await self._ask([_PROBE_TOKENS])
-            if self.width is not None and len(state) != self.width:
-                self._refuse(
-                    f"features.url: {self.url} gives states of width {len(state)}, but the probe reads {self.width}: "
-                    "serve the probe's base model"
-                )
-            norm = float((state.astype("float64") ** 2).sum()) ** 0.5
-            if abs(norm - 1) < 1e-3:
-                self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.16 or newer")
+                await self._first_look()
+            except FeatureError as error:
+                self._failure, self._failed_at = str(error), time.monotonic()
+                raise
             self._checked = True
+
+    async def _first_look(self) -> None:
+        if self._refused is not None:
+            raise FeatureError(self._refused)
+        status, data = await self._request("GET", "/v1/models")
+        try:
+            if status != 200:
+                raise ValueError(f"status {status}{_message(data)}")
+            named = {str(entry["id"]): entry for entry in data["data"]}
+            model = self.model or next(iter(named))
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise FeatureError(f"{self.url} does not name its model ({error}): set features.model") from error
+        if model not in named:
+            self._refuse(f"features.model: {self.url} has no model {model!r}, only {', '.join(named)}")
+        limit = named[model].get("max_model_len")
+        self.model, self.max_tokens = model, limit if isinstance(limit, int) else None
+        (state,) = await self._ask([_PROBE_TOKENS])
+        if self.width is not None and len(state) != self.width:
+            self._refuse(
+                f"features.url: {self.url} gives states of width {len(state)}, but the probe reads {self.width}: "
+                "serve the probe's base model"
+            )
+        norm = float((state.astype("float64") ** 2).sum()) ** 0.5
+        if abs(norm - 1) < 1e-3:
+            self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.16 or newer")
 
     def _refuse(self, message: str) -> None:
         """For good: this server will not become another one without a restart of the router."""

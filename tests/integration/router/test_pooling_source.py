@@ -174,6 +174,8 @@ def test_a_server_that_comes_later_or_goes() -> None:
         with pytest.raises(FeatureError, match="does not name its model"):
             await states.state([5], always)
         server.models = [{"id": "tiny"}]
+        with pytest.raises(FeatureError, match="does not name its model"):  # not asked again at once
+            await states.state([5], always)
         assert await states.ready()
         assert len(await states.state([5], always)) == WIDTH
         server.healthy = False
@@ -184,6 +186,35 @@ def test_a_server_that_comes_later_or_goes() -> None:
             await states.state([5], always)
 
     run(test, start=False)
+
+
+def test_questions_do_not_queue_for_a_server_that_was_never_there() -> None:
+    async def test(server: Server, states: VLLMPooling) -> None:
+        release = asyncio.Event()
+
+        async def hang(body: dict[str, Any]) -> web.Response:
+            await release.wait()
+            return server.good(body)
+
+        server.pooling = hang
+        started = asyncio.ensure_future(states.start())
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        for _ in range(100):
+            with pytest.raises(FeatureError, match="being looked at"):
+                await states.state([5], always)
+        release.set()
+        await started
+        assert len(await states.state([5], always)) == WIDTH
+
+    async def cold(server: Server, states: VLLMPooling) -> None:
+        await server.stop()
+        await states.start()
+        with pytest.raises(FeatureError, match="cannot be reached"):
+            await states.state([5], always)
+
+    run(test, start=False)
+    run(cold, start=False)
 
 
 def test_a_server_that_is_of_no_use_is_a_mistake_in_the_settings() -> None:

@@ -293,6 +293,24 @@ def test_long_questions_do_not_pile_up():
     asyncio.run(main())
 
 
+def test_a_source_that_hangs_does_not_pile_up_questions(monkeypatch):
+    monkeypatch.setattr("entropy_rft.router.features._MAX_FLIGHTS", 3)
+
+    async def main():
+        states = States(released=False)
+        features = make(states)
+        for value in "abc":
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(features.proba(text(value)), 0.005)
+        with pytest.raises(FeatureError, match="3 questions are waiting"):
+            await features.proba(text("d"))
+        states.release.set()
+        assert (await features.proba(text("a")))[0] == pytest.approx(0.97)
+        assert (await features.proba(text("d")))[0] == pytest.approx(1.0)
+
+    asyncio.run(main())
+
+
 def test_closing_fails_those_who_wait():
     async def main():
         states = States(released=False)
