@@ -203,7 +203,7 @@ class RouterApp:
         return Response(body, headers={**own, **self._identity(request)})
 
     async def _openapi(self, request: Request) -> Response:
-        return self._json(document(bool(self.keys)), request)
+        return self._json(document(self.settings.auth, bool(self.keys)), request)
 
     async def _models(self, request: Request) -> Response:
         headers = dict(request.scope["headers"])

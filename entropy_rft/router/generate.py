@@ -16,7 +16,7 @@ from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
 from entropy_rft.router.metrics import Metrics
-from entropy_rft.router.policy import Decision, Endpoint, answers_wanted, check_request
+from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, Endpoint, answers_wanted, check_request
 from entropy_rft.router.proxy import Headers, Proxy, passed_on
 from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
@@ -25,6 +25,7 @@ from entropy_rft.router.settings import RouterSettings
 
 logger = logging.getLogger("entropy_rft.router")
 
+_DIFFICULTY = DIFFICULTY_HEADER.encode()
 _LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
 # How backends say that prompt and max_tokens together exceed their context.
 _TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
@@ -151,8 +152,8 @@ class Generate:
             raise RouterError(408, f"the body took longer than {limits.body_timeout_s:g} s", "body_too_slow") from None
         start = perf_counter()
         body = check_request(parse(raw, limits.max_json_depth), endpoint)
-        hint = headers.get(b"x-entropy-rft-difficulty")
-        decision = await self._routing.decide(body, endpoint, hint.decode("latin-1") if hint else None)
+        hint = headers.get(_DIFFICULTY)
+        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
         exchange.decision = decision
         request, limit_is_ours = self._routing.rewritten(body, decision, endpoint)
         payload = orjson.dumps(request)
@@ -160,7 +161,7 @@ class Generate:
         self._metrics.routing.observe(routing_s)
         name = decision.difficulty.value
         ours += [
-            (b"x-entropy-rft-difficulty", name.encode()),
+            (_DIFFICULTY, name.encode()),
             (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
             (b"x-entropy-rft-reason", decision.reason.encode()),
             (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),

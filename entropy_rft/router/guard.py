@@ -111,7 +111,11 @@ class GuardedConnection(HttpToolsProtocol):
         self._unset_timer()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:  # not into the middle of another answer
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started:  # its body is what is wrong: this is its answer
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or cycle.response_complete or not cycle.response_started:  # not into the middle of another
             body = error_body(status, message, code)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self._refused = True

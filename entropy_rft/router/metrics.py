@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -100,7 +101,10 @@ class Metrics:
         self.retries = Counter("entropy_rft_retries", "Requests that were sent to a backend again", registry=registry)
         self.in_flight = Gauge("entropy_rft_in_flight", "Requests being answered now", registry=registry)
         self.ready = Gauge("entropy_rft_ready", "Whether /ready says so", registry=registry)
-        self.feature_up = Gauge("entropy_rft_feature_up", "Whether the feature source answers", registry=registry)
+        self.feature_up = Gauge(
+            "entropy_rft_feature_up", "Whether the feature source answers; NaN where there is none", registry=registry
+        )
+        self.feature_up.set(math.nan)
         info = Gauge("entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry)
         info.labels(__version__, model).set(1)
         Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry).set(time.time())

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from entropy_rft import __version__
-from entropy_rft.router.policy import CHOICES
+from entropy_rft.router.policy import CHOICES, DIFFICULTY_HEADER
+from entropy_rft.router.settings_parts import AuthSettings
 
 
-def document(with_keys: bool = False) -> dict[str, Any]:
-    """OpenAPI 3.1 of every path. Only what the router itself checks is constrained: the rest is the backend's."""
+def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
+    """OpenAPI 3.1 of every path. Only what the router itself checks is constrained: the rest is the backend's.
+
+    Args:
+        auth: says what is public although there are keys.
+        with_keys: there are.
+    """
     answers = {
         "400": _error("The request cannot be understood."),
+        "408": _error("The body came too slowly."),
         "413": _error("The body is too large."),
         "415": _error("The body is compressed."),
         "429": _error("Every backend asks for a pause.", retry=True),
@@ -52,9 +59,10 @@ def document(with_keys: bool = False) -> dict[str, Any]:
             "get": {
                 "operationId": "metrics",
                 "summary": "Metrics for Prometheus",
+                **({"security": []} if auth.public_metrics else {}),
                 "responses": {
                     "200": {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-                    **unlocked,
+                    **({} if auth.public_metrics else unlocked),
                 },
             }
         },
@@ -62,7 +70,11 @@ def document(with_keys: bool = False) -> dict[str, Any]:
             "get": {
                 "operationId": "status",
                 "summary": "What the status page shows",
-                "responses": {"200": _json("Now and the last ten minutes.", {"type": "object"}), **unlocked},
+                **({"security": []} if auth.public_status else {}),
+                "responses": {
+                    "200": _json("Now and the last ten minutes.", {"type": "object"}),
+                    **({} if auth.public_status else unlocked),
+                },
             }
         },
         "/": {
@@ -172,7 +184,7 @@ def _generate(operation: str, summary: str, body: dict[str, Any], answers: dict[
         "summary": summary,
         "parameters": [
             {
-                "name": "x-entropy-rft-difficulty",
+                "name": DIFFICULTY_HEADER,
                 "in": "header",
                 "required": False,
                 "schema": {"enum": list(CHOICES)},

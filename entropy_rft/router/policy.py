@@ -12,6 +12,7 @@ from entropy_rft.suggestions import did_you_mean
 
 Endpoint = Literal["chat", "completions"]
 AUTO = "auto"
+DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
 CHOICES = (AUTO, *NAMES)
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
@@ -101,22 +102,25 @@ def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty 
     """What the client wants: the body's `difficulty`, else the header's; ``None`` for auto.
 
     Raises:
-        RouterError: it is no difficulty.
+        RouterError: one of them is no difficulty, also where the other one wins.
     """
-    value = body.get("difficulty")
-    if value is None:
-        value = header.strip().lower() if header else None
-    if value is None or value == AUTO:
-        return None
-    if value not in NAMES:
+    in_body = body.get("difficulty")
+    if in_body is not None:
+        _check_choice(in_body, "difficulty")
+    if header is not None:
+        header = header.strip().lower()
+        _check_choice(header, DIFFICULTY_HEADER)
+    value = header if in_body is None else in_body
+    return None if value is None or value == AUTO else Difficulty(value)
+
+
+def _check_choice(value: Any, where: str) -> None:
+    if value not in CHOICES:
         shown = str(value)[:40]
+        hint = did_you_mean(shown, CHOICES)
         raise RouterError(
-            400,
-            f"difficulty must be auto, easy, normal or hard, not {shown!r}{did_you_mean(shown, CHOICES)}",
-            "invalid_difficulty",
-            "difficulty",
+            400, f"{where} must be auto, easy, normal or hard, not {shown!r}{hint}", "invalid_difficulty", where
         )
-    return Difficulty(value)
 
 
 def unprobed(body: Mapping[str, Any], endpoint: Endpoint) -> str | None:

@@ -38,6 +38,7 @@ class RouterServer(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 access_log=False,
+                proxy_headers=False,  # nothing here asks where a client is
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=max(1, round(settings.limits.keep_alive_s)),
