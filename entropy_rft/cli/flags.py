@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,35 @@ def add_server(add: Add) -> None:
     """Who answers instead of transformers."""
     add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
     add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
+    add("--vllm", action="store_true", help="sample with a vLLM engine in this process instead")
 
 
-def sampler(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """The server of `add_server`, or else the model itself.
+def sampler_name(args: argparse.Namespace) -> str:
+    """Who answers, as traces call it.
 
     Raises:
-        ValueError: the url is none.
+        ValueError: two were asked for, or vLLM is not installed; before anything slow.
+    """
+    if args.url and args.vllm:
+        raise ValueError("--url and --vllm exclude each other: give one")
+    if args.vllm and find_spec("vllm") is None:
+        raise ValueError('--vllm needs vLLM: pip install "entropy_rft[vllm]"')
+    return "openai" if args.url else "vllm" if args.vllm else "transformers"
+
+
+def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> Any:
+    """What `sampler_name` says; `name` is the model's, which a vLLM engine loads by itself.
+
+    Raises:
+        ValueError: the url is none, or vLLM cannot use the model.
         OSError: the server cannot be reached.
     """
-    if not args.url:
+    kind = sampler_name(args)
+    if kind == "vllm":
+        from entropy_rft.sampling.vllm_sampler import VLLMSampler
+
+        return VLLMSampler(name, tokenizer, dtype=args.dtype)
+    if kind == "transformers":
         from entropy_rft.sampling import TransformersSampler
 
         return TransformersSampler(model, tokenizer, batch_size=args.batch_size)

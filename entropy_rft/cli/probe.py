@@ -168,6 +168,7 @@ def run_collect(args: argparse.Namespace) -> int:
     """
     options = flags.parse_options(args.task_option)
     shard, num_shards = flags.shard_of(args)
+    kind = flags.sampler_name(args)
 
     from entropy_rft.difficulty import collect_traces
     from entropy_rft.difficulty.store import check_shard
@@ -185,8 +186,8 @@ def run_collect(args: argparse.Namespace) -> int:
         tokenizer,
         task,
         args.output_dir,
-        sampler=flags.sampler(args, model, tokenizer),
-        sampler_name="openai" if args.url else "transformers",
+        sampler=flags.sampler(args, args.model, model, tokenizer),
+        sampler_name=kind,
         model_name=args.model,
         source={**source, "options": options},
         level=args.level,
@@ -288,7 +289,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         top_p=args.top_p,
         seed=args.seed,
-        sampler_name="openai" if args.url else "transformers",
+        sampler_name=flags.sampler_name(args),
         chunk_size=args.chunk_size,
     )
     settings = {
@@ -297,7 +298,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "max_tokens": args.max_tokens,
         "top_p": args.top_p,
         "seed": args.seed,
-        "sampler": args.url or "transformers",
+        "sampler": args.url or flags.sampler_name(args),
         "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
     }
     result = evaluate_probe(
@@ -372,6 +373,7 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
 
     top_p = getattr(args, "top_p", 1.0)
     check_settings(args.samples, top_p=top_p, max_tokens=args.max_tokens, batch_size=args.batch_size)
+    flags.sampler_name(args)
     choose([1.0, 0.0, 0.0], args.min_confidence)
     probe = DifficultyProbe.from_pretrained(args.probe)
     questions = held_out_questions(args.traces, probe, force=args.force)
@@ -382,7 +384,7 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
         raise ValueError(f"probe {args.probe!r} does not know its base model: give --model")
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
-    return probe, questions, model, tokenizer, flags.sampler(args, model, tokenizer)
+    return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)
 
 
 def _check_report() -> None:

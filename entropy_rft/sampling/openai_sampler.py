@@ -104,7 +104,7 @@ class OpenAISampler:
                 "temperature": temperature,
                 "top_p": top_p,
                 "max_tokens": max_tokens,
-                "seed": _seed(seed, index),
+                "seed": request_seed(seed, index),
             }
             choices = self._completions(body)
             if len(choices) != drawn:
@@ -178,7 +178,7 @@ class OpenAISampler:
         raise OSError(" ".join(failure.split()))
 
 
-def _seed(seed: int, prompt: int) -> int:
+def request_seed(seed: int, prompt: int) -> int:
     """A prompt's own seed: 31 bits, which every server takes."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt}".encode(), digest_size=4).digest(), "big") >> 1
 

@@ -216,6 +216,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*NEW, "--layer", 9), "layer must lie between -5 and 4 for this model, got 9"),
         ((*NEW, "--task_option", "path=x"), "'path' is no option of a task"),
         ((*NEW, "--url", "here:8000"), "url must start with http:// or https://, got 'here:8000'"),
+        ((*NEW, "--url", "http://127.0.0.1:1", "--vllm"), "--url and --vllm exclude each other"),
         ((*NEW[:-1], "train"), "was begun with"),
         (("train", "--traces", "nowhere", "--output_dir", "x"), "'nowhere' has no settings.json"),
         ((*TRAIN, "--thresholds", 2, 0.3, 0.4), "accuracy_normal must be at least 0 and at most 1, got 2.0"),

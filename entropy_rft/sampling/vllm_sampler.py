@@ -1,0 +1,98 @@
+"""Completions from a vLLM engine in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.assets import model_source
+from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
+from entropy_rft.sampling.openai_sampler import request_seed
+
+
+class VLLMSampler:
+    """Sample with ``vllm.LLM``, with the interface of `TransformersSampler`.
+
+    The engine loads the weights a second time, beside those that score the answers. The prompt is tokenized here. The
+    same seed gives the same completions as far as vLLM keeps that promise.
+
+    Args:
+        model: a directory, a name on the hub, or ``tiny_reasoner``; no LoRA adapter.
+        tokenizer: of that model.
+        dtype: of the weights.
+        memory: fraction of the GPU's memory that the engine may take; what is there already counts.
+        chat_template_kwargs: further arguments of the chat template.
+        engine: a ``vllm.LLM`` to use instead of a new one.
+
+    Raises:
+        ValueError: vLLM is not installed, the model is an adapter, or `memory` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Any,
+        *,
+        dtype: str = "auto",
+        memory: float = 0.7,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        engine: Any = None,
+    ) -> None:
+        if not 0 < memory <= 1:
+            raise ValueError(f"memory must be above 0 and at most 1, got {memory}")
+        source = model_source(model)
+        if (Path(source).expanduser() / "adapter_config.json").is_file():
+            raise ValueError(f"model {model!r} is a LoRA adapter: merge it into its base model, or sample without vLLM")
+        if engine is None:
+            try:
+                from vllm import LLM
+            except ImportError as error:
+                raise ValueError('a vLLM engine needs vllm: pip install "entropy_rft[vllm]"') from error
+            path = Path(source).expanduser()
+            name = str(path) if path.is_dir() else source
+            engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0)
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 1024,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> list[list[Completion]]:
+        """Sample `samples` completions of each prompt; arguments and result as in `TransformersSampler.sample`.
+
+        Raises:
+            ValueError: an argument is out of range, or a prompt cannot be encoded or is too long for the engine.
+        """
+        from vllm import SamplingParams
+
+        check_settings(samples, temperature, top_p, max_tokens)
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        drawn = 1 if temperature == 0 else samples
+        settings = [
+            SamplingParams(
+                n=drawn, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=request_seed(seed, index)
+            )
+            for index in range(len(prompt_ids))
+        ]
+        asked = [{"prompt_token_ids": ids} for ids in prompt_ids]
+        answers = self.engine.generate(asked, settings, use_tqdm=progress and sys.stderr.isatty()) if asked else []
+        groups = [
+            [self._completion(ids, output) for output in sorted(answer.outputs, key=lambda output: output.index)]
+            for ids, answer in zip(prompt_ids, answers, strict=True)
+        ]
+        return [[group[sample % drawn] for sample in range(samples)] for group in groups]
+
+    def _completion(self, prompt_ids: list[int], output: Any) -> Completion:
+        ids = list(output.token_ids)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(prompt_ids, ids, text, truncated=output.finish_reason != "stop")

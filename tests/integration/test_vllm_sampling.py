@@ -1,0 +1,36 @@
+"""Traces whose answers come from a vLLM engine on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.integration]
+
+
+def test_collect_with_an_engine(tmp_path: Path) -> None:
+    from entropy_rft.difficulty import load_traces
+
+    result = subprocess.run(
+        [sys.executable, "-m", "entropy_rft", "probe", "collect", "--model", "tiny_reasoner", "--task", "arithmetic",
+         "--limit", "12", "--samples", "4", "--max_tokens", "120", "--output_dir", "traces", "--vllm",
+         "--dtype", "float32"],
+        cwd=tmp_path,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-6000:]
+    traces = load_traces(tmp_path / "traces")
+    assert traces.settings[0]["sampler"] == "vllm"
+    assert len(traces) == 12
+    assert traces.column("accuracy").mean() > 0.4  # the answers are the model's own
+    assert traces.column("entropy").max() < 0.8  # and of its distribution
+    assert not all(row["truncated"][0] for row in traces.rows)
