@@ -80,7 +80,7 @@ import http.server, json, os, signal, sys
 arguments = sys.argv[1:]
 port = int(arguments[arguments.index("--port") + 1])
 with open(os.environ["CALLS"], "a") as calls:
-    calls.write(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], *arguments]) + "\\n")
+    calls.write(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], *arguments, os.getpid()]) + "\\n")
 if os.environ.get("DIES") == ("pooling" if "pooling" in arguments else "generate"):
     sys.exit(3)
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -186,7 +186,7 @@ def test_vllm_script_starts_both_servers_then_the_router_and_ends_all(tmp_path: 
     assert not alive
     generation, pooling, router = script.calls()
     assert generation[:3] == ["0,1", "serve", "some/model"]
-    assert generation[-2:] == ["--tensor-parallel-size", "2"]
+    assert generation[-3:-1] == ["--tensor-parallel-size", "2"]
     assert pooling[:5] == ["2", "serve", "some/model", "--runner", "pooling"]
     settings, *arguments = router
     assert arguments == ["serve", "--config", str(RECIPES / "router.yaml"), "--log_requests", "true"]
@@ -197,6 +197,24 @@ def test_vllm_script_starts_both_servers_then_the_router_and_ends_all(tmp_path: 
     assert loaded.probe == script.environment["PROBE"]
     assert [backend.url for backend in loaded.backends] == [f"http://127.0.0.1:{ports[0]}"]
     assert loaded.features.url == f"http://127.0.0.1:{ports[1]}"
+
+
+@needs_bash
+@pytest.mark.integration
+@pytest.mark.parametrize("server", [0, 1], ids=["generation", "pooling"])
+def test_vllm_script_ends_when_a_server_does(server: int, tmp_path: Path, ports: list[int]) -> None:
+    script = Script(tmp_path, ports)
+    process = script.start()
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "listening\n"
+        os.kill(script.calls()[server][-1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        alive = left_over(process)
+    assert process.returncode == 1, errors
+    assert errors.splitlines()[-1] == "== a vLLM server ended; stopping the router"
+    assert not alive
 
 
 @needs_bash

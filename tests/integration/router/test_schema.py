@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import FixedFeatures, RunningRouter, running_router
 from stub import Stub
-
-from entropy_rft.router.openapi import document
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +28,7 @@ def schemathesis(router: RunningRouter, directory: Path, *arguments: str) -> str
     result = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{router.url}/openapi.json"),
-            *("--phases", "examples,coverage,fuzzing", "--checks", CHECKED, "--max-examples", "60", "--seed", "1"),
+            *("--phases", "examples,coverage,fuzzing", "--checks", CHECKED, "--max-examples", "40", "--seed", "1"),
             *("--suppress-health-check", "all", "--request-timeout", "30", "--warnings", "off", "--no-color"),
             *("--continue-on-failure", *arguments),
         ],
@@ -41,13 +41,24 @@ def schemathesis(router: RunningRouter, directory: Path, *arguments: str) -> str
     return result.stdout
 
 
-@pytest.mark.parametrize("keys", [False, True], ids=["open", "with keys"])
-def test_router_does_what_its_document_says(keys: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+CONFIGURED: dict[str, dict[str, Any]] = {
+    "open": {},
+    "keys": {"keys_env": "CLIENT_KEYS", "public_metrics": False},
+    "keys, public numbers": {"keys_env": "CLIENT_KEYS", "public_metrics": True, "public_status": True},
+}
+
+
+@pytest.mark.parametrize("auth", CONFIGURED.values(), ids=CONFIGURED)
+def test_router_does_what_its_document_says(
+    auth: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CLIENT_KEYS", KEY)
-    auth: dict[str, Any] = {"keys_env": "CLIENT_KEYS", "public_metrics": False} if keys else {}
     with Stub() as stub, running_router([stub.url], features=FixedFeatures((0.9, 0.05, 0.05)), auth=auth) as router:
-        said = schemathesis(router, tmp_path, *(["--header", f"Authorization: Bearer {KEY}"] if keys else []))
+        said = schemathesis(router, tmp_path, *(["--header", f"Authorization: Bearer {KEY}"] if auth else []))
         assert stub.requests, "nothing reached the backend"
-        router.assert_idle()
-    described = sum(len(operations) for operations in document(keys)["paths"].values())
+        if auth.get("public_metrics", True):
+            router.assert_idle()
+        with urllib.request.urlopen(f"{router.url}/openapi.json", timeout=30) as answer:
+            paths = json.load(answer)["paths"]
+    described = sum(len(operations) for operations in paths.values())
     assert f"{described - 1} selected" in said, said  # all but the document itself
