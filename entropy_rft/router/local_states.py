@@ -119,6 +119,7 @@ class LocalStates:
             self.max_tokens = getattr(config, "max_position_embeddings", None)
         model.eval()
         self._model = model
+        self._forward([[0, 0]])  # the first one is slow, and would miss its deadline
 
     def _forward(self, batch: list[list[int]]) -> list[Any]:
         """In the worker: states of a batch, in its order; for a state that is not finite an error."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,11 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._allowed: dict[bool, frozenset[str]] = {}
-        # The first call sets the tokenizer's padding and truncation, which no two threads may do at once.
+        # The first call sets the tokenizer's padding and truncation, which no two threads may do at once, and compiles
+        # the template, which would make the first question miss its deadline.
         tokenizer(text="warm up")
+        with suppress(FeatureError):
+            self(Question(messages=[{"role": "user", "content": "warm up"}]))
 
     @classmethod
     def from_pretrained(cls, name: str) -> ChatTokenizer:

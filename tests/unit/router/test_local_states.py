@@ -45,7 +45,6 @@ def test_exact_in_batches_of_any_lengths(model, random_model_dir, layer):
     forwards = []
 
     async def test(states):
-        states._model.register_forward_hook(lambda *_: None)
         states._model.base_model.register_forward_pre_hook(
             lambda module, args, kwargs: forwards.append(len(kwargs["input_ids"])), with_kwargs=True
         )
