@@ -17,18 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from entropy_rft.difficulty.strategies import (
-    DEFAULT_STRATEGIES,
-    Difficulty,
-    Strategy,
-    load_strategies,
-    strategies_from,
-)
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError, error_body
 from entropy_rft.router.features import FeatureSource, build_features
-from entropy_rft.router.generate import Generate
+from entropy_rft.router.generate import OWN_HEADERS, Generate
+from entropy_rft.router.loading import load_probe, strategies_of
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.openapi import document
 from entropy_rft.router.policy import Endpoint
@@ -58,6 +52,11 @@ class RouterApp:
     """
 
     def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
+        if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
+            raise ValueError(
+                "features.kind is missing: a probe needs hidden states, from local, or from vllm_pooling at its url "
+                "(none: only clients choose)"
+            )
         self.settings = settings
         self.probe = probe if probe is not None else load_probe(settings)
         self.strategies = strategies_of(settings, self.probe)
@@ -75,13 +74,15 @@ class RouterApp:
         self._proxy: Proxy
         self._board: StatusBoard
         self._web: Any = self._starlette()
+        self._hot: Any = self._generate
         if settings.cors_origins:
-            self._web = CORSMiddleware(self._web, list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
-            self._hot: Any = CORSMiddleware(
-                self._generate, list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
-            )
-        else:
-            self._hot = self._generate
+            cross: dict[str, Any] = {
+                "allow_origins": list(settings.cors_origins),
+                "allow_methods": ["GET", "POST"],
+                "allow_headers": ["*"],
+                "expose_headers": [settings.request_id_header, *OWN_HEADERS],
+            }
+            self._web, self._hot = CORSMiddleware(self._web, **cross), CORSMiddleware(self._hot, **cross)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -109,7 +110,11 @@ class RouterApp:
             Route("/v1/models", self._models),
             *(Route(path, _never, methods=["POST"]) for path in _GENERATE),
         ]
-        handlers: Mapping[Any, Any] = {HTTPException: self._http_error, RouterError: self._router_error}
+        handlers: Mapping[Any, Any] = {
+            HTTPException: self._http_error,
+            RouterError: self._router_error,
+            Exception: self._own_error,  # Starlette raises it again, so that it is logged
+        }
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -134,6 +139,7 @@ class RouterApp:
         if not backends:
             from entropy_rft.router.embedded import EmbeddedServer
 
+            logger.warning("no backends are configured: the embedded model answers, which is for trying things out")
             server = EmbeddedServer()
             stack.push_async_callback(_in_thread, server.close)
             backends = [BackendSettings(url=await loop.run_in_executor(None, server.start), name=EMBEDDED)]
@@ -239,6 +245,9 @@ class RouterApp:
         headers = {name.decode(): value.decode() for name, value in error.headers()}
         return Response(error.body(), error.status, {**headers, **self._identity(request)})
 
+    async def _own_error(self, request: Request, error: Exception) -> Response:
+        return await self._router_error(request, RouterError(500, "the router failed", "internal_error"))
+
 
 class _Forwarded(Response):
     """GET /v1/models of a backend, as it is."""
@@ -272,34 +281,6 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 async def _never(request: Request) -> Response:
     """POST is answered before Starlette; the route is there so that other methods are a 405 that names it."""
     raise HTTPException(404)
-
-
-def load_probe(settings: RouterSettings) -> Any:
-    """The probe that the settings name, or ``None``.
-
-    Raises:
-        ValueError: it cannot be loaded, or is another model's; one line.
-    """
-    if settings.probe is None:
-        return None
-    from entropy_rft.assets import TINY_PROBE
-    from entropy_rft.difficulty import DifficultyProbe
-
-    directory = TINY_PROBE if settings.probe == EMBEDDED else settings.probe
-    return DifficultyProbe.from_pretrained(directory, base_model=settings.model, force=settings.force_probe)
-
-
-def strategies_of(settings: RouterSettings, probe: Any) -> Mapping[Difficulty, Strategy]:
-    """The strategies that the settings give, else the probe's, else the default ones.
-
-    Raises:
-        ValueError: they are malformed; one line.
-    """
-    if isinstance(settings.strategies, str):
-        return load_strategies(settings.strategies)
-    if settings.strategies is not None:
-        return strategies_from(settings.strategies)
-    return probe.strategies if probe is not None else DEFAULT_STRATEGIES
 
 
 def create_app(settings: RouterSettings, *, features: FeatureSource | None = None, probe: Any = None) -> RouterApp:

@@ -17,15 +17,22 @@ from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, Endpoint, answers_wanted, check_request
-from entropy_rft.router.proxy import Headers, Proxy, passed_on
+from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.upstream import Headers
 
 logger = logging.getLogger("entropy_rft.router")
 
 _DIFFICULTY = DIFFICULTY_HEADER.encode()
+OWN_HEADERS = (
+    DIFFICULTY_HEADER,
+    "x-entropy-rft-confidence",
+    "x-entropy-rft-reason",
+    "x-entropy-rft-routing-ms",
+)
 _LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
 # How backends say that prompt and max_tokens together exceed their context.
 _TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")

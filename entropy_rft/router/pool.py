@@ -40,7 +40,8 @@ class Pool:
 
         timeouts = self.settings.timeouts
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=15, enable_cleanup_closed=True),
+            # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request meets a closed one.
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s, ceil_threshold=60
             ),

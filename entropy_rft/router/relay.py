@@ -11,7 +11,7 @@ import aiohttp
 
 from entropy_rft.router.errors import error_event
 from entropy_rft.router.metrics import USAGE_TAIL
-from entropy_rft.router.proxy import Headers, Upstream
+from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 

@@ -89,7 +89,7 @@ def embedded_defaults(settings: RouterSettings) -> RouterSettings:
         return settings
     if settings.probe not in (None, EMBEDDED) or settings.features.kind == "vllm_pooling":
         raise ValueError("backends is missing: give the addresses of the servers that the probe was made for")
-    features = settings.features.model_copy(update={"kind": "local"})
+    features = settings.features.model_copy(update={"kind": "local"})  # which also marks it as set
     return settings.model_copy(update={"probe": EMBEDDED, "model": "tiny_reasoner", "features": features})
 
 

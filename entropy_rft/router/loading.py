@@ -1,0 +1,43 @@
+"""The probe and the strategies that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from entropy_rft.difficulty.strategies import (
+    DEFAULT_STRATEGIES,
+    Difficulty,
+    Strategy,
+    load_strategies,
+    strategies_from,
+)
+from entropy_rft.router.settings import EMBEDDED, RouterSettings
+
+
+def load_probe(settings: RouterSettings) -> Any:
+    """The probe that the settings name, or ``None``.
+
+    Raises:
+        ValueError: it cannot be loaded, or is another model's; one line.
+    """
+    if settings.probe is None:
+        return None
+    from entropy_rft.assets import TINY_PROBE
+    from entropy_rft.difficulty import DifficultyProbe
+
+    directory = TINY_PROBE if settings.probe == EMBEDDED else settings.probe
+    return DifficultyProbe.from_pretrained(directory, base_model=settings.model, force=settings.force_probe)
+
+
+def strategies_of(settings: RouterSettings, probe: Any) -> Mapping[Difficulty, Strategy]:
+    """The strategies that the settings give, else the probe's, else the default ones.
+
+    Raises:
+        ValueError: they are malformed; one line.
+    """
+    if isinstance(settings.strategies, str):
+        return load_strategies(settings.strategies)
+    if settings.strategies is not None:
+        return strategies_from(settings.strategies)
+    return probe.strategies if probe is not None else DEFAULT_STRATEGIES

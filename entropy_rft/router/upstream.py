@@ -1,0 +1,129 @@
+"""One backend's answer, open until it is read or given up."""
+
+from __future__ import annotations
+
+import aiohttp
+import orjson
+
+from entropy_rft.router.backends import Backend
+
+Headers = list[tuple[bytes, bytes]]
+
+# Not ours to pass on: of one connection, made anew here, or (cookies, CORS) a matter between us and the client.
+_NOT_PASSED = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade content-length "
+    b"date server set-cookie x-request-id".split()
+)
+
+
+class Upstream:
+    """A backend's answer whose head has come; `close` must follow.
+
+    Attributes:
+        status, headers: as it sent them, hop-by-hop ones left out; without a length.
+        body: what has come of it: all of it where `complete`.
+        complete: nothing more will come.
+        stream: it is a stream of server-sent events.
+        length: of the whole body, where the backend tells it.
+    """
+
+    __slots__ = (
+        "_between_s",
+        "_response",
+        "_trial",
+        "backend",
+        "body",
+        "complete",
+        "headers",
+        "length",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, backend: Backend, trial: bool, response: aiohttp.ClientResponse, between_s: float) -> None:
+        self.backend = backend
+        self.status = response.status
+        self.headers: Headers = []
+        self.stream = False
+        for name, value in response.raw_headers:
+            lower = name.lower()
+            if lower not in _NOT_PASSED and not lower.startswith(b"access-control-"):
+                self.headers.append((lower, value))
+                if lower == b"content-type":
+                    self.stream = value.lower().startswith(b"text/event-stream")
+        self.length = response.content_length
+        self.body = b""
+        self.complete = False
+        self._response = response
+        self._trial: bool | None = trial
+        self._between_s = between_s
+
+    async def fill(self, limit: int) -> None:
+        """Read the first piece of a stream, or a plain answer up to `limit` bytes.
+
+        Raises:
+            aiohttp.ClientError: the backend died, or was silent for too long.
+        """
+        content = self._response.content
+        if self.stream:
+            self.body = await content.readany()
+            self._bound_silence()
+            self.complete = not self.body
+            return
+        self._bound_silence()
+        pieces, size = [], 0
+        while size <= limit:
+            piece = await content.readany()
+            if not piece:
+                self.complete = True
+                break
+            pieces.append(piece)
+            size += len(piece)
+        self.body = b"".join(pieces)
+        if self.complete and self._ends_with_connection() and not _is_json(self.body):
+            raise aiohttp.ClientPayloadError("the connection ended in the middle of the answer")
+
+    async def read(self) -> bytes:
+        """The next piece, or b"" at the end.
+
+        Raises:
+            aiohttp.ClientError: the backend died, or was silent for too long.
+        """
+        piece = await self._response.content.readany()
+        self.complete = not piece
+        return piece
+
+    def ended_early(self, tail: bytes) -> bool:
+        """Whether a stream ended with its connection alone, and without the mark of its end in `tail`."""
+        return self._ends_with_connection() and b"[DONE]" not in tail
+
+    def close(self) -> None:
+        """Give the connection back, or cut it off when the answer is not complete. May be called again."""
+        if self._trial is None:
+            return
+        if self.complete:
+            self._response.release()
+        else:
+            self._response.close()
+        self.backend.ended(self._trial)
+        self._trial = None
+
+    def _bound_silence(self) -> None:
+        """From now on the time between two pieces is bounded, no longer the time to the first."""
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._between_s
+            connection.protocol.start_timeout()
+
+    def _ends_with_connection(self) -> bool:
+        """Neither a length nor chunks tell the end, so that a death looks like one."""
+        chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
+        return self.length is None and not chunked
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
