@@ -1,0 +1,191 @@
+"""Keys, sizes and depths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from entropy_rft.router.deadline import within
+from entropy_rft.router.errors import RouterError
+from entropy_rft.router.security import ClientGone, Keys, parse, read_body, request_id, too_deep
+from entropy_rft.router.settings_parts import LimitSettings
+
+LIMITS = LimitSettings(max_body_bytes=10)
+
+
+@pytest.mark.parametrize("given", [b"Bearer one", b"bearer two", b"BEARER  two "])
+def test_keys_let_in(given: bytes) -> None:
+    Keys(["one", "two"]).check({b"authorization": given})
+
+
+@pytest.mark.parametrize(
+    "given", [None, b"", b"Bearer", b"Bearer ", b"Bearer on", b"Basic one", b"one", b"Bearer \xff"]
+)
+def test_keys_keep_out(given: bytes | None) -> None:
+    with pytest.raises(RouterError) as caught:
+        Keys(["one", "two"]).check({} if given is None else {b"authorization": given})
+    assert caught.value.status == 401
+    assert (b"www-authenticate", b"Bearer") in caught.value.headers()
+
+
+def test_all_keys_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In constant time: the first one that matches does not end it."""
+    import hmac
+
+    compared = []
+    real = hmac.compare_digest
+
+    def counting(a: bytes, b: bytes) -> bool:
+        compared.append(a)
+        return real(a, b)
+
+    monkeypatch.setattr("hmac.compare_digest", counting)
+    Keys(["one", "two", "three"]).check({b"authorization": b"Bearer one"})
+    assert len(compared) == 3
+
+
+def test_no_keys_let_everyone_in() -> None:
+    Keys([]).check({})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (b"abc-1.2:3", True),
+        (b"x" * 128, True),
+        (b"x" * 129, False),
+        (b"", False),
+        (b"a b", False),
+        (b'"}{', False),
+        (b"\xc3\xa9", False),
+        (None, False),
+    ],
+)
+def test_request_id(given: bytes | None, kept: bool) -> None:
+    assert request_id(given) == (given if kept else None)
+
+
+def reading(*pieces: bytes | None, headers: dict[bytes, bytes] | None = None) -> bytes:
+    """What is read of a body that comes in `pieces`; ``None`` is a client that leaves."""
+    messages: list[dict[str, Any]] = [
+        {"type": "http.disconnect"}
+        if piece is None
+        else {"type": "http.request", "body": piece, "more_body": index < len(pieces) - 1}
+        for index, piece in enumerate(pieces)
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    return asyncio.run(read_body(headers or {}, receive, LIMITS))
+
+
+def test_body() -> None:
+    assert reading(b"") == b""
+    assert reading(b"1234567890") == b"1234567890"
+    assert reading(b"12345", b"", b"67890") == b"1234567890"
+
+
+@pytest.mark.parametrize("pieces", [(b"12345678901",), (b"123456", b"7890", b"1", b"never read")])
+def test_body_too_large(pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(RouterError) as caught:
+        reading(*pieces)
+    assert caught.value.status == 413
+
+
+def test_a_large_length_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(RouterError) as caught:
+        reading(headers={b"content-length": b"11"})
+    assert caught.value.status == 413
+
+
+def test_a_compressed_body_is_refused() -> None:
+    with pytest.raises(RouterError) as caught:
+        reading(headers={b"content-encoding": b"gzip"})
+    assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("pieces", [(None,), (b"1", None)])
+def test_a_client_that_leaves(pieces: tuple[bytes | None, ...]) -> None:
+    with pytest.raises(ClientGone):
+        reading(*pieces)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000, b"{} {}"]
+)
+def test_no_json(body: bytes) -> None:
+    with pytest.raises(RouterError) as caught:
+        parse(body, 100)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+def depth(value: Any) -> int:
+    """The plain definition."""
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        [],
+        [[[[[[]]]]]],
+        [{"a": [{}]}, [], {}, [[]]],
+        {"a": "[[[[[[[[[[{{{{{{", 'b"\\': ['"]]]][[[[', "\\"]},
+        {"a": [{"b": {"c": [[], {"d": []}]}}], "e": [1, 2, {"f": {}}]},
+        [[[], [[], [[], [[]]]]]] * 5,
+    ],
+)
+def test_depth_is_that_of_the_value(value: Any) -> None:
+    body = json.dumps(value).encode()
+    for limit in range(1, 12):
+        assert too_deep(body, limit) == (depth(value) > limit), limit
+
+
+def test_too_deep() -> None:
+    assert parse(b"[" * 50 + b"]" * 50, 50)
+    with pytest.raises(RouterError, match="deeper than 49") as caught:
+        parse(b"[" * 50 + b"]" * 50, 49)
+    assert caught.value.code == "too_deep"
+
+
+def test_within_ends_what_takes_too_long() -> None:
+    async def scenario() -> str:
+        cancelled = asyncio.Event()
+
+        async def slow() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        with pytest.raises(asyncio.TimeoutError):
+            await within(0.01, slow())
+        assert cancelled.is_set()
+        assert await within(10, asyncio.sleep(0, "value")) == "value"
+        with pytest.raises(KeyError):
+            await within(10, failing())
+        return "and the task goes on"
+
+    async def failing() -> None:
+        raise KeyError
+
+    assert asyncio.run(scenario()) == "and the task goes on"
+
+
+def test_within_passes_a_cancellation_on() -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(within(60, asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
