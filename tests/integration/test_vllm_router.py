@@ -189,18 +189,21 @@ def test_what_a_client_may_ask_of_vllm(client: openai.OpenAI) -> None:
 def test_a_client_that_leaves_ends_the_generation(
     client: openai.OpenAI, servers: tuple[ServerProcess, ServerProcess]
 ) -> None:
-    aborted = ("vllm:request_success_total", 'finished_reason="abort"')
-    before = metric(servers[0], *aborted)
+    finished = ("vllm:request_success_total", 'finished_reason="length"')
+    generated = "vllm:generation_tokens_total"
+    before = metric(servers[0], *finished), metric(servers[0], generated)
     stream = client.chat.completions.create(
         model=SERVED, messages=questions(1)[0], stream=True, max_tokens=400, n=8, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
+    assert metric(servers[0], "vllm:num_requests_running")
     stream.close()
     deadline = time.monotonic() + 60
     while metric(servers[0], "vllm:num_requests_running"):
         assert time.monotonic() < deadline
         time.sleep(0.1)  # vLLM tells nobody
-    assert metric(servers[0], *aborted) > before
+    assert metric(servers[0], *finished) == before[0]
+    assert metric(servers[0], generated) - before[1] < 400 * 8 / 2
 
 
 def test_traces_from_a_real_server(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:

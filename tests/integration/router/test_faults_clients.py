@@ -214,12 +214,14 @@ def test_slow_loris(router: RunningRouter, where: str) -> None:
         slow = [socket.create_connection(("127.0.0.1", router.port), timeout=30) for _ in range(50)]
         for connection in slow:
             connection.sendall(request(b"{", length=500))
+    start = time.monotonic()
     assert exchange(router.port, request()).status == 200
     for connection in slow:
         with connection:
             reply = read_reply(connection)
             assert reply.status == 408
             assert reply.error
+    assert time.monotonic() - start < 10  # left alone, they would take 20 s for the head
 
 
 def test_a_connection_that_says_nothing(router: RunningRouter) -> None:
