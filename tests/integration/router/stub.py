@@ -141,9 +141,9 @@ class Stub:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for transport in list(self._transports):
-            transport.abort()
-        while self._transports:
+        while self._transports:  # some may have been accepted only just now
+            for transport in list(self._transports):
+                transport.abort()
             await asyncio.sleep(0)
 
 
