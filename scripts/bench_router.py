@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from typing import Any
 
 from bench_statistics import RESULTS, write
 from load_generator import load, questions, run
+from router_report import added, combined, line, table, targets
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "integration"
@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory-requests", type=int, default=100_000)
     parser.add_argument("--no-pin", action="store_true", help="leave it to the system which core runs what")
     parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS / "router-cpu.json")
     options = parser.parse_args()
     if options.quick:
@@ -126,77 +127,6 @@ def measure_all(contenders: list[Contender], options: argparse.Namespace) -> lis
             results.append(result)
             print(line(result), flush=True)
     return results
-
-
-def combined(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of every number; counts are summed, and each round is kept."""
-    first_error = next((each["first_error"] for each in rounds if each["errors"]), None)
-    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second"))]
-    middle = {
-        key: statistics.median(values) if (values := [r[key] for r in rounds if r.get(key) is not None]) else None
-        for key in numbers
-    }
-    counts = {key: sum(each[key] for each in rounds) for key in ("requests", "errors")}
-    return {**counts, "first_error": first_error, **middle, "rounds": rounds}
-
-
-def line(result: dict[str, Any]) -> str:
-    where = f"{result['mode']:>8} c={result['concurrency']:<4}{result['contender']:<34}"
-    if result["errors"]:
-        return f"{where}{result['errors']} errors: {str(result['first_error'])[:120]!r}"
-    shown = ("p50", "p99", "first_byte_p50", "cpu")
-    times = "".join(f"{name} {result[f'{name}_ms']:>9.3f} ms  " for name in shown if result.get(f"{name}_ms"))
-    return f"{where}{result['requests_per_second']:>9.1f} /s  {times}"
-
-
-def added(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Latency above the stub's own at the same load, and ratios to LiteLLM."""
-    found = {(r["mode"], r["concurrency"], r["contender"]): r for r in results if not r["errors"]}
-    rows = []
-    for (mode, concurrency, name), result in found.items():
-        alone = found.get((mode, concurrency, "stub"))
-        if name == "stub" or alone is None:
-            continue
-        row = {"contender": name, "mode": mode, "concurrency": concurrency}
-        row |= {f"added_{p}_ms": round(result[f"{p}_ms"] - alone[f"{p}_ms"], 4) for p in ("p50", "p99")}
-        litellm = found.get((mode, concurrency, "litellm"))
-        if litellm is not None and name != "litellm":
-            row["times_litellm_requests_per_second"] = round(
-                result["requests_per_second"] / litellm["requests_per_second"], 2
-            )
-            row["share_of_litellm_p99"] = round(result["p99_ms"] / litellm["p99_ms"], 4)
-        rows.append(row)
-    return rows
-
-
-def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What was promised, and what came."""
-
-    def value(concurrency: int, key: str) -> float | None:
-        wanted = ("router, cached", "plain", concurrency)
-        return next((r.get(key) for r in rows if (r["contender"], r["mode"], r["concurrency"]) == wanted), None)
-
-    checks: list[tuple[str, float | None, Callable[[float], bool]]] = [
-        ("added p50 at concurrency 1, cached, at most 1 ms", value(1, "added_p50_ms"), lambda v: v <= 1),
-        (
-            "at concurrency 64 at least 10 times LiteLLM's requests/s",
-            value(64, "times_litellm_requests_per_second"),
-            lambda v: v >= 10,
-        ),
-        (
-            "at concurrency 64 at most a tenth of LiteLLM's p99",
-            value(64, "share_of_litellm_p99"),
-            lambda v: v <= 0.1,
-        ),
-        (
-            "memory over the second half of the requests grows by at most 2 %",
-            memory["second_half_growth"] if memory else None,
-            lambda v: v <= 0.02,
-        ),
-    ]
-    return [
-        {"target": text, "value": found, "met": None if found is None else met(found)} for text, found, met in checks
-    ]
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -348,6 +278,9 @@ def environment(note: str, litellm: Path | None) -> dict[str, Any]:
 
 def main() -> int:
     options = arguments()
+    if options.show is not None:
+        print(table(json.loads(options.show.read_text())))
+        return 0
     litellm = options.litellm or (install_litellm() if options.setup else None)
     if litellm is None:
         print("LiteLLM is left out: give --litellm EXECUTABLE or --setup")
@@ -361,9 +294,7 @@ def main() -> int:
         if router is not None and options.memory_requests:
             memory = result["memory"] = watch_memory(router, options.memory_requests)
         result["targets"] = targets(result["added"], memory)
-    for target in result["targets"]:
-        word = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
-        print(f"{target['target']}: {target['value']} ({word})")
+    print("\n" + table(result))
     write(options.output, result)
     failed = any(each["errors"] for each in result["results"]) or bool(result.get("memory", {}).get("errors"))
     return 1 if failed else 0

@@ -73,13 +73,23 @@ def test_a_compressed_answer_stays_compressed(router: RunningRouter, stub: Stub)
     assert "accept-encoding" not in stub.requests[-1].headers  # nobody asked for it
 
 
-@pytest.mark.parametrize("status", [201, 302, 404, 418])
+@pytest.mark.parametrize("status", [201, 404, 418])
 def test_other_statuses_go_through(router: RunningRouter, stub: Stub, status: int) -> None:
-    answer = Answer.error(status) if status >= 400 else Answer(status=status, headers=(("location", "/elsewhere"),))
+    answer = Answer.error(status) if status >= 400 else Answer(status=status)
     stub.script(answer)
     reply = exchange(router.port, request())
     assert (reply.status, reply.body) == (status, answer.pieces[0])
-    assert len(stub.requests) == 1  # redirects are not followed
+    assert len(stub.requests) == 1
+
+
+def test_a_redirect_is_not_followed(router: RunningRouter, stub: Stub) -> None:
+    """Requests go nowhere but where the configuration says."""
+    with Stub() as elsewhere:
+        stub.answer = lambda asked: Answer(status=307, headers=(("location", f"{elsewhere.url}{asked.path}"),))
+        reply = exchange(router.port, request())
+        assert reply.status == 502
+        assert reply.error
+        assert not elsewhere.requests
 
 
 def test_what_belongs_to_one_connection_stays_there(router: RunningRouter, stub: Stub) -> None:
