@@ -27,6 +27,15 @@ class EntropyGRPOConfig(GRPOConfig):
     authors' released code shrinks the loss mask and with it a token-mean denominator, so that dropping tokens also
     raises the weight of every other one; here a token's weight does not depend on what happened to its neighbours, and
     the rule acts alike under each `loss_type`.)
+
+    `entropy_audit_steps` costs, on the steps that are audited, one forward pass without a gradient over the step's
+    batch (about a quarter of the loss and its gradient, little beside the generation), the memory of the batch's
+    inputs until then, and the pass over the old policy where nothing else needs it. The updates are those of a run
+    without it. Logged are ``entropy/measured_change`` (nats per token), and over the tokens of the batch
+    ``entropy/audit_slope`` (measured change per unit logit step that was predicted: the effective step size) and
+    ``entropy/audit_correlation``. Tokens share their parameters and Adam rescales the gradient, so the slope is no
+    constant and the correlation is below 1 for small steps too. In bfloat16 the change of one step can be less than
+    rounding: average over many.
     """
 
     entropy_clip: str = field(
@@ -60,12 +69,23 @@ class EntropyGRPOConfig(GRPOConfig):
             "policy where TRL makes none."
         },
     )
+    entropy_audit_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, measure the step's real entropy change beside the predicted one, by "
+            "one more forward pass over its batch after the update. 0: never."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.build_entropy_clip()  # first, so that a mistake here is named before anything else is set up
         _check_trls_fields(self)
         if not isinstance(self.think_end_token, str) or not self.think_end_token:
             raise ValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
+        if isinstance(self.entropy_audit_steps, bool) or not isinstance(self.entropy_audit_steps, int):
+            raise TypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
+        if self.entropy_audit_steps < 0:
+            raise ValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
         super().__post_init__()
 
     def build_entropy_clip(self) -> EntropyClip | None:

@@ -22,9 +22,10 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
-from entropy_rft.entropy import TokenStatistics, fused_token_statistics
+from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
+from entropy_rft.training.audit import AuditedBatch, EntropyAudit
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
 
@@ -73,7 +74,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
         self._rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
         self._rewards_want_token_entropies = "token_entropies" in wanted
-        self._needs_statistics = self.entropy_clip is not None or self._rewards_need_entropies or args.entropy_metrics
+        wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0
+        self._needs_statistics = self.entropy_clip is not None or self._rewards_need_entropies or wanted_anyway
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         if self._rewards_need_entropies and not self._marker:
             raise ValueError(missing_marker(args.think_end_token, self._tokenizer))
@@ -86,6 +88,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
         self._without_gradient: Tensor | None = None
+        self._audit: EntropyAudit | None = None
+        self._audited: MicroBatch | None = None  # whose loss is under way
+        if args.entropy_audit_steps > 0:
+            self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
+            self.add_callback(self._audit)
 
     @property
     def _process_group(self) -> dist.ProcessGroup | None:
@@ -168,9 +175,24 @@ class EntropyGRPOTrainer(GRPOTrainer):
         log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
+        if self._audited is not None and entropy is not None:
+            arguments = (input_ids, attention_mask, logits_to_keep, *args)
+            self._audit_later(self._audited, entropy.detach(), arguments, kwargs)
         if self._without_gradient is not None:
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
+
+    def _audit_later(self, batch: MicroBatch, before: Tensor, arguments: tuple, keywords: dict[str, Any]) -> None:
+        inside = super()._get_per_token_logps_and_entropies  # no such `super()` within the function below
+
+        def entropy_now() -> Tensor:
+            # The random state is put back: the run goes on as it would have done.
+            with torch.no_grad(), torch.random.fork_rng():
+                return inside(self.model, *arguments, **keywords)[1]
+
+        predicted = predicted_entropy_change(batch.statistics, batch.advantages, batch.mask)
+        assert self._audit is not None
+        self._audit.add(AuditedBatch(predicted, before, batch.mask, entropy_now))
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -256,10 +278,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._without_gradient = inputs.get(_DROPPED)
+        if self._audit is not None and self.model.training and self._audit.due(self.state.global_step):
+            self._audited = _micro_batch(inputs)
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._without_gradient = None
+            self._without_gradient = self._audited = None
 
 
 # What `help()` and editors show: TRL's own arguments.
@@ -333,9 +357,11 @@ def _loss_mask(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _micro_batch(inputs: Mapping[str, Any]) -> MicroBatch:
-    return MicroBatch(
-        TokenStatistics(*(inputs[name] for name in _STATISTICS)), inputs["advantages"], _loss_mask(inputs)
-    )
+    statistics = TokenStatistics(*(inputs[name] for name in _STATISTICS))
+    advantages, mask = inputs["advantages"], _loss_mask(inputs)
+    if _DROPPED in inputs:
+        advantages = torch.where(inputs[_DROPPED], 0.0, per_token(advantages, mask))
+    return MicroBatch(statistics, advantages, mask)
 
 
 def _parameters(reward: Any) -> set[str]:

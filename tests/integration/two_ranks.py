@@ -63,6 +63,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         save_strategy="no",
         disable_tqdm=True,
         mask_truncated_completions=masked,
+        entropy_audit_steps=1,
         entropy_clip="clip_v" if clip_v else "clip_b",
         entropy_clip_mu_low=0.2,
         entropy_clip_advantages="all",
