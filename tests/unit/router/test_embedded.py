@@ -82,6 +82,7 @@ def test_bytes_that_are_no_character_still_end(tokenizer):
         ("one two", ["two", "one t"], ""),
         ("Grüße", ["ü"], "Gr"),
         ("END", ["END"], ""),
+        ("a<think>b", ["k>", "hi"], "a<t"),  # both in one token
     ],
 )
 def test_stop_texts(tokenizer, text, stop, shown):
@@ -258,6 +259,18 @@ def test_a_cancelled_generation_makes_room(engine):
     assert engine.steps < 400
 
 
+def test_what_is_cancelled_while_it_waits_is_not_begun(engine, monkeypatch):
+    joined, add = [], engine._batch.add
+    monkeypatch.setattr(engine._batch, "add", lambda rows: joined.extend(row.prompt_ids for row in rows) or add(rows))
+    job, pieces = ask(engine, max_tokens=[400], n=3, ignore_eos=True)
+    pieces.get(timeout=30)
+    waiting, _ = ask(engine, prompts=[PROMPTS[1]])
+    waiting.cancel()
+    job.cancel()
+    read(ask(engine, prompts=[PROMPTS[2]])[1])
+    assert joined == [PROMPTS[0]] * 3 + [PROMPTS[2]]
+
+
 def test_the_queue_is_bounded(engine):
     job, pieces = ask(engine, max_tokens=[500], n=3, ignore_eos=True)
     pieces.get(timeout=30)
@@ -274,6 +287,12 @@ def test_a_failing_step_fails_its_generations_and_no_others(engine, monkeypatch)
     failed = ask(engine)[1].get(timeout=30)
     assert isinstance(failed, Failed)
     assert "TypeError" in failed.message
+    monkeypatch.undo()
+    _, pieces = ask(engine, max_tokens=[400], ignore_eos=True)
+    pieces.get(timeout=30)
+    monkeypatch.setattr(engine._batch, "step", None)  # now in the middle
+    while not isinstance(pieces.get(timeout=30), Failed):
+        pass
     monkeypatch.undo()
     read(ask(engine)[1])
     assert engine.alive
