@@ -165,7 +165,8 @@ class RouterApp:
             await self._what_is_missing()
             await asyncio.sleep(self.settings.health.interval_s)
 
-    async def _what_is_missing(self) -> list[str]:
+    async def _what_is_missing(self) -> tuple[list[str], bool]:
+        """What does not work now, and whether that is enough not to be ready."""
         missing = ["draining"] if self.draining else []
         if not self.pool.any_up():
             missing.append("backends")
@@ -177,16 +178,15 @@ class RouterApp:
             self.metrics.feature_up.set(up)
             if not up:
                 missing.append("features")
-        serious = [name for name in missing if name != "features" or self.settings.ready_needs_features]
+        serious = any(name != "features" or self.settings.ready_needs_features for name in missing)
         self.metrics.ready.set(not serious)
-        return missing
+        return missing, serious
 
     async def _health(self, request: Request) -> Response:
         return self._json({"status": "ok"}, request)
 
     async def _ready(self, request: Request) -> Response:
-        missing = await self._what_is_missing()
-        serious = [name for name in missing if name != "features" or self.settings.ready_needs_features]
+        missing, serious = await self._what_is_missing()
         status = "not ready" if serious else "degraded" if missing else "ready"
         return self._json({"status": status, "missing": missing}, request, 503 if serious else 200)
 

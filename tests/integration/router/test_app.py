@@ -190,6 +190,7 @@ def test_ready_and_health(stub: Stub, needed: bool) -> None:
         answer = get(router, "/ready")
         assert answer.json() == {"status": "not ready" if needed else "degraded", "missing": ["features"]}
         assert answer.status_code == (503 if needed else 200)
+        assert router.metric("entropy_rft_ready") == (0 if needed else 1)
         assert ask(router).headers["x-entropy-rft-reason"] == "feature_error"
         stub.refuse()
         router.wait_for_metric(0, "entropy_rft_backend_up")

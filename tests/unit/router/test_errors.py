@@ -48,6 +48,7 @@ def test_a_backends_own_error_is_untouched() -> None:
         (b'{"detail": "Not Found"}', "Not Found"),
         (b'{"object": "error", "message": "too long"}', "too long"),
         (b'{"error": "overloaded"}', "overloaded"),
+        (b'{"error": {"code": 7}}', '{"code":7}'),
         (b'{"detail": [{"loc": ["body"], "msg": "bad"}]}', '[{"loc":["body"],"msg":"bad"}]'),
         (b"<html>\n<h1>502 Bad Gateway</h1>", "the backend answered with status 502: <html> <h1>502 Bad Gateway</h1>"),
         (b"\xff\xfe", "the backend answered with status 502: \ufffd\ufffd"),
