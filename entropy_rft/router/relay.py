@@ -28,7 +28,7 @@ class Relay:
 
     Args:
         send: of ASGI.
-        headers: ours, added to the backend's.
+        headers: ours, the request's id first; added to the backend's.
 
     Attributes:
         sending_since: the loop's time since which the client has not taken a piece; ``None`` while it has.
@@ -119,7 +119,8 @@ class Relay:
             except (aiohttp.ClientError, asyncio.TimeoutError) as caught:
                 error = caught
                 break
-        if error is not None or upstream.ended_early(self.tail):
+        at_end = self.tail.rstrip().endswith(b"[DONE]")  # then nothing is lost, however the connection ends
+        if (error is not None or upstream.ended_early(self.tail)) and not at_end:
             self._lost(upstream, error)
             if isinstance(error, asyncio.TimeoutError):
                 what = error_event(504, f"backend {upstream.backend.name} fell silent", "backend_timeout")
@@ -146,12 +147,34 @@ class Relay:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
+        own = self._headers[0][0]  # the request's id: ours, whatever it is called
+        headers = [header for header in headers if header[0] != own]
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
 
     async def _piece(self, body: bytes, more: bool = True) -> None:
         self.sending_since = self._loop.time()
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.sending_since = None
+
+
+def in_one_piece(send: Send) -> Send:
+    """A `send` for HTTP/1.0, which knows no chunks: the answer goes out at its end, with its length."""
+    start: dict[str, Any] = {}
+    pieces: list[bytes] = []
+
+    async def collect(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        pieces.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = b"".join(pieces)
+        headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+        await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return collect
 
 
 def _events_end(piece: bytes) -> int:

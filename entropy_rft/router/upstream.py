@@ -9,11 +9,13 @@ from entropy_rft.router.backends import Backend
 
 Headers = list[tuple[bytes, bytes]]
 
-# Not ours to pass on: of one connection, made anew here, or (cookies, CORS) a matter between us and the client.
+# Not ours to pass on: of one connection, made anew here (a backend may be such a router itself), or a matter between us
+# and the client (cookies, CORS).
 _NOT_PASSED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade content-length "
     b"date server set-cookie x-request-id".split()
 )
+_NOT_PASSED_BEGINNINGS = (b"access-control-", b"x-entropy-rft-")
 
 
 class Upstream:
@@ -47,7 +49,7 @@ class Upstream:
         self.stream = False
         for name, value in response.raw_headers:
             lower = name.lower()
-            if lower not in _NOT_PASSED and not lower.startswith(b"access-control-"):
+            if lower not in _NOT_PASSED and not lower.startswith(_NOT_PASSED_BEGINNINGS):
                 self.headers.append((lower, value))
                 if lower == b"content-type":
                     self.stream = value.lower().startswith(b"text/event-stream")
