@@ -1,0 +1,142 @@
+"""Runs compared on the same questions: intervals from a paired bootstrap over seeds and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from entropy_rft.study.results import RunResult
+
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A mean over seeds of ``Σ numerator / Σ denominator`` over questions, both of shape (seeds, questions)."""
+
+    numerator: np.ndarray
+    denominator: np.ndarray
+
+    def at(self, seeds: np.ndarray, questions: np.ndarray) -> np.ndarray:
+        """(draws,): of drawn seeds (draws, S) and questions (draws, Q)."""
+        # (draws, questions): how often each question was drawn, so that one product does all sums.
+        weights = _counts(questions, self.numerator.shape[1])
+        each = (weights @ self.numerator.T) / (weights @ self.denominator.T)  # (draws, seeds)
+        return np.take_along_axis(each, seeds, axis=1).mean(1)
+
+    @property
+    def value(self) -> float:
+        return float((self.numerator.sum(1) / self.denominator.sum(1)).mean())
+
+    def by_seed(self) -> list[float]:
+        """One number a seed."""
+        return [float(x) for x in self.numerator.sum(1) / self.denominator.sum(1)]
+
+
+class Group:
+    """The runs of one method, one a seed, all measured on the same questions in the same order.
+
+    Raises:
+        ValueError: there is none, or they were measured on different questions.
+    """
+
+    def __init__(self, runs: Sequence[RunResult]) -> None:
+        if not runs:
+            raise ValueError("no run to compare")
+        if len({(run.questions_digest, run.samples) for run in runs}) > 1:
+            names = ", ".join(run.spec["name"] for run in runs)
+            raise ValueError(f"the runs {names} were measured on different questions: only the same can be compared")
+        self.runs = list(runs)
+        self.samples = runs[0].samples
+        self.questions_digest = runs[0].questions_digest
+        self.difficulty = np.asarray(runs[0].questions["difficulty"])
+        self.hardest = self.difficulty.max()
+
+    def _stacked(self, name: str) -> np.ndarray:
+        return np.stack([run.column(name) for run in self.runs])
+
+    def _only(self, values: np.ndarray, level: float | None) -> np.ndarray:
+        return values if level is None else values * (self.difficulty == level)
+
+    def ratio(self, numerator: str, denominator: str, level: float | None = None) -> Quantity:
+        """Of two columns; ``"completions"`` is the number of samples. `level` keeps the questions of one difficulty."""
+        lower = np.full_like(self._stacked("correct"), self.samples)
+        if denominator != "completions":
+            lower = self._stacked(denominator)
+        return Quantity(self._only(self._stacked(numerator), level), self._only(lower, level))
+
+    def accuracy(self, level: float | None = None) -> Quantity:
+        """avg@k, a fraction."""
+        return self.ratio("correct", "completions", level)
+
+    def entropy(self) -> Quantity:
+        """Nats per token, over all tokens."""
+        return self.ratio("entropy", "tokens")
+
+    def thinking(self, level: float | None = None) -> Quantity:
+        """Thinking tokens per completion."""
+        return self.ratio("thinking", "completions", level)
+
+    def pass_at(self, k: int, level: float | None = None) -> Quantity:
+        """Unbiased pass@k, a fraction."""
+        n = self.samples
+        table = np.asarray([1 - comb(n - c, k) / comb(n, k) for c in range(n + 1)])
+        passed = table[self._stacked("correct").astype(int)]
+        return Quantity(self._only(passed, level), self._only(np.ones_like(passed), level))
+
+
+def estimate(quantities: Sequence[Quantity], combine: Callable[..., np.ndarray], seed: int = 0) -> Estimate:
+    """``combine(*values)`` of quantities over the same seeds and questions, which are drawn together.
+
+    Seeds and questions are both drawn with replacement: the interval speaks of other seeds and of other questions.
+
+    Raises:
+        ValueError: the quantities are of different numbers of seeds or questions.
+    """
+    shapes = {quantity.numerator.shape for quantity in quantities}
+    if len(shapes) > 1:
+        raise ValueError(f"only runs of the same seeds and questions can be compared, got {sorted(shapes)}")
+    ((seeds, questions),) = shapes
+    generator = np.random.default_rng(seed)
+    drawn_seeds = generator.integers(seeds, size=(RESAMPLES, seeds))
+    drawn = generator.integers(questions, size=(RESAMPLES, questions))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw without a question of the level
+        values = combine(*(quantity.at(drawn_seeds, drawn) for quantity in quantities))
+    low, high = np.nanquantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    point = combine(*(np.asarray([quantity.value]) for quantity in quantities))
+    return Estimate(float(point[0]), float(low), float(high))
+
+
+def difference(first: Quantity, second: Quantity) -> Estimate:
+    """`second` minus `first`."""
+    return estimate([first, second], lambda a, b: b - a)
+
+
+def proportion(first: Quantity, second: Quantity) -> Estimate:
+    """`second` over `first`."""
+    return estimate([first, second], lambda a, b: b / a)
+
+
+def trend(points: Mapping[float, Quantity]) -> Estimate:
+    """The slope of the straight line through a quantity at several values, by least squares."""
+    x = np.asarray(list(points), dtype=np.float64)
+    weights = (x - x.mean()) / np.square(x - x.mean()).sum()
+    return estimate(list(points.values()), lambda *values: weights @ np.stack(values))
+
+
+def _counts(drawn: np.ndarray, size: int) -> np.ndarray:
+    rows = np.arange(len(drawn))[:, None] * size
+    return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * size).reshape(len(drawn), size).astype(float)

@@ -1,0 +1,262 @@
+"""A study's results as one table, the verdicts, and figures; from the runs' JSON files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.evaluation import plots
+from entropy_rft.evaluation.table import MISSING
+from entropy_rft.study.claims import Claim, judge
+from entropy_rft.study.compare import Group, Quantity
+from entropy_rft.study.figures import panels, save
+from entropy_rft.study.plan import Plan, RunSpec
+from entropy_rft.study.results import Results, RunResult, write_json
+from entropy_rft.study.search import Search
+
+_LAST = 0.1  # the share of the logged steps that a curve's end is the mean of
+
+
+def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, dict[float, Group]], Search]:
+    """What is finished: the methods (and ``start``) and the points of the sweeps of which every seed is."""
+    search = Search(plan, results)
+    groups = {}
+    for name, specs in {"start": plan.starts(), **{n: plan.mains(n, c) for n, c in search.choices.items()}}.items():
+        if (own := _all(specs, results)) is not None:
+            groups[name] = own
+    sweeps: dict[str, dict[float, Group]] = {}
+    for name, sweep in plan.sweeps.items():
+        if sweep.method in search.choices:
+            points = plan.sweep_runs(name, search.choices[sweep.method])
+            sweeps[name] = {value: own for value, specs in points.items() if (own := _all(specs, results))}
+    return groups, sweeps, search
+
+
+def _all(specs: Sequence[RunSpec], results: Results) -> Group | None:
+    found = [results.get(spec.name, spec.digest) for spec in specs]
+    runs = [run for run in found if run is not None]
+    return Group(runs) if len(runs) == len(found) else None
+
+
+def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
+    """claims.json, claims.md and the figures into `output`; returns the claims."""
+    groups, sweeps, search = collect(plan, results)
+    claims = judge(groups, sweeps)
+    titles = {name: method.title for name, method in plan.methods.items()}
+    data = {
+        "study": plan.name,
+        "model": dict(plan.model),
+        "seeds": list(plan.seeds),
+        "test": vars(plan.test),
+        "searches": search.record,
+        "methods": {name: numbers(group) for name, group in groups.items()},
+        "sweeps": {
+            name: {f"{value:g}": numbers(group) for value, group in points.items()} for name, points in sweeps.items()
+        },
+        "claims": [claim.to_dict() for claim in claims],
+        "devices": sorted({run.about["device"] for group in groups.values() for run in group.runs}),
+        "hours_of_runs": round(sum(run.about["seconds"] for group in groups.values() for run in group.runs) / 3600, 2),
+    }
+    write_json(output / "claims.json", _without_nan(data))
+    (output / "claims.md").write_text(markdown(plan, groups, sweeps, search, claims), encoding="utf-8")
+    if groups:
+        trained = {name: group for name, group in groups.items() if name != "start"}
+        if trained:
+            curves_figure(trained, titles, output / "curves.png")
+        difficulty_figure(groups, {"start": "start", **titles}, output / "difficulty.png")
+    if any(sweeps.values()):
+        sweeps_figure(sweeps, output / "sweeps.png")
+    return claims
+
+
+def numbers(group: Group) -> dict[str, list[float]]:
+    """A number a seed of everything the table has."""
+    quantities = table_quantities(group)
+    return {name: quantity.by_seed() for name, quantity in quantities.items()}
+
+
+def table_quantities(group: Group) -> dict[str, Quantity]:
+    """Column to quantity; fractions, nats and tokens."""
+    k = group.samples
+    return {
+        "avg@k": group.accuracy(),
+        "pass@k": group.pass_at(k),
+        "pass@k, hardest": group.pass_at(k, group.hardest),
+        "entropy": group.entropy(),
+        "entropy, thinking": group.ratio("entropy_thinking", "thinking"),
+        "entropy, answer": group.ratio("entropy_answer", "answer"),
+        "thinking tokens": group.thinking(),
+        "truncated": group.ratio("truncated", "completions"),
+    }
+
+
+_FORMATS = {"entropy": (1, 3), "entropy, thinking": (1, 3), "entropy, answer": (1, 4), "thinking tokens": (1, 1)}
+
+
+def markdown(
+    plan: Plan,
+    groups: Mapping[str, Group],
+    sweeps: Mapping[str, Mapping[float, Group]],
+    search: Search,
+    claims: Sequence[Claim],
+) -> str:
+    """Claims, the table of methods, sweeps and searches."""
+    seeds = ", ".join(map(str, plan.seeds))
+    asked = plan.test
+    lines = [
+        f"Study `{plan.name}`: {asked.questions} {asked.split} questions × {asked.samples} samples, seeds {seeds}, "
+        f"{plan.steps} steps. Brackets: 95 % interval of a paired bootstrap over seeds and questions.",
+        "",
+        "| claim | comparison | found | needed | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for claim in claims:
+        lines.append(f"| **{claim.number}. {claim.text}** | | | | **{claim.verdict}** |")
+        for check in claim.checks:
+            e = check.estimate
+            needed = f"{'≤' if check.below else '≥'} {check.threshold:g}"
+            found = f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g}) {check.unit}".strip()
+            lines.append(f"| | {check.text} | {found} | {needed} | {check.verdict} |")
+    lines += ["", "Mean over seeds (range); fractions in percent, entropies in nats per token.", ""]
+    titles = {"start": "start", **{name: method.title for name, method in plan.methods.items()}}
+    lines += _table("method", {titles[name]: group for name, group in groups.items()})
+    for name, points in sweeps.items():
+        sweep = plan.sweeps[name]
+        if points:
+            lines += ["", f"Sweep of `{sweep.field}` ({titles[sweep.method]}):", ""]
+            lines += _table(sweep.field, {f"{value:g}": group for value, group in points.items()})
+    lines += ["", *_search_lines(plan, search)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(first: str, groups: Mapping[str, Group]) -> list[str]:
+    if not groups:
+        return [MISSING]
+    columns = list(table_quantities(next(iter(groups.values()))))
+    lines = [f"| {first} | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for name, group in groups.items():
+        cells = []
+        for column, quantity in table_quantities(group).items():
+            scale, digits = _FORMATS.get(column, (100, 1))
+            values = [scale * value for value in quantity.by_seed()]
+            cells.append(f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _search_lines(plan: Plan, search: Search) -> list[str]:
+    asked = plan.validation
+    lines = [
+        f"Searches ({asked.questions} {asked.split} questions × {asked.samples} samples, seed {plan.search_seed}, "
+        f"{plan.search_steps} steps, the same number of trials for every method; chosen in bold):",
+        "",
+        "| method | chosen by | trial | avg@k, % | entropy | thinking tokens |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, record in search.record.items():
+        for index, trial in enumerate(record["trials"]):
+            what = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items())
+            what = f"**{what}**" if index == record["chosen"] else what
+            title = plan.methods[name].title if index == 0 else ""
+            aim = record["aim"] if index == 0 else ""
+            lines.append(
+                f"| {title} | {aim} | {what} | {100 * trial['accuracy']:.1f} | {trial['entropy']:.3f} | "
+                f"{trial['thinking']:.1f} |"
+            )
+    return lines
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+_CURVES = (
+    ("entropy", "entropy (nats per token)"),
+    ("accuracy", "right answers in training (fraction)"),
+    ("reward", "reward (PEAR's own where it is used)"),
+    ("thinking", "thinking (tokens)"),
+)
+
+
+def curves_figure(groups: Mapping[str, Group], titles: Mapping[str, str], path: Path) -> None:
+    """Mean and range over seeds, over the steps."""
+    figure, axes = panels(len(_CURVES), columns=2)
+    for place, (curve, unit) in zip(axes, _CURVES, strict=True):
+        for index, (name, group) in enumerate(groups.items()):
+            series = [run.curves[curve] for run in group.runs if curve in run.curves]
+            if len(series) < len(group.runs):
+                continue
+            steps = series[0]["steps"]
+            values = np.stack([plots.smoothed(each["values"]) for each in series])
+            look = _look(index)
+            place.plot(steps, values.mean(0), label=titles[name], linewidth=1.8, **look)
+            place.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
+        place.set_xlabel("optimisation step")
+        place.set_ylabel(unit)
+    save(figure, path, axes)
+
+
+def difficulty_figure(groups: Mapping[str, Group], titles: Mapping[str, str], path: Path) -> None:
+    """avg@k, pass@k and thinking length by difficulty; mean and range over seeds."""
+    figure, axes = panels(3)
+    for index, (name, group) in enumerate(groups.items()):
+        levels = sorted(set(group.difficulty.tolist()))
+        quantities = (
+            [group.accuracy(level) for level in levels],
+            [group.pass_at(group.samples, level) for level in levels],
+            [group.thinking(level) for level in levels],
+        )
+        look = {"color": "#808080", "linestyle": "-"} if name == "start" else _look(index - ("start" in groups))
+        for place, own, scale in zip(axes, quantities, (100, 100, 1), strict=True):
+            values = scale * np.asarray([quantity.by_seed() for quantity in own])
+            spread = [values.mean(1) - values.min(1), values.max(1) - values.mean(1)]
+            shift = 0.06 * (index - len(groups) / 2)  # so that the bars stand side by side
+            place.errorbar(
+                np.arange(len(levels)) + shift, values.mean(1), yerr=spread, fmt="o", label=titles[name], capsize=2,
+                markersize=3, linewidth=1.2, **look,
+            )  # fmt: skip
+    k = next(iter(groups.values())).samples
+    for place, unit in zip(axes, (f"avg@{k} (%)", f"pass@{k} (%)", "thinking (tokens)"), strict=True):
+        place.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+        place.set_xlabel("difficulty")
+        place.set_ylabel(unit)
+    save(figure, path, axes, columns=5)
+
+
+def sweeps_figure(sweeps: Mapping[str, Mapping[float, Group]], path: Path) -> None:
+    """Entropy, thinking length and avg@k against each swept value; mean and range over seeds."""
+    shown = {name: points for name, points in sweeps.items() if points}
+    figure, axes = panels(3 * len(shown), columns=3)
+    for row, (name, points) in enumerate(shown.items()):
+        for column, (unit, scale) in enumerate((("entropy (nats)", 1), ("thinking (tokens)", 1), ("avg@k (%)", 100))):
+            place = axes[3 * row + column]
+            quantity = [(g.entropy(), g.thinking(), g.accuracy())[column].by_seed() for g in points.values()]
+            values = scale * np.asarray(quantity)
+            spread = [values.mean(1) - values.min(1), values.max(1) - values.mean(1)]
+            places = np.arange(len(points))
+            place.errorbar(places, values.mean(1), yerr=spread, fmt="o-", color=plots.colour(row), capsize=3)
+            place.set_xticks(places, [f"{value:g}" for value in points])
+            place.set_xlabel({"mu": "μ", "alpha": "α"}.get(name, name))
+            place.set_ylabel(unit)
+    save(figure, path)
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {"color": plots.colour(index), "linestyle": plots.DASHES[index // len(plots.PALETTE) % 2]}
+
+
+def end_of(run: RunResult, curve: str) -> float | None:
+    """Mean of the last tenth of a training curve; None where it was not logged."""
+    values = run.curves.get(curve, {}).get("values", [])
+    return float(np.mean(values[-max(1, int(len(values) * _LAST)) :])) if values else None
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_nan(value) for value in data]
+    if isinstance(data, float) and not np.isfinite(data):
+        return None
+    return data.item() if isinstance(data, np.generic) else data

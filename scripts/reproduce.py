@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""The papers' claims, measured again; every study can be broken off and goes on where it stopped.
+
+    python scripts/reproduce.py --study theory            # the first-order entropy change against the real one: minutes
+    python scripts/reproduce.py --study tiny --jobs 2     # eight methods on the embedded task: hours, two cores
+    python scripts/reproduce.py --study tiny --list       # what is done, what is left, how long it will take
+    python scripts/reproduce.py --study tiny --report     # the tables and figures of what is done
+    python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
+
+Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
+whose file is there is not repeated; the file alone says so, not the checkpoints in runs/. --time_limit stops between
+runs, and the same command goes on next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ("theory", "tiny", "medium")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--study", choices=STUDIES, required=True)
+    add("--plan", type=Path, help="YAML of the study (default: recipes/studies/STUDY.yaml)")
+    add("--output", type=Path, help="of results (default: scripts/results/STUDY)")
+    add("--work_dir", type=Path, help="of checkpoints and logs (default: runs/studies/STUDY)")
+    add("--jobs", type=int, default=2, help="runs at once, one thread each on a CPU")
+    add("--seeds", type=int, nargs="+", help="seeds of the main runs (default: the plan's)")
+    add("--only", nargs="+", metavar="METHOD", help="these methods only")
+    add("--time_limit", type=float, metavar="MINUTES", help="start no run that would end later")
+    add("--list", action="store_true", help="say what is done and what is left, and run nothing")
+    add("--report", action="store_true", help="write tables and figures of what is done, and run nothing")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--batches", type=int, help="theory: optimisation batches")
+    return parser.parse_args()
+
+
+def theory(options: argparse.Namespace) -> int:
+    from entropy_rft.sampling import load_model_and_tokenizer
+    from entropy_rft.study.theory import TheorySettings, study
+    from entropy_rft.study.theory_report import markdown, write_figure
+
+    settings = TheorySettings(**({"batches": options.batches} if options.batches is not None else {}))
+    output = options.output or ROOT / "scripts" / "results" / "theory"
+    result = study(settings, *load_model_and_tokenizer(settings.model, device="cpu"))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "theory.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    (output / "theory.md").write_text(markdown(result), encoding="utf-8")
+    write_figure(result, output / "theory.png")
+    print(markdown(result))
+    print(f"written: {output / 'theory.json'}, theory.md and theory.png")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from entropy_rft.study.models import identified
+    from entropy_rft.study.plan import load_plan
+    from entropy_rft.study.report import write_report
+    from entropy_rft.study.results import Results
+    from entropy_rft.study.schedule import Scheduler, prepare_model, status_lines
+
+    plan_file = options.plan or ROOT / "recipes" / "studies" / f"{options.study}.yaml"
+    plan = identified(load_plan(plan_file)).only(options.only, options.seeds)
+    output = options.output or ROOT / "scripts" / "results" / options.study
+    work_dir = options.work_dir or ROOT / "runs" / "studies" / options.study
+    results = Results(output)
+    if options.list:
+        print("\n".join(status_lines(plan, results, options.jobs)))
+        return 0
+    failed: dict[str, str] = {}
+    if not options.report:
+        limit = None if options.time_limit is None else 60 * options.time_limit
+        scheduler = Scheduler(
+            plan, results, work_dir, prepare_model(plan, work_dir), jobs=options.jobs, device=options.device,
+            time_limit=limit,
+        )  # fmt: skip
+        try:
+            scheduler.run()
+        finally:
+            failed = scheduler.failed
+    claims = write_report(plan, results, output)
+    for claim in claims:
+        print(f"{claim.number}. {claim.text}: {claim.verdict}")
+    print(status_lines(plan, results, options.jobs)[-1])
+    print(f"written: {output / 'claims.md'}, claims.json and the figures")
+    for name, line in failed.items():
+        print(f"reproduce: {name} failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    options = arguments()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; a typo in a model's name fails at once
+    try:
+        if options.study == "theory":
+            return theory(options)
+        return compare(options)
+    except (ValueError, OSError) as error:
+        print(f"reproduce: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reproduce: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

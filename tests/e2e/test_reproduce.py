@@ -1,0 +1,161 @@
+"""The study of methods at the smallest size: broken off, gone on with, and reported from its JSON files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+PLAN: dict[str, Any] = {
+    "name": "smallest",
+    "model": {"name": "tiny_reasoner"},
+    "steps": 2,
+    "seeds": [0, 1],
+    "search_steps": 1,
+    "search_seed": 9,
+    "validation": {"split": "validation", "questions": 3, "samples": 2, "max_tokens": 24},
+    "test": {"split": "test", "questions": 6, "samples": 2, "max_tokens": 24},
+    "fields": {
+        "task": "arithmetic", "rewards": ["task"], "entropy_clip": "none", "entropy_metrics": True,
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 4, "num_iterations": 2,
+        "max_completion_length": 24, "bf16": False, "logging_steps": 1, "save_strategy": "steps", "save_steps": 1,
+    },
+    "methods": {
+        "grpo": {"title": "GRPO", "aim": "accuracy", "trials": [{"learning_rate": 1.0e-4}]},
+        "clip_b_pear": {
+            "title": "Clip_B + PEAR",
+            "aim": "length",
+            "fields": {
+                "entropy_clip": "clip_b", "rewards": ["pear", "task"], "reward_weights": [1.0, 0.0], "pear_floor": 0.1,
+            },
+            "trials": [{"entropy_clip_mu_low": 1.5}],
+        },
+    },
+    "sweeps": {"mu": {"method": "clip_b_pear", "field": "entropy_clip_mu_low", "values": [1.5]}},
+}  # fmt: skip
+
+
+def command(directory: Path, *more: str) -> list[str]:
+    plan = directory / "plan.yaml"
+    if not plan.exists():
+        plan.write_text(yaml.safe_dump(PLAN))
+    places = ["--output", str(directory / "results"), "--work_dir", str(directory / "work")]
+    script = str(ROOT / "scripts" / "reproduce.py")
+    return [sys.executable, script, "--study", "tiny", "--plan", str(plan), "--jobs", "2", *places, *more]
+
+
+def reproduce(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(directory, *more), capture_output=True, text=True, timeout=500)
+
+
+def workers(directory: Path) -> list[str]:
+    """Command lines of the study's processes that are still there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(directory) in line and "study.worker" in line:
+            found.append(line)
+    return found
+
+
+def test_a_study_is_broken_off_and_goes_on(tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts its background jobs, such as a whole test run, with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    runs = tmp_path / "results" / "runs"
+    deadline = time.monotonic() + 300
+    while not list(runs.glob("*.json")):  # the first run is finished, and a second one is under way
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    output, errors = first.communicate(timeout=120)
+    assert first.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert workers(tmp_path) == []
+    done = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    assert 0 < len(done) < 8
+
+    # Not a minute of runs fits into a millisecond: nothing is started, and it says what is left.
+    late = reproduce(tmp_path, "--time_limit", "0.0001")
+    assert late.returncode == 0, late.stderr
+    assert "time is up" in late.stderr
+    assert len(list(runs.glob("*.json"))) == len(done)
+
+    second = reproduce(tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "8 of 8 runs are done" in second.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    assert {path.stem for path in runs.glob("*.json")} == {
+        "start-seed0", "start-seed1", "trial-grpo-0-seed9", "trial-clip_b_pear-0-seed9",
+        *(f"{method}-seed{seed}" for method in ("grpo", "clip_b_pear") for seed in (0, 1)),
+    }  # fmt: skip
+    run = json.loads((runs / "clip_b_pear-seed0.json").read_text())
+    assert run["curves"]["entropy"]["steps"] == [1, 2]
+    assert len(run["curves"]["accuracy"]["values"]) == 1  # one generation
+    assert len(run["questions"]["correct"]) == 6
+    assert all(0 <= correct <= 2 for correct in run["questions"]["correct"])
+    assert all(0 < tokens <= 48 for tokens in run["questions"]["tokens"])
+    trained = next((tmp_path / "work" / "runs").glob("clip_b_pear-seed0-*/model.safetensors"))
+    assert not list(trained.parent.glob("checkpoint-*"))
+    # The same questions and completions of the start for both methods; another model after training.
+    start = json.loads((runs / "start-seed0.json").read_text())
+    assert start["questions_digest"] == run["questions_digest"]
+    assert start["curves"] == {}
+
+    # A clone has the results and nothing else.
+    shutil.rmtree(tmp_path / "work")
+    third = reproduce(tmp_path, "--report")
+    assert third.returncode == 0, third.stderr
+    assert "8 of 8 runs are done" in third.stdout
+    text = (tmp_path / "results" / "claims.md").read_text(encoding="utf-8")
+    assert "| GRPO |" in text
+    assert "**1. GRPO's entropy falls**" in text
+    assert (tmp_path / "results" / "curves.png").is_file()
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    plan = {**PLAN, "seeds": [0], "sweeps": {}, "methods": {
+        "grpo": {**PLAN["methods"]["grpo"], "trials": []},
+        "broken": {"title": "broken", "aim": "entropy", "fields": {"learning_rate": -1.0}, "trials": []},
+    }}  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    result = reproduce(tmp_path)
+    assert result.returncode == 1
+    assert "broken-seed0 failed: ValueError: learning_rate must not be negative" in result.stderr
+    assert (tmp_path / "results" / "runs" / "grpo-seed0.json").is_file()
+    assert "2 of 3 runs are done" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "grop"], "unknown method 'grop'; did you mean grpo"),
+        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--plan", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
+    result = reproduce(tmp_path, *flags)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert os.listdir(tmp_path) == ["plan.yaml"]
