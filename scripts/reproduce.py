@@ -47,11 +47,14 @@ def theory(options: argparse.Namespace) -> int:
     from entropy_rft.study.theory import TheorySettings, study
     from entropy_rft.study.theory_report import markdown, write_figure
 
-    settings = TheorySettings(**({"batches": options.batches} if options.batches is not None else {}))
     output = options.output or ROOT / "scripts" / "results" / "theory"
-    result = study(settings, *load_model_and_tokenizer(settings.model, device="cpu"))
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "theory.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    if options.report:
+        result = json.loads((output / "theory.json").read_text(encoding="utf-8"))
+    else:
+        settings = TheorySettings(**({"batches": options.batches} if options.batches is not None else {}))
+        result = study(settings, *load_model_and_tokenizer(settings.model, device="cpu"))
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "theory.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     (output / "theory.md").write_text(markdown(result), encoding="utf-8")
     write_figure(result, output / "theory.png")
     print(markdown(result))

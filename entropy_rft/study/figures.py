@@ -29,6 +29,17 @@ def panels(count: int, *, columns: int | None = None) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
+def logarithmic(axes: Any, which: str) -> None:
+    """Make an axis ("x" or "y") logarithmic, with plain labels: the report's style writes no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Any, path: str | os.PathLike[str], legend_from: Sequence[Any] = (), columns: int = 4) -> None:
     """Write it black on white, with one legend below for the labelled lines of `legend_from`."""
     import matplotlib

@@ -10,7 +10,7 @@ import numpy as np
 
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.table import number
-from entropy_rft.study.figures import panels, save
+from entropy_rft.study.figures import logarithmic, panels, save
 
 _SWEEPS = {"logits": "one token's logits", "sgd": "parameters, SGD", "adam": "parameters, Adam"}
 
@@ -36,12 +36,12 @@ def write_figure(result: Mapping[str, Any], path: Path) -> None:
                 guide = batch[-1]["rms_error"] * (np.asarray(rates) / rates[-1]) ** 2
                 errors.plot(rates, guide, color=plots._INK, linewidth=0.8, linestyle=plots.DASHES[1])
     for axes in (slopes, errors):
-        axes.set_xscale("log")
+        logarithmic(axes, "x")
         axes.set_xlabel("step, as a fraction of the largest")
     slopes.axhline(1, color=plots._INK, linewidth=0.8)
-    slopes.set_ylabel("measured / predicted (slope over tokens)")
-    errors.set_yscale("log")
-    errors.set_ylabel("error, nats per token (dashed: quadratic)")
+    slopes.set_ylabel("measured / predicted (slope)")
+    logarithmic(errors, "y")
+    errors.set_ylabel("rms error, nats (dashed: quadratic)")
     for index, shared in enumerate(result["shared"].values(), start=1):
         # Each in units of its own spread: the formula has no scale under Adam.
         predicted, measured = ([row[kind] for row in shared["batches"]] for kind in ("predicted", "measured"))

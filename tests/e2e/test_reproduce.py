@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -86,7 +85,7 @@ def test_a_study_is_broken_off_and_goes_on(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.send_signal(signal.SIGINT)
-    output, errors = first.communicate(timeout=120)
+    _, errors = first.communicate(timeout=120)
     assert first.returncode == 130, errors
     assert "the same command goes on" in errors
     assert workers(tmp_path) == []
@@ -158,4 +157,4 @@ def test_a_mistake_is_one_line(tmp_path: Path, flags: list[str], message: str) -
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
-    assert os.listdir(tmp_path) == ["plan.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
