@@ -6,6 +6,7 @@
     python scripts/reproduce.py --study tiny --list       # what is done, what is left, how long it will take
     python scripts/reproduce.py --study tiny --report     # the tables and figures of what is done
     python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
+    python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
 whose file is there is not repeated; the file alone says so, not the checkpoints in runs/. --time_limit stops between
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("theory", "tiny", "medium")
+STUDIES = ("theory", "tiny", "medium", "difficulty")
 
 
 def arguments() -> argparse.Namespace:
@@ -39,6 +40,9 @@ def arguments() -> argparse.Namespace:
     add("--report", action="store_true", help="write tables and figures of what is done, and run nothing")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batches", type=int, help="theory: optimisation batches")
+    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty: models (default: those that tiny left of seed 0)")
+    add("--train_questions", type=int, help="difficulty: of the probe")
+    add("--test_questions", type=int, help="difficulty: to compare on")
     return parser.parse_args()
 
 
@@ -60,6 +64,45 @@ def theory(options: argparse.Namespace) -> int:
     print(markdown(result))
     print(f"written: {output / 'theory.json'}, theory.md and theory.png")
     return 0
+
+
+def difficulty(options: argparse.Namespace) -> int:
+    from entropy_rft.evaluation.probe_study import StudySettings
+    from entropy_rft.study.difficulty import markdown, study_models, trained_models, write_figure
+    from entropy_rft.study.models import identified
+    from entropy_rft.study.plan import load_plan
+    from entropy_rft.study.results import Results, write_json
+
+    output = options.output or ROOT / "scripts" / "results" / "difficulty"
+    if options.report:
+        result = json.loads((output / "difficulty.json").read_text(encoding="utf-8"))
+    else:
+        if options.models:
+            models = dict(pair.partition("=")[::2] for pair in options.models)
+            if not all(models.values()):
+                raise ValueError(f"models must be NAME=DIR, got {' '.join(options.models)}")
+        else:
+            plan = identified(load_plan(options.plan or ROOT / "recipes" / "studies" / "tiny.yaml"))
+            trained = ROOT / "runs" / "studies" / "tiny"
+            models = trained_models(plan, Results(ROOT / "scripts" / "results" / "tiny"), trained, plan.seeds[0])
+            if len(models) < 2:
+                raise ValueError(f"no trained model in {trained}: run --study tiny first, or give --models NAME=DIR")
+        if options.only:
+            models = {name: source for name, source in models.items() if name in options.only}
+        sizes = {n: v for n in ("train_questions", "test_questions") if (v := getattr(options, n)) is not None}
+        directory = options.work_dir or ROOT / "runs" / "studies" / "difficulty"
+        seeds = options.seeds or [0, 1, 2]
+        result = study_models(models, StudySettings(**sizes), seeds, directory, device=options.device, log=_say)
+        write_json(output / "difficulty.json", result)
+    (output / "difficulty.md").write_text(markdown(result), encoding="utf-8")
+    write_figure(result, output / "difficulty.png")
+    print(markdown(result))
+    print(f"written: {output / 'difficulty.json'}, difficulty.md and difficulty.png")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -104,7 +147,7 @@ def main() -> int:
     try:
         if options.study == "theory":
             return theory(options)
-        return compare(options)
+        return difficulty(options) if options.study == "difficulty" else compare(options)
     except (ValueError, OSError) as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2

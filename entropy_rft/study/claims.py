@@ -76,7 +76,13 @@ def judge(groups: Groups, sweeps: Sweeps) -> list[Claim]:
     Args:
         groups: method (and ``start``) to its runs; a claim whose methods are missing has no checks.
         sweeps: ``mu`` and ``alpha`` to value to its runs.
+
+    Raises:
+        ValueError: two of them were measured on different questions.
     """
+    everything = [*groups.values(), *(group for points in sweeps.values() for group in points.values())]
+    if len({(group.questions_digest, group.samples) for group in everything}) > 1:
+        raise ValueError("the runs were measured on different questions: only the same ones can be compared")
     return [
         Claim(1, "GRPO's entropy falls", _collapse(groups)),
         Claim(

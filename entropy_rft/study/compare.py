@@ -39,11 +39,12 @@ class Quantity:
 
     @property
     def value(self) -> float:
-        return float((self.numerator.sum(1) / self.denominator.sum(1)).mean())
+        return float(np.mean(self.by_seed()))
 
     def by_seed(self) -> list[float]:
-        """One number a seed."""
-        return [float(x) for x in self.numerator.sum(1) / self.denominator.sum(1)]
+        """One number a seed; NaN where there is nothing to divide by, such as no answer at all."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return [float(x) for x in self.numerator.sum(1) / self.denominator.sum(1)]
 
 
 class Group:

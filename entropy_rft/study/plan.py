@@ -227,7 +227,9 @@ class Plan:
     ) -> RunSpec:
         # Of each run's own seed, so that the sampling of two runs of a pair is alike and of two seeds is not.
         asked = Measurement(**{**vars(measurement), "seed": measurement.seed + seed})
-        everything = {**self.fields, **own} if steps else {}
+        everything = {**self.fields, **own}
+        if not steps:  # nothing is trained, but the questions are those of the others
+            everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
         title = "start" if kind == START else self.methods[method].title
         return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.evaluation import plots
-from entropy_rft.evaluation.table import MISSING
+from entropy_rft.evaluation.table import MISSING, number
 from entropy_rft.study.claims import Claim, judge
 from entropy_rft.study.compare import Group, Quantity
 from entropy_rft.study.figures import panels, save
@@ -142,7 +142,8 @@ def _table(first: str, groups: Mapping[str, Group]) -> list[str]:
         for column, quantity in table_quantities(group).items():
             scale, digits = _FORMATS.get(column, (100, 1))
             values = [scale * value for value in quantity.by_seed()]
-            cells.append(f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})")
+            mean, low, high = (number(value, digits) for value in (float(np.mean(values)), min(values), max(values)))
+            cells.append(MISSING if mean == MISSING else f"{mean} ({low}–{high})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

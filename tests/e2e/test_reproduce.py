@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,18 @@ def command(directory: Path, *more: str) -> list[str]:
 
 def reproduce(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(directory, *more), capture_output=True, text=True, timeout=500)
+
+
+def in_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str]:
+    """The script's exit code and all it printed; here, since each new process imports torch."""
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "reproduce.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, printed.out + printed.err
 
 
 def workers(directory: Path) -> list[str]:
@@ -158,3 +171,66 @@ def test_a_mistake_is_one_line(tmp_path: Path, flags: list[str], message: str) -
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_the_medium_study_at_a_reduced_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = yaml.safe_load((ROOT / "recipes" / "studies" / "medium.yaml").read_text(encoding="utf-8"))
+    make = plan["model"]["make"]
+    make |= {"hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "head_dim": 8}
+    make |= {"drill_steps": 2, "steps": 2, "batch_size": 4}
+    plan |= {"steps": 2, "search_steps": 1, "seeds": [0], "sweeps": {}}
+    for name in ("validation", "test"):
+        plan[name] |= {"questions": 4, "samples": 2, "max_tokens": 16}
+    plan["fields"] |= {"per_device_train_batch_size": 8, "max_completion_length": 16, "num_generations": 4}
+    plan["methods"] = {name: {**plan["methods"][name], "trials": []} for name in ("grpo", "clip_v_pear")}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    words = [word if word != "tiny" else "medium" for word in command(tmp_path)[2:]]
+    code, printed = in_this_process(monkeypatch, capsys, *words)
+    assert code == 0, printed
+    assert "making the model in" in printed
+    assert "3 of 3 runs are done" in printed
+    run = json.loads((tmp_path / "results" / "runs" / "clip_v_pear-seed0.json").read_text())
+    assert set(run["questions"]["difficulty"]) == {4, 5, 6, 7}
+    start = json.loads((tmp_path / "results" / "runs" / "start-seed0.json").read_text())
+    assert start["questions_digest"] == run["questions_digest"]
+    assert run["spec"]["model"]["make"]["layers"] == 2
+    # The model is made once; another one is refused while that lies there.
+    code, printed = in_this_process(monkeypatch, capsys, *words)
+    assert "making the model" not in printed
+    plan["model"]["make"]["layers"] = 3
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    code, printed = in_this_process(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "delete it" in printed
+
+
+def test_difficulty_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from entropy_rft.difficulty import Thresholds
+    from entropy_rft.evaluation import probe_study
+
+    small = probe_study.StudySettings(
+        train_questions=36, test_questions=12, samples=2, answer_samples=2, max_tokens=120,
+        thresholds=Thresholds(0.7, 0.3, 0.4),  # so few questions need not have three clouds
+    )  # fmt: skip
+    monkeypatch.setattr(probe_study, "StudySettings", lambda **given: small)
+    from entropy_rft.assets import TINY_REASONER
+
+    words = ["--study", "difficulty", "--seeds", "0", "--output", str(tmp_path / "out")]
+    words += ["--work_dir", str(tmp_path / "work"), "--models", "start=tiny_reasoner", f"after={TINY_REASONER}"]
+    code, printed = in_this_process(monkeypatch, capsys, *words)
+    assert code == 0, printed
+    result = json.loads((tmp_path / "out" / "difficulty.json").read_text())
+    assert set(result["models"]) == {"start", "after"}
+    start, after = (result["models"][name] for name in ("start", "after"))
+    assert start["u_shape"]["levels"] == ["2", "3", "4", "5", "6", "7"]
+    assert start["u_shape"] == after["u_shape"]  # one and the same model
+    assert start["policies"]["probe"]["tokens"] == after["policies"]["probe"]["tokens"]
+    text = (tmp_path / "out" / "difficulty.md").read_text(encoding="utf-8")
+    assert text.count("\n| start |") == text.count("\n| after |") == 2
+    assert (tmp_path / "out" / "difficulty.png").is_file()
+    code, printed = in_this_process(monkeypatch, capsys, "--study", "difficulty", "--models", "start")
+    assert (code, printed) == (2, "reproduce: error: models must be NAME=DIR, got start\n")

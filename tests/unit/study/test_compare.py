@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,9 @@ def test_claims_on_invented_runs(plan: Plan) -> None:
     assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, FAILS, MISSING]
     groups["clip_b"] = group("clip_b", accuracy=0.3, entropy=0.4)
     assert judge(groups, sweeps)[1].verdict == FAILS
+    groups["start"] = Group([replace(run, questions_digest="others") for run in groups["start"].runs])
+    with pytest.raises(ValueError, match="different questions"):
+        judge(groups, sweeps)
 
 
 def test_report_of_a_finished_and_of_an_empty_study(
