@@ -60,8 +60,27 @@ def test_the_directional_derivative_is_that_of_the_gradient(tiny: Any) -> None:
     gradients = torch.autograd.grad(moved.entropy(parameters, batch).sum(), list(parameters.values()))
     expected = sum(float((g * s).sum()) for g, s in zip(gradients, step.values(), strict=True))
     assert float(moved.direction(step, batch).sum()) == pytest.approx(expected, rel=1e-9)
-    # and the step is downhill on the loss -1/N Σ A log π
-    assert float(torch.stack([(s * s).sum() for s in step.values()]).sum()) > 0
+
+
+def test_a_step_makes_tokens_with_a_positive_advantage_likelier(tiny: Any) -> None:
+    (batch,) = theory.sample_batches(
+        TheorySettings(batches=1, questions=1, samples=4, max_tokens=40, seed=3), *tiny, progress=False
+    )
+    batch = theory.Batch(**{**vars(batch), "advantages": torch.linspace(-1, 1, len(batch.token_ids)).double()})
+    moved = EntropyModel(tiny[0])
+
+    def objective(parameters: dict[str, torch.Tensor]) -> float:
+        log_probs = moved.logits(parameters, batch).log_softmax(-1)
+        chosen = log_probs[torch.arange(len(batch.token_ids)), batch.token_ids]
+        return float((batch.advantages * chosen).sum()) / len(batch.token_ids)
+
+    for optimizer in theory.OPTIMIZERS:
+        step = step_direction(moved.gradient(batch), optimizer)
+        # To first order the objective rises by gradient times step.
+        slope = sum(float((-g * s).sum()) for g, s in zip(moved.gradient(batch).values(), step.values(), strict=True))
+        after = objective({k: v + 1e-7 * step[k] for k, v in moved.parameters.items()})
+        assert (after - objective(moved.parameters)) / 1e-7 == pytest.approx(slope, rel=1e-3)
+        assert slope > 0
 
 
 def test_the_model_is_left_as_it_was(tiny: Any, result: dict[str, Any]) -> None:
