@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -141,8 +142,13 @@ def compare(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(143)  # on the way out the runs under way are ended
+
+
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; a typo in a model's name fails at once
     try:
         if options.study == "theory":

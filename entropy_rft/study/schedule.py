@@ -131,7 +131,8 @@ class Scheduler:
         job, log = directory.with_suffix(".job.json"), directory.with_suffix(".log")
         result = self.results.path(spec.name)
         places = {"directory": str(directory.resolve()), "result": str(result.resolve())}
-        write_json(job, {"spec": spec.to_dict(), "model": self.model, "device": self.device, **places})
+        about = {"model": self.model, "device": self.device, "parent": os.getpid()}
+        write_json(job, {"spec": spec.to_dict(), **about, **places})
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))

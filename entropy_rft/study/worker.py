@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,11 +56,12 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     from entropy_rft.tasks import load_task
     from entropy_rft.training.run_directory import installed_versions
 
-    started = time.monotonic()
+    training_seconds = 0.0
     curves: dict[str, dict[str, list[float]]] = {}
     if spec.steps:
         train(spec, model, directory, device)
         curves = read_curves(directory / "metrics.jsonl")
+        training_seconds = _seconds(directory / "metrics.jsonl")
     trained = time.monotonic()
     asked = spec.measurement
     task_name, options = spec.fields.get("task", "arithmetic"), dict(spec.fields.get("task_options") or {})
@@ -67,7 +71,7 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     questions, digest = measure(loaded, tokenizer, task, spec)
     ended = time.monotonic()
     about = {
-        "seconds": round(ended - started, 1),
+        "seconds": round(training_seconds + ended - trained, 1),
         "measuring_seconds": round(ended - trained, 1),
         "completions": spec.completions,
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
@@ -120,6 +124,12 @@ def read_curves(metrics: Path) -> dict[str, dict[str, list[float]]]:
                 curve["steps"].append(entry["step"])
                 curve["values"].append(_rounded(value))
     return curves
+
+
+def _seconds(metrics: Path) -> float:
+    """Of the training, over all its attempts: the log goes on where the run does."""
+    last = metrics.read_text(encoding="utf-8").splitlines()[-1]
+    return float(json.loads(last)["time"])
 
 
 def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
@@ -176,11 +186,23 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it, however that ended: two must never work on one run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="entropy_rft.study.worker", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", type=Path, help="JSON with spec, model, directory, result and device")
+    parser.add_argument("job", type=Path, help="JSON with spec, model, directory, result, device and parent")
     job = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
     directory = Path(job["directory"])
+    _end_with(job["parent"])
     spec = RunSpec.from_dict(job["spec"])
     run(spec, job["model"], directory, job["device"]).save(Path(job["result"]))
     for checkpoint in directory.glob("*checkpoint-*"):

@@ -131,6 +131,7 @@ def test_a_study_is_broken_off_and_goes_on(tmp_path: Path) -> None:
     start = json.loads((runs / "start-seed0.json").read_text())
     assert start["questions_digest"] == run["questions_digest"]
     assert start["curves"] == {}
+    assert run["about"]["seconds"] > run["about"]["measuring_seconds"] > 0
 
     # A clone has the results and nothing else.
     shutil.rmtree(tmp_path / "work")
@@ -142,6 +143,21 @@ def test_a_study_is_broken_off_and_goes_on(tmp_path: Path) -> None:
     assert "**1. GRPO's entropy falls**" in text
     assert (tmp_path / "results" / "curves.png").is_file()
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_run_outlives_the_study(tmp_path: Path, how: signal.Signals) -> None:
+    study = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while len(workers(tmp_path)) < 2:
+        assert study.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    study.send_signal(how)
+    assert study.wait(60) == (143 if how == signal.SIGTERM else -signal.SIGKILL)
+    while workers(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
