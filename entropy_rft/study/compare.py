@@ -102,7 +102,8 @@ class Group:
 def estimate(quantities: Sequence[Quantity], combine: Callable[..., np.ndarray], seed: int = 0) -> Estimate:
     """``combine(*values)`` of quantities over the same seeds and questions, which are drawn together.
 
-    Seeds and questions are both drawn with replacement: the interval speaks of other seeds and of other questions.
+    Seeds and questions are both drawn with replacement: the interval speaks of other seeds and of other questions. With
+    three seeds it is rough, and reaches little beyond the seeds themselves.
 
     Raises:
         ValueError: the quantities are of different numbers of seeds or questions.
