@@ -18,7 +18,7 @@ from entropy_rft.router.guard import CONNECTION
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, Endpoint, answers_wanted, check_request
 from entropy_rft.router.proxy import Proxy, passed_on
-from entropy_rft.router.relay import Relay, Send, Truncated, in_one_piece
+from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
 from entropy_rft.router.settings import RouterSettings
@@ -112,10 +112,10 @@ class Generate:
         headers = dict(scope["headers"])
         identity = self.request_id(headers)
         ours: Headers = [(self.id_header, identity)]
-        if scope.get("http_version") == "1.0":
-            send = in_one_piece(send)
-        exchange = Exchange(scope, headers, send, ours)
         connection = scope.get(CONNECTION)
+        if connection is not None and scope["http_version"] == "1.0":
+            send = connection.unchunked(send)
+        exchange = Exchange(scope, headers, send, ours)
         if connection is not None:
             connection.on_lost = exchange.leave
         self.exchanges.add(exchange)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -87,6 +87,18 @@ class GuardedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(*self._refusal)
+
+    def unchunked(self, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        """A `send` for HTTP/1.0, which knows no chunks: an answer without a length ends with its connection."""
+        cycle = self.cycle
+        cycle.chunked_encoding = False
+        cycle.keep_alive = False
+
+        async def plainly(message: Any) -> None:
+            cycle.expected_content_length = len(message.get("body", b""))  # uvicorn checks what it is told
+            await send(message)
+
+        return plainly
 
     def abort(self) -> None:
         """Cut the connection, whatever is still to be sent."""

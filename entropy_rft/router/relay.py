@@ -157,26 +157,6 @@ class Relay:
         self.sending_since = None
 
 
-def in_one_piece(send: Send) -> Send:
-    """A `send` for HTTP/1.0, which knows no chunks: the answer goes out at its end, with its length."""
-    start: dict[str, Any] = {}
-    pieces: list[bytes] = []
-
-    async def collect(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            start.update(message)
-            return
-        pieces.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        body = b"".join(pieces)
-        headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-        await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-
-    return collect
-
-
 def _events_end(piece: bytes) -> int:
     """Where the last whole event ends; 0 where there is none."""
     lf, crlf = piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n")
