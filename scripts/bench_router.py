@@ -42,7 +42,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "router")]
 
 from processes import ServerProcess, router_process  # noqa: E402
 
-LITELLM = "1.106.0"
+LITELLM = "1.106.2"
 CONCURRENCY = (1, 16, 64, 256)
 WORDS = 16  # of a streamed answer
 CACHED = 64  # questions
