@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 # Configurations of launchers and of other verbs have readers of their own.
-OTHERS = ("accelerate", "deepspeed", "router")
+OTHERS = ("accelerate", "deepspeed", "router", "studies")
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.relative_to(RECIPES).parts[0] not in OTHERS)
 every_recipe = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(RECIPES)))
 
