@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
-from entropy_rft.evaluation.policies import Answers, compare_policies, measure_policies, pooled, summary
+from entropy_rft.evaluation.policies import Answers, compare_policies, measure_policies, pooled, saved_fraction, summary
 from entropy_rft.evaluation.strategies import by_level
 from entropy_rft.evaluation.strategy_page import policy_lines, short_policy_lines, write_page
 from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened, tune_confidence
@@ -79,6 +81,33 @@ def test_the_differences_are_paired():
     tokens = np.concatenate([base - 20, base, base - 10], axis=1) + np.zeros((60, 3, 2))
     result = compare_policies(answers(np.ones((60, 3, 2)), tokens), [EASY] * 60)["policies"]["probe"]
     assert result["minus_normal"]["tokens"] == pytest.approx([-20, -20, -20])
+
+
+def test_the_saving_is_a_ratio_of_what_is_drawn_together():
+    """Half of Normal's tokens are saved on every question, however long: no draw of questions saves anything else."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(10, 2000, size=(60, 1, 1))
+    tokens = np.concatenate([base / 2, base, base], axis=1) + np.zeros((60, 3, 2))
+    saving = compare_policies(answers(np.ones((60, 3, 2)), tokens), [EASY] * 60)["policies"]["probe"]["minus_normal"]
+    assert saving["saving"] == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_the_interval_of_the_saving_against_references():
+    # All 6^6 resamples of six questions, one by one.
+    normal, other = np.array([10.0, 80, 30, 200, 55, 120]), np.array([9.0, 30, 31, 90, 20, 100])
+    every = np.array([1 - other[list(rows)].sum() / normal[list(rows)].sum() for rows in product(range(6), repeat=6)])
+    share, low, high = saved_fraction(normal, other, resamples=100_000)
+    assert share == pytest.approx(1 - other.sum() / normal.sum())
+    assert [low, high] == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.004)
+
+    # The delta method's standard error of a ratio of means, for many questions.
+    rng = np.random.default_rng(1)
+    normal = rng.lognormal(4, 0.8, size=600)
+    other = normal * rng.uniform(0.3, 0.9, size=600)
+    share, low, high = saved_fraction(normal, other)
+    error = np.std((normal - other) - share * normal, ddof=1) / np.sqrt(600) / normal.mean()
+    assert [low, high] == pytest.approx([share - 1.96 * error, share + 1.96 * error], abs=0.1 * error)
+    assert saved_fraction(np.zeros(3), np.zeros(3)) == [0, 0, 0]
 
 
 def test_questions_that_cannot_be_scored_are_left_out_everywhere(two_questions):
