@@ -5,11 +5,12 @@
     python scripts/study_probe.py --strategies strategies.yaml --work_dir runs/probe-study-tuned
     python scripts/study_probe.py --seeds 0 --train_questions 120 --test_questions 24 --samples 4
 
-For each seed: traces of training questions, a probe, its least confidence (chosen on the training questions that were
-set aside), traces of the test questions for their labels, and answers to them with all strategies. Fixed strategies,
-chance, a rule by the prompt's length, the probe and the oracle are compared on the same answers; intervals are from a
-paired bootstrap over questions. Broken off, the same command goes on. Written are NAME.json, NAME-u.png (entropy and
-accuracy by difficulty) and NAME-frontier.png (accuracy against tokens).
+For each seed: traces of training questions, a probe, its least confidence and that of the rule by the prompt's length
+(each chosen on the training questions that were set aside), traces of the test questions for their labels, and answers
+to them with all strategies. Fixed strategies, chance, a rule by the prompt's length, the probe and the oracle are
+compared on the same answers; intervals are from a paired bootstrap over questions. Broken off, the same command goes
+on. Written are NAME.json, NAME-u.png (entropy and accuracy by difficulty) and NAME-frontier.png (accuracy against
+tokens).
 """
 
 from __future__ import annotations

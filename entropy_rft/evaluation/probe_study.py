@@ -30,6 +30,7 @@ from entropy_rft.evaluation.strategies import (
     held_out_questions,
     routing_seconds,
     rule_choices,
+    rule_probabilities,
 )
 from entropy_rft.evaluation.strategy_tuning import tune_confidence
 from entropy_rft.tasks import load_task
@@ -46,8 +47,8 @@ class StudySettings:
     Attributes:
         samples: answers to each question of the traces.
         answer_samples: answers to each test question with each strategy.
-        min_confidence: below it the probe's choice is Normal. ``None`` chooses it for each seed, on the part of the
-            training questions that was set aside.
+        min_confidence: below it the choice of the probe, and of the rule by the prompt's length, is Normal. ``None``
+            chooses it for each seed and each of the two, on the part of the training questions that was set aside.
         tolerance: accuracy that choosing it may give up, as a fraction.
     """
 
@@ -126,15 +127,12 @@ class Study:
         self._collect(train, "train", s.train_questions, seed, task_seed=seed)
         probe = self._probe(place / "probe", train, seed)
         baselines = baselines_of(probe, load_traces(train))
-        confidence, trials = s.min_confidence, None
-        if confidence is None:
-            own = held_out_questions([train], probe)
-            answers = self._answer(place / "confidence", own, seed, "set-aside training questions")
-            confidence, trials = tune_confidence(probe.predict_proba(own.traces.hidden), answers, s.tolerance)
+        tuned = self._confidences(place, probe, baselines, seed)
+        least = {name: confidence for name, (confidence, _) in tuned.items()}
         self._collect(test, "test", s.test_questions, seed, task_seed=0)
         questions = held_out_questions([test], probe)
         answers = self._answer(place / "answers", questions, seed, "test questions")
-        choices = rule_choices(probe, questions.traces, confidence, baselines)
+        choices = rule_choices(probe, questions.traces, least, baselines)
         choices["probe_no_fallback"] = rule_choices(probe, questions.traces, 0.0)["probe"]
         measured = measure_policies(answers, choices)
         assert probe.thresholds is not None
@@ -144,8 +142,10 @@ class Study:
             "calibration": probe.metrics.get("calibration"),
             "fit": probe.metrics["fit"],
             "held_out_training_questions": {"probe": probe.metrics["test"], **probe.metrics["baselines"]},
-            "min_confidence": confidence,
-            "confidence_trials": trials,
+            "min_confidence": least["probe"],
+            "confidence_trials": tuned["probe"][1],
+            "prompt_length_min_confidence": least["prompt_length"],
+            "prompt_length_confidence_trials": tuned["prompt_length"][1],
             "questions": len(questions),
             "classifier": classifier_reports(probe, questions.traces, baselines),
             "policies": summary(measured),
@@ -192,6 +192,21 @@ class Study:
                     seed=seed,
                 ).save_pretrained(target)
         return DifficultyProbe.from_pretrained(target, base_model=self.model)
+
+    def _confidences(
+        self, place: Path, probe: DifficultyProbe, baselines: Mapping[str, DifficultyProbe], seed: int
+    ) -> dict[str, tuple[float, list[dict[str, float]] | None]]:
+        """The least confidence of each rule with the trials that led to it: each rule gets the one that suits it.
+
+        One that was tuned for the probe would say nothing fair of another rule, whose confidences mean something else.
+        """
+        s = self.settings
+        if s.min_confidence is not None:
+            return dict.fromkeys(("probe", "prompt_length"), (s.min_confidence, None))
+        own = held_out_questions([place / "train"], probe)
+        answers = self._answer(place / "confidence", own, seed, "set-aside training questions")
+        proba = rule_probabilities(probe, own.traces, baselines)
+        return {name: tune_confidence(values, answers, s.tolerance) for name, values in proba.items()}
 
     def _answer(self, target: Path, questions: Questions, seed: int, what: str) -> Answers:
         self.log(f"seed {seed}: all strategies, {len(questions)} {what}")

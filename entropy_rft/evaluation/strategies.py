@@ -257,18 +257,34 @@ def evaluate_probe(
 def rule_choices(
     probe: DifficultyProbe,
     traces: Traces,
-    min_confidence: float,
+    min_confidence: float | Mapping[str, float],
     baselines: Mapping[str, DifficultyProbe] | None = None,
 ) -> dict[str, list[Difficulty]]:
     """What the probe chooses for each question, and what a classifier that sees the prompt's length alone would.
 
+    Args:
+        probe: fitted.
+        traces: of the questions.
+        min_confidence: below it a choice is Normal; one for all rules, or one for each by its name.
+        baselines: of `fit_baselines`; without them the probe is the only rule.
+    """
+    proba = rule_probabilities(probe, traces, baselines)
+    least = min_confidence if isinstance(min_confidence, Mapping) else dict.fromkeys(proba, min_confidence)
+    return {name: choose(values, least[name]) for name, values in proba.items()}
+
+
+def rule_probabilities(
+    probe: DifficultyProbe, traces: Traces, baselines: Mapping[str, DifficultyProbe] | None = None
+) -> dict[str, Any]:
+    """The probabilities, (questions, 3), that each rule which could be used chooses by: ``probe``, ``prompt_length``.
+
     The pass rate is no rule: nobody knows it before the answers.
     """
-    choices: dict[str, list[Difficulty]] = {"probe": choose(probe.predict_proba(traces.hidden), min_confidence)}
+    proba: dict[str, Any] = {"probe": probe.predict_proba(traces.hidden)}
     if baselines and "prompt_length" in baselines:
         lengths = traces.column(BASELINES["prompt_length"])[:, None]
-        choices["prompt_length"] = choose(baselines["prompt_length"].predict_proba(lengths), min_confidence)
-    return choices
+        proba["prompt_length"] = baselines["prompt_length"].predict_proba(lengths)
+    return proba
 
 
 def classifier_reports(

@@ -11,7 +11,7 @@ import numpy as np
 from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
-from entropy_rft.evaluation.policies import Answers, compare_policies
+from entropy_rft.evaluation.policies import Answers, measure_policies
 from entropy_rft.evaluation.strategies import Questions
 from entropy_rft.sampling import Completion, check_settings, progress_bar, verdicts
 
@@ -118,7 +118,7 @@ def tune_confidence(
     it, so what it saves is to be measured on others.
 
     Args:
-        proba: of the probe, (questions, 3), for questions it was not fitted to.
+        proba: of the probe or another rule, (questions, 3), for questions it was not fitted to.
         answers: of the three strategies to them.
         tolerance: accuracy that may be lost, as a fraction.
         confidences: to try, each between 0 and 1.
@@ -134,13 +134,14 @@ def tune_confidence(
         raise ValueError("confidences needs at least one value")
     trials = []
     for confidence in sorted(confidences):
-        probe = compare_policies(answers, choose(proba, confidence))["policies"]["probe"]
+        measured = measure_policies(answers, {"probe": choose(proba, confidence)})
+        normal, rule = measured["normal"], measured["probe"]
         trials.append(
             {
                 "min_confidence": float(confidence),
-                "accuracy": probe["accuracy"],
-                "tokens": probe["tokens"],
-                "accuracy_minus_normal": probe["minus_normal"]["accuracy"][0],
+                "accuracy": float(np.nanmean(rule.right)),
+                "tokens": float(np.nanmean(rule.tokens)),
+                "accuracy_minus_normal": float(np.nanmean(rule.right - normal.right)),
             }
         )
     enough = [trial for trial in trials if trial["accuracy_minus_normal"] >= -tolerance - 1e-12]

@@ -45,7 +45,10 @@ def test_a_study_that_is_broken_off(study: Callable[..., str], tmp_path: Path) -
     result = written["seeds"]["3"]
     assert result["classifier"].keys() == {"probe", "majority", "prompt_length", "pass_rate"}
     assert result["policies"].keys() >= {"easy", "normal", "hard", "random", "prompt_length", "probe", "oracle"}
-    assert result["confidence_trials"][0]["min_confidence"] == 0.0
+    for rule in ("", "prompt_length_"):
+        assert result[f"{rule}confidence_trials"][0]["min_confidence"] == 0.0
+        assert result[f"{rule}min_confidence"] in [t["min_confidence"] for t in result[f"{rule}confidence_trials"]]
+    assert result["confidence_trials"] != result["prompt_length_confidence_trials"]
     assert result["questions"] == written["pooled"]["questions"] == 12
     assert list(written["pooled"]["levels"]["groups"]) == ["2", "3", "4", "5", "6", "7"]
     for name in ("u", "frontier"):

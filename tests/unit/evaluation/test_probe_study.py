@@ -9,6 +9,7 @@ from entropy_rft.difficulty import Difficulty, Thresholds
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation.policies import Answers, measure_policies
 from entropy_rft.evaluation.probe_study import StudySettings, pool, spread
+from entropy_rft.evaluation.strategies import rule_choices
 from entropy_rft.evaluation.strategy_page import short_policy_lines
 from entropy_rft.evaluation.strategy_plots import frontier, save_png, shown_policies, u_shape
 
@@ -63,6 +64,20 @@ def test_settings_are_plain_values():
     assert json.loads(json.dumps(data)) == data
     assert data["strategies"]["normal"]["max_tokens_fraction"] == 1.0
     assert data["thresholds"]["entropy_normal"] == 0.3
+
+
+def test_each_rule_has_a_least_confidence_of_its_own():
+    """The probe and the rule are equally sure of everything; what differs is where they stop trusting themselves."""
+
+    class Sure:
+        def predict_proba(self, values):
+            return np.tile([0.7, 0.2, 0.1], (len(values), 1))
+
+    rows = [{"prompt_tokens": 5}, {"prompt_tokens": 9}]
+    traces = Traces([{"model": "m"}], rows, np.zeros((2, 3), np.float32))
+    choices = rule_choices(Sure(), traces, {"probe": 0.8, "prompt_length": 0.6}, {"prompt_length": Sure()})
+    assert choices == {"probe": [NORMAL, NORMAL], "prompt_length": [EASY, EASY]}
+    assert rule_choices(Sure(), traces, 0.6) == {"probe": [EASY, EASY]}
 
 
 def test_figures_for_a_readme(tmp_path):
