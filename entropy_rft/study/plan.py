@@ -27,12 +27,14 @@ class Method:
         aim: by what its trials are compared, see :func:`~entropy_rft.study.search.choose`.
         fields: of a recipe, over the study's own.
         trials: fields of each trial, over `fields`; the first method's are for all methods.
+        builds_on: a method before it, whose choice it takes over, so that the two differ by what this one adds.
     """
 
     title: str
     aim: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     trials: Sequence[Mapping[str, Any]] = ()
+    builds_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,13 @@ class Plan:
                 raise ValueError(
                     f"study {self.name!r}: the aim of {name!r} must be one of {', '.join(AIMS)}, got {method.aim!r}"
                 )
+        for place, (name, method) in enumerate(self.methods.items()):
+            earlier = list(self.methods)[:place]
+            if method.builds_on is not None and method.builds_on not in earlier:
+                raise ValueError(
+                    f"study {self.name!r}: {name!r} builds on {method.builds_on!r}, which is not a method before it"
+                    f"{did_you_mean(method.builds_on, earlier)}"
+                )
         counts = {name: len(method.trials) for name, method in self.methods.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"study {self.name!r}: every method gets the same number of trials, got {counts}")
@@ -154,6 +163,13 @@ class Plan:
                 )
         if self.validation.split == self.test.split:
             raise ValueError(f"study {self.name!r}: validation and test are both {self.test.split!r}: they must differ")
+        every = int(self.fields.get("num_iterations", 1))
+        if int(self.fields.get("save_steps", every)) % every:
+            # A run that goes on inside a generation samples it anew: other weights, and curves of another length.
+            raise ValueError(
+                f"study {self.name!r}: save_steps must be a multiple of num_iterations = {every}, "
+                f"got {self.fields['save_steps']}"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"study {self.name!r}: seeds must be different numbers, at least one, got {self.seeds}")
 
@@ -171,9 +187,11 @@ class Plan:
         kept = dict(self.methods)
         if names is not None:
             wanted = [self.baseline, *names]
-            for name in wanted:
+            for name in wanted:  # grows by what is built on
                 if name not in self.methods:
                     raise ValueError(f"unknown method {name!r}{did_you_mean(name, list(self.methods))}")
+                if (base := self.methods[name].builds_on) is not None:
+                    wanted.append(base)
             kept = {name: method for name, method in self.methods.items() if name in wanted}
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         sweeps = {name: sweep for name, sweep in self.sweeps.items() if sweep.method in kept}
@@ -186,7 +204,7 @@ class Plan:
         return [self._spec(START, "start", "start", seed, 0, {}, self.test) for seed in self.seeds]
 
     def trials(self, method: str, shared: Mapping[str, Any]) -> list[RunSpec]:
-        """Of one method's search; `shared` is the first method's choice (nothing for its own search)."""
+        """Of one method's search; `shared` is what others' choices give it (nothing for the first one's search)."""
         own = self.methods[method]
         return [
             self._spec(

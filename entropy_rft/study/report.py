@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from entropy_rft.study.compare import Group, Quantity
 from entropy_rft.study.figures import panels, save
 from entropy_rft.study.plan import Plan, RunSpec
 from entropy_rft.study.results import Results, RunResult, write_json
-from entropy_rft.study.search import Search
+from entropy_rft.study.search import Search, all_runs
 
 _LAST = 0.1  # the share of the logged steps that a curve's end is the mean of
 
@@ -44,7 +45,8 @@ def _all(specs: Sequence[RunSpec], results: Results) -> Group | None:
 def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     """claims.json, claims.md and the figures into `output`; returns the claims."""
     groups, sweeps, search = collect(plan, results)
-    claims = judge(groups, sweeps)
+    claims = judge(groups, sweeps, {name: sweep.values for name, sweep in plan.sweeps.items()})
+    runs = finished_runs(plan, results, search)
     titles = {name: method.title for name, method in plan.methods.items()}
     data = {
         "study": plan.name,
@@ -57,11 +59,11 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
             name: {f"{value:g}": numbers(group) for value, group in points.items()} for name, points in sweeps.items()
         },
         "claims": [claim.to_dict() for claim in claims],
-        "devices": sorted({run.about["device"] for group in groups.values() for run in group.runs}),
-        "hours_of_runs": round(sum(run.about["seconds"] for group in groups.values() for run in group.runs) / 3600, 2),
+        **machinery(runs),
     }
     write_json(output / "claims.json", _without_nan(data))
-    (output / "claims.md").write_text(markdown(plan, groups, sweeps, search, claims), encoding="utf-8")
+    text = markdown(plan, groups, sweeps, search, claims)
+    (output / "claims.md").write_text(f"{text}\n{_machinery_line(machinery(runs))}\n", encoding="utf-8")
     if groups:
         trained = {name: group for name, group in groups.items() if name != "start"}
         if trained:
@@ -70,6 +72,38 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     if any(sweeps.values()):
         sweeps_figure(sweeps, output / "sweeps.png")
     return claims
+
+
+def finished_runs(plan: Plan, results: Results, search: Search) -> list[RunResult]:
+    """Every run of the study that is there: the start, trials, methods and sweeps."""
+    found = []
+    for spec in all_runs(plan, search):
+        with suppress(ValueError):  # a guess at a choice that fell otherwise
+            found.append(results.get(spec.name, spec.digest))
+    return [run for run in found if run is not None]
+
+
+def machinery(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """What the runs were made on, by and how long; runs of several devices or versions are all named."""
+    versions: dict[str, set[str]] = {}
+    for run in runs:
+        for name, version in run.about.get("versions", {}).items():
+            versions.setdefault(name, set()).add(str(version))
+    return {
+        "runs": len(runs),
+        "devices": sorted({run.about["device"] for run in runs}),
+        "versions": {name: sorted(found) for name, found in sorted(versions.items())},
+        "hours_of_runs": round(sum(run.about["seconds"] for run in runs) / 3600, 2),
+    }
+
+
+def _machinery_line(about: Mapping[str, Any]) -> str:
+    of = "; ".join(f"{name} {' and '.join(found)}" for name, found in about["versions"].items() if name in _NAMED)
+    devices = " and ".join(about["devices"]) or MISSING
+    return f"{about['runs']} runs, {about['hours_of_runs']:g} hours of one process each on {devices} ({of})."
+
+
+_NAMED = ("torch", "transformers", "trl")
 
 
 def numbers(group: Group) -> dict[str, list[float]]:
@@ -90,10 +124,27 @@ def table_quantities(group: Group) -> dict[str, Quantity]:
         "entropy, answer": group.ratio("entropy_answer", "answer"),
         "thinking tokens": group.thinking(),
         "truncated": group.ratio("truncated", "completions"),
+        "trained on, 1000 tokens": training_tokens(group),
     }
 
 
-_FORMATS = {"entropy": (1, 3), "entropy, thinking": (1, 3), "entropy, answer": (1, 4), "thinking tokens": (1, 1)}
+def training_tokens(group: Group) -> Quantity:
+    """Sampled for the training, thousands: all methods sample the same number of completions, not of one length."""
+    sampled = []
+    for run in group.runs:
+        fields = run.spec["fields"]
+        batch = int(fields.get("per_device_train_batch_size", 8)) * int(fields.get("gradient_accumulation_steps", 1))
+        sampled.append([batch * sum(run.curves.get("length", {}).get("values", [])) / 1000])
+    return Quantity(np.asarray(sampled), np.ones((len(sampled), 1)))
+
+
+_FORMATS = {
+    "entropy": (1, 3),
+    "entropy, thinking": (1, 3),
+    "entropy, answer": (1, 4),
+    "thinking tokens": (1, 1),
+    "trained on, 1000 tokens": (1, 0),
+}
 
 
 def markdown(
@@ -108,7 +159,8 @@ def markdown(
     asked = plan.test
     lines = [
         f"Study `{plan.name}`: {asked.questions} {asked.split} questions × {asked.samples} samples, seeds {seeds}, "
-        f"{plan.steps} steps. Brackets: 95 % interval of a paired bootstrap over seeds and questions.",
+        f"{plan.steps} steps. Brackets: 95 % interval over seeds (Student's t of the paired differences) and questions "
+        "(bootstrap); with few seeds it is wide, and a claim is undecided unless all of it lies on one side.",
         "",
         "| claim | comparison | found | needed | |",
         "| --- | --- | --- | --- | --- |",
@@ -117,9 +169,11 @@ def markdown(
         lines.append(f"| **{claim.number}. {claim.text}** | | | | **{claim.verdict}** |")
         for check in claim.checks:
             e = check.estimate
-            needed = f"{'≤' if check.below else '≥'} {check.threshold:g}"
+            needed = f"{check.relation} {check.threshold:g}"
             found = f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g}) {check.unit}".strip()
             lines.append(f"| | {check.text} | {found} | {needed} | {check.verdict} |")
+        if claim.missing:
+            lines.append(f"| | not measured: {', '.join(claim.missing)} | | | |")
     lines += ["", "Mean over seeds (range); fractions in percent, entropies in nats per token.", ""]
     titles = {"start": "start", **{name: method.title for name, method in plan.methods.items()}}
     lines += _table("method", {titles[name]: group for name, group in groups.items()})

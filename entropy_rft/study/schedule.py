@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -87,7 +88,30 @@ class Scheduler:
         """Until nothing is due, or time is up; whether the whole study is finished.
 
         On Ctrl-C, or any error, the runs under way are ended; they go on from their last checkpoint next time.
+
+        Raises:
+            ValueError: another process works on the same directory.
         """
+        with self._alone():
+            return self._work()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two of the same study would train in the same directories."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.work_dir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"work_dir {str(self.work_dir)!r} is in use by another run of the study: wait for it, or give another"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _work(self) -> bool:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
         bars = Progress(
             *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal

@@ -52,7 +52,11 @@ class Search:
         shared: Mapping[str, Any] = {}
         needed: float | None = None
         for name in plan.methods:
-            trials = plan.trials(name, shared)
+            base = plan.methods[name].builds_on
+            if base is not None and base not in self.choices:
+                continue  # what it starts from is not chosen yet
+            given = {**shared, **(self.choices[base] if base is not None else {})}
+            trials = plan.trials(name, given)
             found = finished(trials, results)
             self.due += [spec for spec in trials if results.get(spec.name, spec.digest) is None]
             if found is None:
@@ -64,7 +68,7 @@ class Search:
             own = dict(plan.methods[name].trials[best]) if best is not None else {}
             if name == plan.baseline and best is not None:
                 shared, needed = own, measured[best]["accuracy"] - plan.accuracy_margin
-            self.choices[name] = {**shared, **own}
+            self.choices[name] = {**given, **own}
             self.record[name] = {
                 "aim": plan.methods[name].aim,
                 "accuracy_needed": needed if name != plan.baseline else None,
@@ -99,11 +103,12 @@ def all_runs(plan: Plan, search: Search) -> list[RunSpec]:
     shared = dict(plan.methods[plan.baseline].trials[0]) if plan.methods[plan.baseline].trials else {}
     shared = search.choices.get(plan.baseline, shared)
     found = plan.starts()
-    guesses = {}
+    guesses: dict[str, Mapping[str, Any]] = {}
     for name, method in plan.methods.items():
-        found += plan.trials(name, {} if name == plan.baseline else shared)
+        given = {} if name == plan.baseline else {**shared, **guesses.get(method.builds_on or "", {})}
+        found += plan.trials(name, given)
         first = dict(method.trials[0]) if method.trials else {}
-        guesses[name] = search.choices.get(name, {**shared, **first})
+        guesses[name] = search.choices.get(name, {**shared, **given, **first})
         found += plan.mains(name, guesses[name])
     for name, sweep in plan.sweeps.items():
         found += [spec for point in plan.sweep_runs(name, guesses[sweep.method]).values() for spec in point]

@@ -30,7 +30,7 @@ PLAN: dict[str, Any] = {
     "fields": {
         "task": "arithmetic", "rewards": ["task"], "entropy_clip": "none", "entropy_metrics": True,
         "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 4, "num_iterations": 2,
-        "max_completion_length": 24, "bf16": False, "logging_steps": 1, "save_strategy": "steps", "save_steps": 1,
+        "max_completion_length": 24, "bf16": False, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2,
     },
     "methods": {
         "grpo": {"title": "GRPO", "aim": "accuracy", "trials": [{"learning_rate": 1.0e-4}]},

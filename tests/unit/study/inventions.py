@@ -33,6 +33,8 @@ def invented(spec: RunSpec, accuracy: float = 0.5, entropy: float = 0.3, thinkin
         "entropy_answer": [0.04 * samples] * questions,
     }
     steps = list(range(1, spec.steps + 1))
-    curves = {n: {"steps": steps, "values": [0.1 * s for s in steps]} for n in ("entropy", "reward", "thinking")}
-    about = {"seconds": 0.01 * spec.completions, "completions": spec.completions, "device": "none"}
+    logged = ("entropy", "reward", "thinking", "length")
+    curves = {name: {"steps": steps, "values": [0.1 * s for s in steps]} for name in logged}
+    about = {"seconds": 0.01 * spec.completions, "completions": spec.completions, "device": "an abacus"}
+    about["versions"] = {"trl": "1.16.0"}
     return RunResult(spec.to_dict(), spec.digest, curves if spec.steps else {}, columns, samples, "same", about)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,21 +28,42 @@ def quantity(seed: int, seeds: int = 3, questions: int = 30) -> Quantity:
     return Quantity(rng.random((seeds, questions)), rng.random((seeds, questions)) + 0.5)
 
 
-def test_bootstrap_is_that_of_drawing_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_adds_up_seeds_and_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "RESAMPLES", 50)
     a, b = quantity(0), quantity(1)
-    generator = np.random.default_rng(0)
-    seeds = generator.integers(3, size=(50, 3))
-    questions = generator.integers(30, size=(50, 30))
+    questions = np.random.default_rng(0).integers(30, size=(50, 30))
 
-    def mean(q: Quantity, s: np.ndarray, i: np.ndarray) -> float:
-        return float(np.mean([q.numerator[x][i].sum() / q.denominator[x][i].sum() for x in s]))
+    def means(q: Quantity, i: Any = slice(None)) -> np.ndarray:
+        return np.asarray([q.numerator[x][i].sum() / q.denominator[x][i].sum() for x in range(3)])
 
-    expected = [mean(b, s, i) - mean(a, s, i) for s, i in zip(seeds, questions, strict=True)]
+    over_seeds = means(b) - means(a)
+    over_questions = [float(means(b, i).mean() - means(a, i).mean()) for i in questions]
+    # 4.30265 is Student's t at 0.975 with two degrees of freedom, 1.95996 the normal's.
+    half = math.hypot(4.30265 * float(np.std(over_seeds, ddof=1)) / 3**0.5, 1.95996 * float(np.std(over_questions)))
     found = difference(a, b)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
     assert found.value == pytest.approx(b.value - a.value)
-    assert proportion(a, b).value == pytest.approx(b.value / a.value)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-4)
+
+    logs = np.log(means(b) / means(a)), [float(np.log(means(b, i).mean() / means(a, i).mean())) for i in questions]
+    half = math.hypot(4.30265 * float(np.std(logs[0], ddof=1)) / 3**0.5, 1.95996 * float(np.std(logs[1])))
+    ratio = proportion(a, b)
+    assert ratio.value == pytest.approx(b.value / a.value)
+    assert (ratio.low, ratio.high) == pytest.approx(
+        (ratio.value * math.exp(-half), ratio.value * math.exp(half)), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_interval_covers_what_it_says_where_seeds_differ(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "RESAMPLES", 20)
+    rng = np.random.default_rng(0)
+    flat = np.ones((seeds, 4))
+    inside = 0
+    for _ in range(400):
+        first, second = (Quantity(flat * rng.normal(5, 1, (seeds, 1)), flat) for _ in range(2))
+        found = difference(first, second)
+        inside += found.low <= 0 <= found.high
+    assert 0.92 < inside / 400 < 0.98
 
 
 def test_pairing_takes_out_what_the_two_share() -> None:
@@ -50,14 +72,30 @@ def test_pairing_takes_out_what_the_two_share() -> None:
     a, b = (Quantity(hard + shift, np.ones_like(hard)) for shift in (0.0, 0.01))
     found = difference(a, b)
     assert (found.low, found.high) == pytest.approx((0.01, 0.01))
-    assert estimate([a], lambda x: x).high - estimate([a], lambda x: x).low > 0.05
+    alone = estimate([a], lambda x: x)
+    assert alone.high - alone.low > 0.05
 
 
-def test_trend_is_the_slope() -> None:
+def test_one_seed_gives_the_interval_of_its_questions() -> None:
+    found = difference(quantity(0, seeds=1), quantity(1, seeds=1))
+    assert 0 < found.high - found.low < 1
+
+
+def test_what_cannot_be_divided_has_no_interval() -> None:
+    nothing = Quantity(np.zeros((3, 10)), np.zeros((3, 10)))
+    with np.errstate(all="ignore"):
+        found = proportion(quantity(0, questions=10), nothing)
+    assert math.isnan(found.low)
+    assert Check("x", found, ">", 1.0).verdict == UNDECIDED
+
+
+def test_trend_is_the_slope_through_all_points() -> None:
     flat = np.ones((2, 10))
-    points = {x: Quantity((3 - 2 * x) * flat, flat) for x in (1.0, 1.5, 2.5)}
-    found = trend(points)
-    assert (found.value, found.low, found.high) == pytest.approx((-2, -2, -2))
+    falling = trend([Quantity(value * flat, flat) for value in (3.0, 1.0, -1.0)])
+    assert (falling.value, falling.low, falling.high) == pytest.approx((-2, -2, -2))
+    bent = trend([Quantity(value * flat, flat) for value in (0.0, 4.0, 4.0, 0.0)])
+    assert bent.value == pytest.approx(0)
+    assert trend([Quantity(value * flat, flat) for value in (0.0, 4.0, 4.0, 1.0)]).value == pytest.approx(0.3)
 
 
 def test_group_numbers(plan: Plan) -> None:
@@ -74,14 +112,18 @@ def test_group_numbers(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "below", "verdict"),
+    ("low", "high", "relation", "verdict"),
     [
-        (1.4, 1.6, False, HOLDS), (1.0, 1.2, False, FAILS), (1.2, 1.4, False, UNDECIDED),
-        (1.4, 1.6, True, FAILS), (1.0, 1.2, True, HOLDS), (math.nan, math.nan, False, UNDECIDED),
+        (1.4, 1.6, "≥", HOLDS), (1.0, 1.2, "≥", FAILS), (1.2, 1.4, "≥", UNDECIDED), (1.3, 1.3, "≥", HOLDS),
+        (1.4, 1.6, "<", FAILS), (1.0, 1.2, "<", HOLDS), (1.3, 1.3, "<", FAILS), (1.3, 1.3, "≤", HOLDS),
+        (1.3, 1.4, ">", UNDECIDED), (1.3, 1.3, ">", FAILS), (math.nan, math.nan, ">", UNDECIDED),
     ],
 )  # fmt: skip
-def test_verdict_of_a_check(low: float, high: float, below: bool, verdict: str) -> None:
-    assert Check("x", Estimate((low + high) / 2, low, high), 1.3, below).verdict == verdict
+def test_verdict_of_a_check(low: float, high: float, relation: str, verdict: str) -> None:
+    assert Check("x", Estimate((low + high) / 2, low, high), relation, 1.3).verdict == verdict
+
+
+POINTS = {"mu": [1.0, 2.0], "alpha": [1.0, 2.0]}
 
 
 def test_claims_on_invented_runs(plan: Plan) -> None:
@@ -90,18 +132,54 @@ def test_claims_on_invented_runs(plan: Plan) -> None:
 
     groups = {
         "start": Group([invented(spec, accuracy=0.4, entropy=0.5) for spec in plan.starts()]),
-        "grpo": group("grpo", accuracy=0.5, entropy=0.2, thinking=50),
-        "clip_b": group("clip_b", accuracy=0.65, entropy=0.4, thinking=50),
-        "pear": group("pear", accuracy=0.5, entropy=0.1, thinking=30),
+        "grpo": group("grpo", accuracy=0.3, entropy=0.2, thinking=50),
+        "clip_b": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
+        "clip_v": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
+        "pear": group("pear", accuracy=0.3, entropy=0.1, thinking=30),
+        "clip_b_pear": group("pear", accuracy=0.3, entropy=0.2, thinking=30),
+        "clip_v_pear": group("pear", accuracy=0.3, entropy=0.2, thinking=32),
     }
     sweeps = {"mu": {1.0: group("clip_b", entropy=0.2), 2.0: group("clip_b", entropy=0.3)}}
-    claims = judge(groups, sweeps)
+    claims = judge(groups, sweeps, POINTS)
     assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, FAILS, MISSING]
-    groups["clip_b"] = group("clip_b", accuracy=0.3, entropy=0.4)
-    assert judge(groups, sweeps)[1].verdict == FAILS
+    assert claims[5].missing == ["alpha = 1", "alpha = 2"]
+    groups["clip_b"] = group("clip_b", accuracy=0.1, entropy=0.4)
+    assert judge(groups, sweeps, POINTS)[1].verdict == FAILS
+    # Clipping that loses PEAR's shorter thinking is not what is claimed.
+    groups["clip_v_pear"] = group("pear", accuracy=0.3, entropy=0.2, thinking=40)
+    assert judge(groups, sweeps, POINTS)[3].verdict == FAILS
     groups["start"] = Group([replace(run, questions_digest="others") for run in groups["start"].runs])
     with pytest.raises(ValueError, match="different questions"):
-        judge(groups, sweeps)
+        judge(groups, sweeps, POINTS)
+
+
+def test_no_claim_holds_of_what_is_not_measured(plan: Plan) -> None:
+    def group(method: str, **means: float) -> Group:
+        return Group([invented(spec, **means) for spec in plan.mains(method, {})])
+
+    groups = {
+        "grpo": group("grpo", accuracy=0.3, entropy=0.2, thinking=50),
+        "clip_b": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
+        "pear": group("pear", accuracy=0.3, entropy=0.1, thinking=30),
+    }
+    sweeps = {"mu": {1.0: group("clip_b", entropy=0.4), 2.0: group("clip_b", entropy=0.3)}}
+    points = {"mu": [1.0, 1.5, 2.0]}
+    claims = judge(groups, sweeps, points)
+    assert [claim.verdict for claim in claims] == [MISSING, MISSING, HOLDS, MISSING, MISSING, MISSING]
+    assert [claim.missing for claim in claims[:5]] == [
+        ["start"], ["clip_v"], [], ["clip_b_pear", "clip_v_pear"], ["mu = 1.5"]
+    ]  # fmt: skip
+    # What is there can refute it all the same.
+    groups["clip_b"] = group("clip_b", accuracy=0.9, entropy=0.1)
+    assert judge(groups, sweeps, points)[1].verdict == FAILS
+
+
+def test_alike_is_neither_higher_nor_lower(plan: Plan) -> None:
+    same = Group([invented(spec) for spec in plan.mains("grpo", {})])
+    names = ("start", "grpo", "clip_b", "clip_v", "pear", "clip_b_pear", "clip_v_pear")
+    sweeps = {name: dict.fromkeys(values, same) for name, values in POINTS.items()}
+    claims = judge(dict.fromkeys(names, same), sweeps, POINTS)
+    assert {claim.verdict for claim in claims} == {FAILS}
 
 
 def test_report_of_a_finished_and_of_an_empty_study(
@@ -120,5 +198,10 @@ def test_report_of_a_finished_and_of_an_empty_study(
     data = json.loads((tmp_path / "whole" / "claims.json").read_text(encoding="utf-8"))
     assert set(data["methods"]) == {"start", "grpo", "clip_b", "pear"}
     assert set(data["sweeps"]["mu"]) == {"1", "1.5"}
+    # All runs are counted: starts, trials, methods, and the points of the sweeps that are no method's own.
+    assert f"{len(list((results.directory / 'runs').glob('*.json')))} runs, " in text
+    assert data["runs"] == len(list((results.directory / "runs").glob("*.json")))
+    assert "on an abacus (trl 1.16.0)." in text
+    assert data["methods"]["grpo"]["trained on, 1000 tokens"] == pytest.approx([16 * 5.5 / 1000] * 2)
     for name in ("curves", "difficulty", "sweeps"):
         assert (tmp_path / "whole" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

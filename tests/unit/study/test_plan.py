@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from entropy_rft.study.plan import Measurement, Plan, RunSpec, load_plan
+from entropy_rft.study.plan import Measurement, Method, Plan, RunSpec, load_plan
 from entropy_rft.study.results import Results
 from entropy_rft.study.search import all_runs, choose, runs_due
 
@@ -57,6 +57,34 @@ def test_first_the_baselines_search_then_the_others_then_the_runs(
     for spec in due:
         finish(spec)
     assert runs_due(plan, results)[0] == []
+
+
+def test_a_method_that_builds_on_another_takes_over_its_choice(
+    plan: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    both = Method(
+        "both", "length", {"rewards": ["pear"], "entropy_clip": "clip_b"},
+        [{"entropy_clip_mu_low": 1.5}, {"entropy_clip_mu_low": 2.0}], builds_on="pear",
+    )  # fmt: skip
+    plan = replace(plan, methods={**plan.methods, "both": both})
+    assert list(plan.only(["both"]).methods) == ["grpo", "pear", "both"]
+    for spec in plan.trials("grpo", {}):
+        finish(spec)
+    due, search = runs_due(plan, results)
+    assert not [spec for spec in due if spec.name.startswith("trial-both")]  # PEAR's search is not over
+    for number, spec in enumerate(plan.trials("pear", search.choices["grpo"])):
+        finish(spec, thinking=50 - 10 * number)
+    due, search = runs_due(plan, results)
+    assert search.choices["pear"]["pear_alpha"] == 1.0
+    trials = [spec for spec in due if spec.name.startswith("trial-both")]
+    assert [spec.fields["pear_alpha"] for spec in trials] == [1.0, 1.0]
+    assert {spec.fields["learning_rate"] for spec in trials} == {1e-4}
+    for spec in trials:
+        finish(spec)
+    due, search = runs_due(plan, results)
+    assert search.choices["both"] == {"learning_rate": 1e-4, "pear_alpha": 1.0, "entropy_clip_mu_low": 1.5}
+    names = {spec.name for spec in all_runs(plan, search)}
+    assert {spec.name for spec in due} <= names
 
 
 def test_a_run_with_other_settings_is_not_taken(plan: Plan, results: Results, finish: Callable[..., None]) -> None:
@@ -125,12 +153,17 @@ def test_only_some_methods_and_other_seeds(plan: Plan) -> None:
             },
             "same number of trials",
         ),
+        (
+            {"methods": {"grpo": {"title": "GRPO", "aim": "accuracy", "builds_on": "pear"}}},
+            "'grpo' builds on 'pear', which is not a method before it",
+        ),
+        ({"fields": {"num_iterations": 2, "save_steps": 5}}, "save_steps must be a multiple of num_iterations = 2"),
         ({"sweeps": {"mu": {"method": "clip_x", "field": "f", "values": [1]}}}, "unknown method 'clip_x'"),
     ],
 )
 def test_a_mistake_in_the_plan_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     data = yaml.safe_load((RECIPES / "tiny.yaml").read_text(encoding="utf-8")) | change
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     with pytest.raises(ValueError, match=message) as error:
         load_plan(tmp_path / "plan.yaml")
     assert "\n" not in str(error.value)
