@@ -149,8 +149,8 @@ def summary(measured: Mapping[str, Measured]) -> dict[str, Any]:
     costs, not one user's waiting time), ``shares`` of the strategies, and ``minus_normal``: the paired differences in
     accuracy and tokens to ``normal``, each with its 95 % interval from a bootstrap over questions, and ``saving``, the
     tokens saved as a fraction of normal's, whose interval draws both together (see `saved_fraction`). The
-    ``oracle_share`` of the probe and of other rules is their part of the tokens that the oracle saves; ``None`` where it
-    saves none.
+    ``oracle_share`` of the probe and of other rules is their part of the tokens that the oracle saves; ``None`` where
+    it saves none.
     """
     usable = np.isfinite(measured["normal"].right)
     normal = measured["normal"]
