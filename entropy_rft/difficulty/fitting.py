@@ -54,9 +54,10 @@ def train_probe(
     Raises:
         ValueError: too few questions, one class only, or an argument out of range; one line.
     """
-    if len(set(traces.ids)) < 10:
-        raise ValueError(f"a probe needs at least 10 different questions, the traces have {len(set(traces.ids))}")
-    testing = split_groups(traces.ids, test_fraction, seed)
+    questions = set(traces.questions)
+    if len(questions) < 10:
+        raise ValueError(f"a probe needs at least 10 different questions, the traces have {len(questions)}")
+    testing = split_groups(traces.questions, test_fraction, seed)
     seen, unseen = traces.take(~testing), traces.take(testing)
     metrics: dict[str, Any] = {}
     if thresholds is None:
@@ -81,7 +82,7 @@ def train_probe(
         seed=seed,
     )
     targets = [DIFFICULTIES[index] for index in known]
-    probe.fit(seen.hidden, targets, groups=seen.ids, epochs=epochs, learning_rate=learning_rate)
+    probe.fit(seen.hidden, targets, groups=seen.questions, epochs=epochs, learning_rate=learning_rate)
     metrics |= probe.metrics
     metrics["labels"] = {name: int(count) for name, count in zip(NAMES, counts, strict=True)}
     metrics["test"] = classification_report(probe.predict_proba(unseen.hidden), truth)
@@ -107,7 +108,7 @@ def fit_baselines(
     targets = [DIFFICULTIES[index] for index in labels_of(traces, thresholds)]
     return {
         name: DifficultyProbe(hidden_units=32, seed=seed).fit(
-            traces.column(column)[:, None], targets, groups=traces.ids, epochs=epochs, learning_rate=learning_rate
+            traces.column(column)[:, None], targets, groups=traces.questions, epochs=epochs, learning_rate=learning_rate
         )
         for name, column in BASELINES.items()
     }
@@ -125,8 +126,7 @@ def baselines_of(probe: DifficultyProbe, traces: Traces) -> dict[str, Difficulty
     """
     if probe.thresholds is None:
         raise ValueError("the probe has no thresholds: without them the questions have no labels")
-    known = set(probe.questions)
-    own = np.asarray([identity in known for identity in traces.ids], dtype=bool)
+    own = traces.among(set(probe.questions))
     if not own.any():
         raise ValueError("the probe was fitted to none of these traces' questions: give those that it was trained on")
     return fit_baselines(traces.take(own), probe.thresholds, seed=probe.seed)

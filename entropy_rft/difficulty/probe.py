@@ -48,7 +48,8 @@ class DifficultyProbe:
     Attributes:
         width: size of the hidden state; ``None`` before `fit`.
         metrics: what was measured of it, plain JSON values.
-        questions: ids of the questions it was fitted to (`traces.question_id`), so that no one tests on them.
+        questions: ids of the questions it was fitted to, whatever their wording (`Traces.questions`), so that no one
+            tests on them.
 
     Raises:
         ValueError: an unknown kind, or a width below 1.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from entropy_rft.difficulty.states import same_model
 from entropy_rft.difficulty.store import read_rows, read_settings
+from entropy_rft.difficulty.wording import wordless_id
 
 CARD = "README.md"
 # Traces that differ in one of these do not belong to one probe.
@@ -24,7 +25,8 @@ class Traces:
 
     Attributes:
         settings: of each directory.
-        rows: one dict a question, as `collect_traces` wrote them, without the hidden state.
+        rows: one dict a question, as `collect_traces` wrote them, without the hidden state and with `question`, the id
+            of the question whatever its wording.
         hidden: hidden states, (N, D) float32.
         unscorable: questions left out because no answer of theirs could be scored.
     """
@@ -52,7 +54,17 @@ class Traces:
 
     @property
     def ids(self) -> list[str]:
+        """What each question is called with its wording: its answers belong to that."""
         return [row["id"] for row in self.rows]
+
+    @property
+    def questions(self) -> list[str]:
+        """What each question is called however it is worded: a probe that was fitted to it knows it in any wording."""
+        return [row.get("question", row["id"]) for row in self.rows]
+
+    def among(self, known: Collection[str]) -> np.ndarray:
+        """Which questions are in `known`, (N,) bool, by either name: older probes name the wording."""
+        return np.asarray([not {*names}.isdisjoint(known) for names in zip(self.ids, self.questions, strict=True)])
 
     def column(self, name: str) -> np.ndarray:
         """A number of each question, (N,) float64."""
@@ -68,13 +80,14 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
     """Read one or more directories that `probe collect` wrote, finished or not.
 
     Raises:
-        ValueError: a directory is none, is empty or corrupted, or two were made with different models, layers or
-            markers; one line.
+        ValueError: a directory is none, is empty or corrupted, or two are the same, hold the same question, or were
+            made with different models, layers or markers; one line.
     """
     if not directories:
         raise ValueError("give at least one directory of traces")
     settings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
+    places: dict[str, str] = {}  # of each question
     for directory in directories:
         path = Path(directory).expanduser()
         found = read_settings(path)
@@ -88,7 +101,17 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
                     f"{os.fspath(directories[0])!r} with {settings[0][name]!r}"
                 )
         settings.append(found)
-        rows += read_rows(path)
+        own, options = read_rows(path), found["task"].get("options") or {}
+        for row in own:
+            row["question"] = wordless_id(row, options)
+            if row["id"] in places:
+                # Counted twice it would make every interval too narrow.
+                raise ValueError(
+                    f"question {row['id']} is in {places[row['id']]!r} and in {os.fspath(directory)!r}: give each "
+                    "directory and each question once"
+                )
+        places |= dict.fromkeys((row["id"] for row in own), os.fspath(directory))
+        rows += own
     if not rows:
         raise ValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
     complete = len(rows) == sum(found["questions"] for found in settings)

@@ -72,8 +72,7 @@ def held_out_questions(
             f"the probe reads layer {probe.layer} of width {probe.width}, the traces hold layer {traces.layer} of "
             f"width {traces.hidden.shape[1]}"
         )
-    known = set(probe.questions)
-    keep = np.asarray([identity not in known for identity in traces.ids], dtype=bool)
+    keep = ~traces.among(set(probe.questions))
     parts = []
     for directory in directories:
         part = load_traces(directory)
@@ -85,7 +84,8 @@ def held_out_questions(
                 f"task {task.name!r} has other questions now than when {os.fspath(directory)!r} was collected: "
                 "collect them again"
             )
-        parts.append((task, [rows[row["index"]] for row in part.rows if row["id"] not in known]))
+        new = ~part.among(set(probe.questions))
+        parts.append((task, [rows[row["index"]] for row, is_new in zip(part.rows, new, strict=True) if is_new]))
     if not keep.any():
         raise ValueError(f"the probe was fitted to all {len(keep)} questions of these traces: collect another split")
     return Questions(traces.take(keep), parts, int((~keep).sum()))

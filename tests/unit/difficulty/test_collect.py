@@ -169,6 +169,29 @@ def test_several_directories_of_one_model(collect, tmp_path):
         load_traces(tmp_path / "a", tmp_path / "c")
 
 
+def test_nothing_counts_twice(collect, tmp_path, monkeypatch):
+    collect()
+    collect("more", task=load_task("arithmetic", split="validation", limit=4))
+    monkeypatch.chdir(tmp_path)
+    for directories in (("traces", "./traces/"), ("traces", "more")):
+        with pytest.raises(ValueError, match="give each directory and each question once") as caught:
+            load_traces(*directories)
+        assert f"is in {directories[0]!r} and in {directories[1]!r}" in str(caught.value)
+
+
+def test_a_question_is_known_in_other_words(collect, tmp_path):
+    """By traces that were collected before anyone asked, too: nothing of it is on the disk."""
+    options = {"instruction": "Be brief.", "answer_format": "As a number."}
+    source = {"name": "arithmetic", "split": "validation", "limit": 10}
+    collect("plain", source=source)
+    collect("worded", task=load_task(**source, **options), source={**source, "options": options})
+    plain, worded = load_traces(tmp_path / "plain"), load_traces(tmp_path / "worded")
+    assert not set(plain.ids) & set(worded.ids)
+    assert worded.questions == plain.questions == plain.ids
+    assert worded.among(plain.questions[:4]).tolist() == [True] * 4 + [False] * 6
+    assert worded.among(worded.ids[:4]).tolist() == [True] * 4 + [False] * 6  # as probes had them once
+
+
 def test_damage_is_one_line(collect, tmp_path):
     directory = tmp_path / "traces"
     with pytest.raises(ValueError, match=r"has no settings\.json"):
