@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_rft.entropy import change_sums, fit_changes
+from entropy_rft.entropy import change_sums, fit_changes, split_entropy_change
+from entropy_rft.entropy.dynamics import SIGNS
+
+PHASES = ("thinking", "answer")  # the marker's own tokens, and any others, are "other"
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,17 @@ class AuditedBatch:
     Attributes:
         predicted: ``(B, T)``, nats for a unit logit step.
         before: ``(B, T)``, nats: the entropies in the loss itself, that is of the policy that the step starts from.
+        advantages: ``(B,)`` or ``(B, T)``.
         mask: ``(B, T)``, nonzero = valid.
+        phases: of `PHASES`, ``(B, T)`` each.
         forward: gives the entropies ``(B, T)`` of the policy as it then is, without a gradient.
     """
 
     predicted: Tensor
     before: Tensor
+    advantages: Tensor
     mask: Tensor
+    phases: Mapping[str, Tensor]
     forward: Callable[[], Tensor]
 
 
@@ -73,17 +80,32 @@ class EntropyAudit(TrainerCallback):
 
 @torch.no_grad()
 def audit_metrics(batches: Sequence[AuditedBatch], group: dist.ProcessGroup | None) -> dict[str, float]:
-    """Mean measured change (nats per token), and how it follows the prediction over tokens.
+    """Mean measured change (nats per token), how it follows the prediction over tokens, and what makes it up.
 
+    The parts by the sign of the advantage add up to the whole, predicted as well as measured, and so do those by phase.
     Slope and correlation are left out where there is none: nothing predicted, or nothing moved.
     """
-    sums = torch.stack([change_sums(b.predicted, b.forward() - b.before, b.mask) for b in batches]).sum(0)
+    measured = [b.forward() - b.before for b in batches]
+    sums = torch.stack([change_sums(b.predicted, m, b.mask) for b, m in zip(batches, measured, strict=True)]).sum(0)
+    split = torch.stack([_split(b, m) for b, m in zip(batches, measured, strict=True)]).sum(0).to(sums)
     if group is not None:
         dist.all_reduce(sums, group=group)
+        dist.all_reduce(split, group=group)
     fit = fit_changes(sums)
     found = {
         "entropy/measured_change": fit.measured,
         "entropy/audit_slope": fit.slope,
         "entropy/audit_correlation": fit.correlation,
     }
+    if fit.tokens:
+        for kind, table in zip(("predicted", "measured"), split / fit.tokens, strict=True):
+            parts = [*zip(SIGNS, table.sum(1).tolist(), strict=True)]
+            parts += zip((*PHASES, "other"), table.sum(0).tolist(), strict=True)
+            found |= {f"entropy/{kind}_change/{part}": value for part, value in parts}
     return {name: value for name, value in found.items() if value == value}
+
+
+def _split(batch: AuditedBatch, measured: Tensor) -> Tensor:
+    """Sums of the predicted and of the measured change, ``(2, signs, phases and other)``, nats; on the CPU."""
+    tables = [split_entropy_change(c, batch.advantages, batch.mask, batch.phases) for c in (batch.predicted, measured)]
+    return torch.tensor([[[*table[sign].values()] for sign in SIGNS] for table in tables])

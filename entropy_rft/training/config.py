@@ -33,9 +33,11 @@ class EntropyGRPOConfig(GRPOConfig):
     inputs until then, and the pass over the old policy where nothing else needs it. The updates are those of a run
     without it. Logged are ``entropy/measured_change`` (nats per token), and over the tokens of the batch
     ``entropy/audit_slope`` (measured change per unit logit step that was predicted: the effective step size) and
-    ``entropy/audit_correlation``. Tokens share their parameters and Adam rescales the gradient, so the slope is no
-    constant and the correlation is below 1 for small steps too. In bfloat16 the change of one step can be less than
-    rounding: average over many.
+    ``entropy/audit_correlation``; and what makes up the predicted and the measured change, by the sign of the advantage
+    (``entropy/measured_change/positive``, ``/negative``, ``/zero``) and by phase (``/thinking``, ``/answer``,
+    ``/other``), each of which adds up to the whole. Tokens share their parameters and Adam rescales the gradient, so
+    the slope is no constant and the correlation is below 1 for small steps too. In bfloat16 the change of one step can
+    be less than rounding: average over many.
     """
 
     entropy_clip: str = field(

@@ -25,7 +25,7 @@ from trl.import_utils import is_vllm_available
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
-from entropy_rft.training.audit import AuditedBatch, EntropyAudit
+from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
 
@@ -89,7 +89,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._prepared: deque[dict[str, Any]] = deque()
         self._without_gradient: Tensor | None = None
         self._audit: EntropyAudit | None = None
-        self._audited: MicroBatch | None = None  # whose loss is under way
+        self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is under way
         if args.entropy_audit_steps > 0:
             self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
             self.add_callback(self._audit)
@@ -182,7 +182,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
 
-    def _audit_later(self, batch: MicroBatch, before: Tensor, arguments: tuple, keywords: dict[str, Any]) -> None:
+    def _audit_later(self, inputs: dict[str, Any], before: Tensor, arguments: tuple, keywords: dict[str, Any]) -> None:
         inside = super()._get_per_token_logps_and_entropies  # no such `super()` within the function below
 
         def entropy_now() -> Tensor:
@@ -190,9 +190,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
             with torch.no_grad(), torch.random.fork_rng():
                 return inside(self.model, *arguments, **keywords)[1]
 
+        batch = _micro_batch(inputs)
         predicted = predicted_entropy_change(batch.statistics, batch.advantages, batch.mask)
+        phases = dict(zip(PHASES, self._marker.phases(inputs["completion_ids"], batch.mask), strict=True))
         assert self._audit is not None
-        self._audit.add(AuditedBatch(predicted, before, batch.mask, entropy_now))
+        self._audit.add(AuditedBatch(predicted, before, batch.advantages, batch.mask, phases, entropy_now))
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -279,7 +281,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._without_gradient = inputs.get(_DROPPED)
         if self._audit is not None and self.model.training and self._audit.due(self.state.global_step):
-            self._audited = _micro_batch(inputs)
+            self._audited = inputs
         try:
             return super()._compute_loss(model, inputs)
         finally:

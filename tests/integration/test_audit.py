@@ -14,6 +14,7 @@ from entropy_rft.training import trainer as trainer_module
 pytestmark = pytest.mark.integration
 
 AUDIT = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
+SIGNS, PHASES = ("positive", "negative", "zero"), ("thinking", "answer", "other")
 OFTEN = {"entropy_clip": "clip_b", "entropy_clip_mu_low": 0.5, "entropy_clip_advantages": "all"}
 CASES: dict[str, dict[str, Any]] = {
     "one pass": {},
@@ -40,6 +41,7 @@ def test_the_reported_change_is_that_of_the_step(make_trainer: Callable, case: s
     trainer = make_trainer(entropy_audit_steps=2, **options)
     before: list[tuple[dict[str, Any], torch.Tensor]] = []
     found: list[tuple[float, float, float]] = []
+    by_sign: list[dict[str, float]] = []
     compute = trainer._compute_loss
     temperature = trainer.args.temperature
 
@@ -49,7 +51,7 @@ def test_the_reported_change_is_that_of_the_step(make_trainer: Callable, case: s
 
     class AfterTheStep(trainer_module.EntropyAudit):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            predicted, measured = [], []
+            predicted, measured, signs = [], [], []
             for inputs, start in before:
                 batch = trainer_module._micro_batch(inputs)
                 change = entropy_by_hand(trainer.model, inputs, temperature) - start
@@ -57,7 +59,13 @@ def test_the_reported_change_is_that_of_the_step(make_trainer: Callable, case: s
                 formula = -advantages * batch.statistics.centred_discriminant
                 predicted.append(formula.expand(change.shape)[batch.valid].double())
                 measured.append(change[batch.valid])
-            p, m = torch.cat(predicted), torch.cat(measured)
+                signs.append(advantages.sign().expand(change.shape)[batch.valid])
+            p, m, sign = torch.cat(predicted), torch.cat(measured), torch.cat(signs)
+            parts = {name: (sign == value) for name, value in zip(SIGNS, (1, -1, 0), strict=True)}
+            by_sign.append({
+                f"entropy/{kind}_change/{name}": float(values[part].sum()) / len(values)
+                for kind, values in (("predicted", p), ("measured", m)) for name, part in parts.items()
+            })  # fmt: skip
             correlation = float(torch.corrcoef(torch.stack([p, m]))[0, 1])
             found.append((float(m.mean()), float((p * m).sum() / (p * p).sum()), correlation))
             before.clear()
@@ -68,12 +76,19 @@ def test_the_reported_change_is_that_of_the_step(make_trainer: Callable, case: s
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == len(found) == 4
     for step, (entry, expected) in enumerate(zip(logs, found, strict=True), start=1):
+        audited = {name for name in entry if name in AUDIT or "_change/" in name}
         if step % 2:
-            assert not set(AUDIT) & set(entry)
+            assert not audited
         else:
             assert abs(expected[0]) > 1e-3  # or else equality says nothing
             for name, value in zip(AUDIT, expected, strict=True):
                 assert entry[name] == pytest.approx(value, rel=2e-3, abs=1e-5), (step, name)
+            for name, value in by_sign[step - 1].items():
+                assert entry[name] == pytest.approx(value, rel=2e-3, abs=1e-5), (step, name)
+            for kind in ("predicted", "measured"):
+                whole = [sum(entry[f"entropy/{kind}_change/{part}"] for part in parts) for parts in (SIGNS, PHASES)]
+                assert whole[0] == pytest.approx(whole[1], abs=1e-7)
+            assert whole[0] == pytest.approx(entry["entropy/measured_change"], abs=1e-7)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -84,7 +99,11 @@ def test_the_run_is_the_same_bit_for_bit(make_trainer: Callable, dropout: float)
             layer.self_attn.attention_dropout = dropout  # its random numbers must not be used up by the audit
         trainer.train()
         logs = [
-            {k: v for k, v in entry.items() if k not in AUDIT and "time" not in k and "per_second" not in k}
+            {
+                k: v
+                for k, v in entry.items()
+                if k not in AUDIT and "_change/" not in k and "time" not in k and "per_second" not in k
+            }
             for entry in trainer.state.log_history
         ]
         return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}, logs
