@@ -41,7 +41,7 @@ class TaskLike(Protocol):
 
 
 @dataclass(slots=True)
-class _Sample:
+class SampleNumbers:
     """One completion, boiled down."""
 
     correct: bool | None  # None is unscorable
@@ -111,7 +111,7 @@ def evaluate_model(
     )
     correct = [verdict for group in verdicts(task.reward_funcs[0], rows, completions) for verdict in group]
     flat = [completion for group in completions for completion in group]
-    described = _describe(model, flat, correct, marker, max(1, batch_size // 4), progress)
+    described = describe_completions(model, flat, correct, marker, max(1, batch_size // 4), progress)
     groups = [described[start : start + samples] for start in range(0, len(described), samples)]
 
     levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=_level_order)
@@ -139,17 +139,23 @@ def evaluate_model(
     )
 
 
-def _describe(
+def describe_completions(
     model: Any,
     completions: list[Completion],
     correct: list[bool | None],
     marker: ThinkEndMarker,
     batch_size: int,
     progress: bool,
-) -> list[_Sample]:
+) -> list[SampleNumbers]:
+    """Lengths, phases and entropies of each completion, in a scoring pass of `batch_size` at a time.
+
+    Args:
+        correct: of each completion, as :func:`~entropy_rft.sampling.verdicts` gives it.
+        marker: ends the thinking.
+    """
     # Batch by batch, because the statistics of every token of an evaluation need not fit in memory.
     order = sorted(range(len(completions)), key=lambda i: -len(completions[i].token_ids))
-    described: dict[int, _Sample] = {}
+    described: dict[int, SampleNumbers] = {}
     with progress_bar("entropies", len(order), progress) as advance:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -162,12 +168,12 @@ def _describe(
 
 def _sample(
     completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: ThinkEndMarker
-) -> _Sample:
+) -> SampleNumbers:
     ids = torch.tensor([completion.token_ids], dtype=torch.long)
     everything = torch.ones_like(ids)
     thinking, answer = (phase[0] for phase in marker.phases(ids, everything))
     entropy = statistics.entropy.double()
-    return _Sample(
+    return SampleNumbers(
         correct=correct,
         truncated=completion.truncated,
         marker=not bool(thinking.all()),  # without a marker everything is thinking
@@ -180,7 +186,7 @@ def _sample(
     )
 
 
-def _scores(groups: Sequence[Sequence[_Sample]], samples: int) -> Scores:
+def _scores(groups: Sequence[Sequence[SampleNumbers]], samples: int) -> Scores:
     """Sum up the samples of some questions."""
     everything = [sample for group in groups for sample in group]
     verdicts = [[s.correct for s in group if s.correct is not None] for group in groups]
@@ -214,7 +220,7 @@ def _scores(groups: Sequence[Sequence[_Sample]], samples: int) -> Scores:
     )
 
 
-def _mean_of(group: Sequence[_Sample]) -> float | None:
+def _mean_of(group: Sequence[SampleNumbers]) -> float | None:
     verdicts = [sample.correct for sample in group if sample.correct is not None]
     return sum(verdicts) / len(verdicts) if verdicts else None
 

@@ -134,7 +134,7 @@ def _seconds(metrics: Path) -> float:
 
 def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~entropy_rft.study.results.RunResult`, and the digest of the questions."""
-    from entropy_rft.evaluation.evaluate import _describe
+    from entropy_rft.evaluation.evaluate import describe_completions
     from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
     from entropy_rft.sampling.identity import digest
     from entropy_rft.tasks import task_rows
@@ -153,7 +153,7 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
     correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups) for verdict in group]
     flat = [completion for group in groups for completion in group]
     marker = ThinkEndMarker(tokenizer, "</think>")
-    described = _describe(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
+    described = describe_completions(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
     columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
     sums = {
         "correct": lambda s: int(bool(s.correct)),
