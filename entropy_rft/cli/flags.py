@@ -47,6 +47,19 @@ def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, t
     add("--batch_size", type=int, default=64, metavar="N", help="answers sampled at a time (default: %(default)s)")
 
 
+def add_probe(add: Add) -> None:
+    """Which probe, and for which model."""
+    add("--probe", required=True, metavar="DIR", help="what `probe train` wrote")
+    add("--model", metavar="DIR_OR_HUB", help="the probe's base model, where it lies now (default: where it was)")
+    add("--force", action="store_true", help="use the probe with another model than its own")
+    add(
+        "--min_confidence",
+        type=float,
+        default=0.5,
+        help="below it the probe's choice is Normal (default: %(default)s)",
+    )
+
+
 def add_marker(add: Add) -> None:
     """What ends the thinking."""
     add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")

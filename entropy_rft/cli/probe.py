@@ -100,7 +100,7 @@ def _add_evaluate(parts: Any) -> None:
         ),
     )
     add = parser.add_argument
-    _add_probe(add)
+    flags.add_probe(add)
     add("--traces", required=True, nargs="+", metavar="DIR", help="of held-out questions; what `probe collect` wrote")
     add("--train_traces", nargs="+", metavar="DIR", help="what the probe was trained on: adds the baselines' rows")
     add("--output_dir", required=True, metavar="DIR", help="where the answers, evaluation.json and report.html go")
@@ -121,7 +121,7 @@ def _add_tune(parts: Any) -> None:
         ),
     )
     add = parser.add_argument
-    _add_probe(add)
+    flags.add_probe(add)
     add("--traces", required=True, nargs="+", metavar="DIR", help="of validation questions")
     add("--output", default="strategies.yaml", metavar="FILE", help="strategies to write (default: %(default)s)")
     add(
@@ -139,18 +139,6 @@ def _add_tune(parts: Any) -> None:
     flags.add_sampling(add, samples=4, of="question and temperature", temperature=False, top_p=False)
     _add_running(add)
     parser.set_defaults(run=run_tune)
-
-
-def _add_probe(add: Any) -> None:
-    add("--probe", required=True, metavar="DIR", help="what `probe train` wrote")
-    add("--model", metavar="DIR_OR_HUB", help="the probe's base model, where it lies now (default: where it was)")
-    add("--force", action="store_true", help="use the probe with another model than its own")
-    add(
-        "--min_confidence",
-        type=float,
-        default=0.5,
-        help="below it the probe's choice is Normal (default: %(default)s)",
-    )
 
 
 def _add_running(add: Any) -> None:
@@ -238,10 +226,7 @@ def run_train(args: argparse.Namespace) -> int:
     probe.save_pretrained(args.output_dir)
     metrics, found = probe.metrics, probe.thresholds
     assert found is not None
-    if not traces.complete:
-        _print("note: the collection is not complete; the probe is of the questions that are there")
-    if traces.unscorable:
-        _print(f"note: {traces.unscorable} questions without an answer that could be scored are left out")
+    _notes(traces)
     origin = "calibrated" if thresholds is None else "given"
     _print(
         f"thresholds ({origin}): normal from accuracy {found.accuracy_normal:.3f} with entropy up to "
@@ -274,7 +259,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from entropy_rft.difficulty import load_traces
     from entropy_rft.difficulty.fitting import baselines_of
     from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
-    from entropy_rft.evaluation.strategy_page import save_evaluation, short_policy_lines
+    from entropy_rft.evaluation.strategy_page import remarks, save_evaluation, short_policy_lines
     from entropy_rft.evaluation.table import lined_table
 
     _check_report()
@@ -302,25 +287,21 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
     }
     result = evaluate_probe(
-        probe, questions, answers, min_confidence=args.min_confidence, baselines=baselines, settings=settings
+        probe,
+        questions,
+        answers,
+        min_confidence=args.min_confidence,
+        baselines=baselines,
+        settings=settings,
+        routing=routing_seconds(
+            model, tokenizer, probe, [row["prompt"] for _, rows in questions.parts for row in rows]
+        ),
     )
-    prompts = [row["prompt"] for _, rows in questions.parts for row in rows]
-    result["routing_seconds"] = routing_seconds(model, tokenizer, probe, prompts)
-    console = Console()
-    if questions.fitted:
-        _print(f"note: {questions.fitted} questions that the probe was fitted to are left out")
     caption = f"{result['questions']} questions, {args.samples} answers of each strategy; brackets: 95 %, paired"
     header, *lines = short_policy_lines(result)
-    console.print(lined_table("Strategies", header, lines, caption))
-    for name, report in result.get("classifier", {}).items():
-        _print(
-            f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
-        )
-    share = result["policies"]["probe"].get("oracle_share")
-    if share is not None:
-        _print(f"the probe gets {100 * share:.0f} % of what the oracle saves")
-    if result["routing_seconds"] is not None:
-        _print(f"to choose takes {1000 * result['routing_seconds']:.1f} ms a question, its prefill included")
+    Console().print(lined_table("Strategies", header, lines, caption))
+    for line in remarks(result):
+        _print(line)
     output = Path(args.output_dir)
     save_evaluation(result, questions.traces, output)
     _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")
@@ -379,12 +360,23 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
     questions = held_out_questions(args.traces, probe, force=args.force)
     if tuning:
         check_splits(questions)
+    _notes(questions.traces)
+    if questions.fitted:
+        _print(f"note: {questions.fitted} questions that the probe was fitted to are left out")
     name = args.model or probe.base_model
     if name is None:
         raise ValueError(f"probe {args.probe!r} does not know its base model: give --model")
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
     return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)
+
+
+def _notes(traces: Any) -> None:
+    """What the traces lack, before what was made of them."""
+    if not traces.complete:
+        _print(f"note: {traces.uncollected} questions are not collected yet; this is of the ones that are there")
+    if traces.unscorable:
+        _print(f"note: {traces.unscorable} questions without an answer that could be scored are left out")
 
 
 def _check_report() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 SETTINGS, DATA = "settings.json", "data"
 SCHEMA = 1
+LATER = ("served_model",)
+"""Settings that stores of earlier versions lack."""
 
 
 class ChunkStore:
@@ -40,6 +42,17 @@ class ChunkStore:
         self.chunk_size = chunk_size
         self.settings = {"schema": SCHEMA, **settings, "questions": total, "chunk_size": chunk_size}
         self._open()
+
+    @classmethod
+    def reopen(cls, directory: str | os.PathLike[str]) -> ChunkStore:
+        """The store that lies in `directory`, with the settings that it was begun with.
+
+        Raises:
+            ValueError: there is none, or its settings cannot be read.
+        """
+        settings = read_settings(Path(directory).expanduser())
+        own = {name: value for name, value in settings.items() if name not in ("schema", "questions", "chunk_size")}
+        return cls(directory, own, settings["questions"], settings["chunk_size"])
 
     @property
     def chunks(self) -> int:
@@ -109,13 +122,20 @@ class ChunkStore:
             finally:
                 partial.unlink(missing_ok=True)
         found = read_settings(self.directory)
-        mine = json.loads(json.dumps(self.settings))
-        for name in [*mine, *found]:
-            if found.get(name) != mine.get(name):
-                raise ValueError(
-                    f"{str(self.directory)!r} was begun with {name} = {found.get(name)!r}, not {mine.get(name)!r}: "
-                    "go on with the same settings, or give another directory"
-                )
+        check_same(self.directory, {**dict.fromkeys(found), **self.settings}, found)
+
+
+def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first of `settings` which `found`, of the work in `directory`, has otherwise.
+
+    What earlier versions did not write (`LATER`) is taken for the same where it is not there.
+    """
+    for name, value in json.loads(json.dumps(settings)).items():
+        if found.get(name) != value and (name in found or name not in LATER):
+            raise ValueError(
+                f"{str(directory)!r} was begun with {name} = {found.get(name)!r}, not {value!r}: "
+                "go on with the same settings, or give another directory"
+            )
 
 
 def check_shard(shard: int, num_shards: int) -> None:

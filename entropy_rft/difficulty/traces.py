@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,21 @@ class Traces:
             of the question whatever its wording.
         hidden: hidden states, (N, D) float32.
         unscorable: questions left out because no answer of theirs could be scored.
+        uncollected: questions that the collection has not come to yet.
     """
 
     settings: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     hidden: np.ndarray
     unscorable: int = 0
-    complete: bool = field(default=True)
+    uncollected: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def complete(self) -> bool:
+        return self.uncollected == 0
 
     @property
     def model(self) -> str:
@@ -73,7 +78,9 @@ class Traces:
     def take(self, chosen: np.ndarray) -> Traces:
         """The questions where `chosen`, (N,) bool, is true."""
         rows = [row for row, keep in zip(self.rows, chosen, strict=True) if keep]
-        return Traces(self.settings, rows, self.hidden[np.asarray(chosen, dtype=bool)], self.unscorable, self.complete)
+        return Traces(
+            self.settings, rows, self.hidden[np.asarray(chosen, dtype=bool)], self.unscorable, self.uncollected
+        )
 
 
 def load_traces(*directories: str | os.PathLike[str]) -> Traces:
@@ -114,12 +121,12 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         rows += own
     if not rows:
         raise ValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
-    complete = len(rows) == sum(found["questions"] for found in settings)
+    uncollected = sum(found["questions"] for found in settings) - len(rows)
     scorable = [row for row in rows if row["accuracy"] is not None and row["entropy"] is not None]
     if not scorable:
         raise ValueError(f"no answer in {os.fspath(directories[0])!r} could be scored by the task's reward")
     hidden = np.asarray([row.pop("hidden_state") for row in scorable], dtype=np.float32)
-    return Traces(settings, scorable, hidden, len(rows) - len(scorable), complete)
+    return Traces(settings, scorable, hidden, len(rows) - len(scorable), uncollected)
 
 
 def check_model(traces: Traces, name: str) -> None:

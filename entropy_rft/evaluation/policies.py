@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
 
+NEED_THE_PROBE = ("probe", "probe_no_fallback")
+"""Ways to choose that take a question's prefill and the probe; the others cost nothing, or are no way to choose."""
 _ONE_HOT = np.eye(len(NAMES))
 
 
@@ -36,7 +38,7 @@ class Measured:
     Attributes:
         right: fraction of right answers, (questions,).
         tokens: mean length, (questions,).
-        seconds: mean time of an answer, (questions,).
+        seconds: mean time of an answer and, after `with_routing`, of the choice, (questions,).
         shares: how often each strategy is chosen, (questions, 3).
     """
 
@@ -47,7 +49,10 @@ class Measured:
 
 
 def compare_policies(
-    answers: Answers, chosen: Sequence[Difficulty], others: Mapping[str, Sequence[Difficulty]] | None = None
+    answers: Answers,
+    chosen: Sequence[Difficulty],
+    others: Mapping[str, Sequence[Difficulty]] | None = None,
+    routing_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Accuracy, tokens and time of ways to choose a strategy; see `measure_policies` for which and `summary` for what.
 
@@ -55,6 +60,7 @@ def compare_policies(
         answers: of the three strategies.
         chosen: by the probe, one for each question.
         others: further choices by name, such as those of a rule.
+        routing_seconds: that the probe takes for one question; see `with_routing`.
 
     Returns:
         Plain JSON values: ``questions``, ``unscorable``, ``samples``, and ``policies`` by name.
@@ -62,7 +68,7 @@ def compare_policies(
     Raises:
         ValueError: shapes that differ, or no question can be scored.
     """
-    measured = measure_policies(answers, {**(others or {}), "probe": chosen})
+    measured = with_routing(measure_policies(answers, {**(others or {}), "probe": chosen}), routing_seconds)
     usable = np.isfinite(measured["normal"].right)
     return {
         "questions": int(usable.sum()),
@@ -127,6 +133,19 @@ def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty
     return {name: _only(policy, usable) for name, policy in policies.items()}
 
 
+def with_routing(measured: Mapping[str, Measured], seconds: float | None) -> dict[str, Measured]:
+    """The same with the time that choosing takes, for each question, where it takes a probe.
+
+    Args:
+        measured: of `measure_policies`.
+        seconds: of one question, its prefill included; ``None`` where nobody measured it, and then nothing is added.
+    """
+    return {
+        name: replace(policy, seconds=policy.seconds + (seconds or 0.0)) if name in NEED_THE_PROBE else policy
+        for name, policy in measured.items()
+    }
+
+
 def pooled(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
     """Several runs over the same questions as one: each question's means over the runs.
 
@@ -145,12 +164,12 @@ def pooled(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
 def summary(measured: Mapping[str, Measured]) -> dict[str, Any]:
     """Each policy in a few numbers, plain JSON values.
 
-    A policy has ``accuracy`` with its 95 % ``interval``, ``tokens``, ``seconds`` (of the batched sampling, by tokens:
-    costs, not one user's waiting time), ``shares`` of the strategies, and ``minus_normal``: the paired differences in
-    accuracy and tokens to ``normal``, each with its 95 % interval from a bootstrap over questions, and ``saving``, the
-    tokens saved as a fraction of normal's, whose interval draws both together (see `saved_fraction`). The
-    ``oracle_share`` of the probe and of other rules is their part of the tokens that the oracle saves; ``None`` where
-    it saves none.
+    A policy has ``accuracy`` with its 95 % ``interval``, ``tokens``, ``seconds`` (of the batched sampling, by tokens,
+    and of the choice: costs, not one user's waiting time), ``shares`` of the strategies, and ``minus_normal``: the
+    paired differences in accuracy and tokens to ``normal``, each with its 95 % interval from a bootstrap over
+    questions, and ``saving``, the tokens saved as a fraction of normal's, whose interval draws both together (see
+    `saved_fraction`). The ``oracle_share`` of the probe and of other rules is their part of the tokens that the oracle
+    saves; ``None`` where it saves none.
     """
     usable = np.isfinite(measured["normal"].right)
     normal = measured["normal"]

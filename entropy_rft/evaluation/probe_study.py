@@ -21,7 +21,7 @@ from entropy_rft.difficulty.probe_files import CONFIG
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, load_traces
-from entropy_rft.evaluation.policies import Answers, Measured, measure_policies, pooled, summary
+from entropy_rft.evaluation.policies import Answers, Measured, measure_policies, pooled, summary, with_routing
 from entropy_rft.evaluation.strategies import (
     Questions,
     answer_questions,
@@ -134,7 +134,10 @@ class Study:
         answers = self._answer(place / "answers", questions, seed, "test questions")
         choices = rule_choices(probe, questions.traces, least, baselines)
         choices["probe_no_fallback"] = rule_choices(probe, questions.traces, 0.0)["probe"]
-        measured = measure_policies(answers, choices)
+        routing = routing_seconds(
+            self.model, self.tokenizer, probe, [row["prompt"] for _, rows in questions.parts for row in rows]
+        )
+        measured = with_routing(measure_policies(answers, choices), routing)
         assert probe.thresholds is not None
         result = {
             "thresholds": asdict(probe.thresholds),
@@ -150,9 +153,7 @@ class Study:
             "classifier": classifier_reports(probe, questions.traces, baselines),
             "policies": summary(measured),
             "levels": by_level(questions.traces),
-            "routing_seconds": routing_seconds(
-                self.model, self.tokenizer, probe, [row["prompt"] for _, rows in questions.parts for row in rows]
-            ),
+            "routing_seconds": routing,
             "seconds": self._seconds(place),
         }
         return result, measured, questions.traces

@@ -18,15 +18,16 @@ from entropy_rft.difficulty.fitting import BASELINES, labels_of, majority
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.states import question_states
-from entropy_rft.difficulty.store import ChunkStore, read_rows
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
+from entropy_rft.evaluation.kept_answers import KeptAnswers
 from entropy_rft.evaluation.policies import Answers, compare_policies
 from entropy_rft.sampling import check_settings, encode_prompt, progress_bar, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import Task, load_task, task_rows
 
 SCHEMA = 1
+_CHUNKS_OF_A_PART = 1_000_003  # more than a part will ever have
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def answer_questions(
 ) -> Answers:
     """Answer every question with every strategy, with the same seed for each.
 
-    Answers are kept in `output_dir` chunk by chunk: a killed comparison goes on, and another probe with the same
-    strategies is compared on the same answers at once.
+    Answers are kept in `output_dir` chunk by chunk, each under its question: a killed comparison goes on, another probe
+    with the same strategies is compared on the same answers at once, and where the questions are others now (a
+    collection went on, a probe was fitted to another part), only those without answers are asked.
 
     Args:
         questions: with their tasks.
@@ -132,30 +134,27 @@ def answer_questions(
     """
     check_settings(samples=samples, top_p=top_p, max_tokens=max_tokens)
     rows: list[dict[str, Any]] = []
+    settings = {
+        "fingerprint": questions.traces.fingerprint,
+        "sampler": sampler_name,
+        "strategies": {name: strategies[d].to_dict() for name, d in zip(NAMES, DIFFICULTIES, strict=True)},
+        "samples": samples,
+        "max_tokens": max_tokens,
+        "top_p": top_p,
+        "seed": seed,
+    }
     with progress_bar("questions", len(questions), progress) as advance:
-        for number, (task, chosen) in enumerate(questions.parts):
+        for task, chosen in questions.parts:
             if not chosen:
                 continue
-            directory = Path(output_dir) / f"part-{number}"
-            settings = {
-                "fingerprint": questions.traces.fingerprint,
-                "task": task.name,
-                "digest": digest(chosen),
-                "sampler": sampler_name,
-                "strategies": {name: strategies[d].to_dict() for name, d in zip(NAMES, DIFFICULTIES, strict=True)},
-                "samples": samples,
-                "max_tokens": max_tokens,
-                "top_p": top_p,
-                "seed": seed,
-            }
-            store = ChunkStore(directory, settings, len(chosen), chunk_size)
-            advance(store.done(), "")
-            for chunk in store.missing():
-                asked = [chosen[index] for index in store.span(chunk)]
-                made: list[dict[str, Any]] = [{"index": index} for index in store.span(chunk)]
+            kept = KeptAnswers(Path(output_dir), {**settings, "task": task.name}, chosen, chunk_size)
+            advance(sum(row is not None for row in kept.rows()), "")
+            for gap in kept.gaps():
+                asked = gap.questions
+                made: list[dict[str, Any]] = [{"index": index} for index in gap.store.span(gap.chunk)]
                 for difficulty in DIFFICULTIES:
                     strategy = strategies[difficulty]
-                    advance(0, f"chunk {chunk + 1} of {store.chunks}: {difficulty.value}")
+                    advance(0, f"chunk {gap.chunk + 1} of {gap.store.chunks}: {difficulty.value}")
                     started = time.perf_counter()
                     groups = sampler.sample(
                         [strategy.prompt(row["prompt"]) for row in asked],
@@ -163,7 +162,8 @@ def answer_questions(
                         temperature=strategy.temperature,
                         top_p=top_p,
                         max_tokens=strategy.max_tokens(max_tokens),
-                        seed=chunk_seed(seed, chunk),
+                        # No two parts share random numbers, and part 0 has those of a comparison in one piece.
+                        seed=chunk_seed(seed, gap.chunk + _CHUNKS_OF_A_PART * gap.part),
                         progress=False,
                     )
                     seconds = time.perf_counter() - started
@@ -175,9 +175,9 @@ def answer_questions(
                         row[f"{difficulty.value}_tokens"] = lengths
                         # A batch is one piece of time: an answer's part of it is that of its tokens.
                         row[f"{difficulty.value}_seconds"] = seconds * sum(lengths) / max(1, total) / len(group)
-                store.write(chunk, made, _schema())
+                gap.store.write(gap.chunk, made, _schema())
                 advance(len(asked), "")
-            rows += read_rows(directory)
+            rows += [row for row in kept.rows() if row is not None]
     return Answers(
         correct=np.asarray([[row[f"{name}_correct"] for row in rows] for name in NAMES], dtype=np.float64),
         tokens=np.asarray([[row[f"{name}_tokens"] for row in rows] for name in NAMES], dtype=np.float64),
@@ -226,6 +226,7 @@ def evaluate_probe(
     min_confidence: float = 0.5,
     baselines: Mapping[str, DifficultyProbe] | None = None,
     settings: Mapping[str, Any] | None = None,
+    routing: float | None = None,
 ) -> dict[str, Any]:
     """Everything that `probe evaluate` reports, plain JSON values: the classifier, the policies and the U.
 
@@ -236,6 +237,7 @@ def evaluate_probe(
         min_confidence: below it the probe's choice is Normal.
         baselines: of `fit_baselines`, to be compared with the probe.
         settings: to be written into the result.
+        routing: `routing_seconds`, which the probe's time gets on top.
     """
     traces = questions.traces
     choices = rule_choices(probe, traces, min_confidence, baselines)
@@ -244,8 +246,13 @@ def evaluate_probe(
         "model": traces.model,
         "tasks": [f"{task.name}/{task.split}" for task, _ in questions.parts],
         "settings": {"min_confidence": min_confidence, **(settings or {})},
-        "left_out": {"fitted": questions.fitted, "unscorable_traces": traces.unscorable},
-        **compare_policies(answers, choices.pop("probe"), choices),
+        "left_out": {
+            "fitted": questions.fitted,
+            "unscorable_traces": traces.unscorable,
+            "uncollected": traces.uncollected,
+        },
+        **compare_policies(answers, choices.pop("probe"), choices, routing),
+        "routing_seconds": routing,
         "levels": by_level(traces),
     }
     if probe.thresholds is not None:

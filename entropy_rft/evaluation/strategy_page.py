@@ -28,14 +28,15 @@ from entropy_rft.evaluation.strategy_plots import (
 from entropy_rft.evaluation.table import number, percent
 
 POLICY_HEADER = [
-    "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "ms an answer",
+    "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "seconds",
     "easy/normal/hard (%)",
 ]  # fmt: skip
 _EXPLAINED = (
     "All rows are of the same answers: every question was answered by every strategy. Intervals: 95 %, bootstrap over "
     "questions; differences are paired question by question. The oracle chooses for each question the cheapest "
     "strategy that is right most often, on one half of the samples, and is measured on the other; in sample it chooses "
-    "and is measured on the same ones, which flatters it. Time is that of batched sampling, shared out by tokens."
+    "and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, shared "
+    "out by tokens; the probe's have the time to choose on top, its prefill included, which a server would share."
 )
 
 
@@ -56,7 +57,7 @@ def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
                 number(policy["tokens"], 1),
                 "–" if same else f"{100 * accuracy[0]:+.1f} ({_range(accuracy[1:])})",
                 "–" if same else f"{percent(saving[0])} ({_range(saving[1:])})",
-                number(1000 * policy["seconds"], 1),
+                number(policy["seconds"], 3),
                 "/".join(f"{100 * policy['shares'][kind]:.0f}" for kind in NAMES),
             ]
         )
@@ -65,8 +66,22 @@ def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
     """The same for 80 characters, header first."""
-    lines = [["choice", "accuracy (%)", "minus Normal (points)", "tokens", "saved (%)"]]
-    return lines + [[line[0], line[1], line[4], line[3], line[5]] for line in policy_lines(result)]
+    lines = [["choice", "right (%)", "minus Normal (points)", "tokens", "saved (%)", "seconds"]]
+    return lines + [[line[0], line[1], line[4], line[3], line[5], line[6]] for line in policy_lines(result)]
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What the table does not say, a line each: the classifiers, the oracle's share, and what choosing costs."""
+    lines = [
+        f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
+        for name, report in result.get("classifier", {}).items()
+    ]
+    share, routing = result["policies"]["probe"].get("oracle_share"), result.get("routing_seconds")
+    if share is not None:
+        lines.append(f"the probe gets {100 * share:.0f} % of what the oracle saves")
+    if routing is not None:
+        lines.append(f"to choose takes {1000 * routing:.1f} ms a question, its prefill included")
+    return lines
 
 
 def _range(bounds: Sequence[float]) -> str:
@@ -147,10 +162,11 @@ def _by(result: Mapping[str, Any]) -> str:
 
 def _summary(result: Mapping[str, Any]) -> str:
     left = result["left_out"]
+    uncollected = f", {left['uncollected']} that are not collected yet" if left.get("uncollected") else ""
     return (
         f"{result['model']} on {', '.join(result['tasks'])}: {result['questions']} questions, {result['samples']} "
         f"answers of each strategy. Left out: {left['fitted']} questions that the probe was fitted to, "
-        f"{left['unscorable_traces'] + result['unscorable']} that could not be scored."
+        f"{left['unscorable_traces'] + result['unscorable']} that could not be scored{uncollected}."
     )
 
 

@@ -192,7 +192,7 @@ def test_the_page(two_questions, tmp_path):
     assert "The probe gets 100 % of what the oracle saves." in page
     assert "<b>m</b>" not in page
     assert len(policy_lines(result)) == 8
-    assert [len(line) for line in short_policy_lines(result)] == [5] * 9
+    assert [len(line) for line in short_policy_lines(result)] == [6] * 9
 
 
 def trial(accuracy, tokens):
