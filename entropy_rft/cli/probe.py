@@ -264,7 +264,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     _check_report()
     probe, questions, model, tokenizer, sampler = _prepared(args)
-    baselines = None if args.train_traces is None else baselines_of(probe, load_traces(*args.train_traces))
+    baselines = None
+    if args.train_traces is not None:
+        baselines = baselines_of(probe, load_traces(*args.train_traces), force=args.force)
     answers = answer_questions(
         questions,
         probe.strategies,

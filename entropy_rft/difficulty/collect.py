@@ -12,7 +12,7 @@ from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, check_shard
 from entropy_rft.difficulty.traces import write_card
-from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, encode_prompt, progress_bar, verdicts
+from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, verdicts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.tasks import task_rows
 
@@ -124,7 +124,8 @@ def collect_traces(
             right = verdicts(task.reward_funcs[0], chosen, groups)
             advance(0, f"chunk {chunk + 1} of {store.chunks}: scoring")
             answers = describe(model, groups, marker, batch_size)
-            prompt_ids = [encode_prompt(tokenizer, row["prompt"]) for row in chosen]
+            # As the sampler encoded them: the state is of the very prompt that was answered.
+            prompt_ids = [group[0].prompt_ids for group in groups]
             states = question_states(model, prompt_ids, layer)
             store.write(
                 chunk,

@@ -114,22 +114,37 @@ def fit_baselines(
     }
 
 
-def baselines_of(probe: DifficultyProbe, traces: Traces) -> dict[str, DifficultyProbe]:
-    """The baselines of a saved probe, fitted to the questions that it was fitted to.
+def baselines_of(probe: DifficultyProbe, traces: Traces, *, force: bool = False) -> dict[str, DifficultyProbe]:
+    """The baselines of a saved probe, fitted as it was to the questions that it was fitted to.
 
     Args:
         probe: with thresholds.
         traces: that it was trained on; other questions in them are left out.
+        force: take traces of other weights than the probe's base model.
 
     Raises:
-        ValueError: the probe has no thresholds, or the traces have none of its questions.
+        ValueError: the probe has no thresholds, or the traces are of another model or have none of its questions.
     """
+    check_weights(traces, probe, force)
     if probe.thresholds is None:
         raise ValueError("the probe has no thresholds: without them the questions have no labels")
     own = traces.among(set(probe.questions))
     if not own.any():
         raise ValueError("the probe was fitted to none of these traces' questions: give those that it was trained on")
-    return fit_baselines(traces.take(own), probe.thresholds, seed=probe.seed)
+    fit = probe.metrics.get("fit", {})  # older probes do not say how they were fitted: as by default
+    made = {
+        name: fit[key] for name, key in (("epochs", "max_epochs"), ("learning_rate", "learning_rate")) if key in fit
+    }
+    return fit_baselines(traces.take(own), probe.thresholds, seed=probe.seed, **made)
+
+
+def check_weights(traces: Traces, probe: DifficultyProbe, force: bool = False) -> None:
+    """Raise a ValueError unless the traces are of the weights that the probe was made for, or `force` is given."""
+    if not force and probe.fingerprint is not None and probe.fingerprint != traces.fingerprint:
+        raise ValueError(
+            f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with "
+            "other weights: collect traces with the probe's model"
+        )
 
 
 def labels_of(traces: Traces, thresholds: Thresholds) -> np.ndarray:

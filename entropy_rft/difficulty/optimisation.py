@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from entropy_rft.difficulty.network import initial_weights, logits
-from entropy_rft.difficulty.strategies import DIFFICULTIES
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Fit:
     Attributes:
         tensors: the weights, and the mean and the deviation of what they read.
         temperature: that the logits are divided by.
-        metrics: rows on both sides of the split, epochs made, and the best one.
+        metrics: rows on both sides of the split, epochs made, the best one, and how they were made.
     """
 
     tensors: dict[str, Tensor]
     temperature: float
-    metrics: dict[str, int]
+    metrics: dict[str, Any]
 
 
 def fit_weights(
@@ -54,11 +55,13 @@ def fit_weights(
         groups: N names.
 
     Raises:
-        ValueError: an argument is out of range, or there are fewer than 2 groups.
+        ValueError: an argument is out of range, there are fewer than 2 groups, or nothing could be learned.
     """
     for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
     validating = split_groups(groups, validation_fraction, seed)
     train, held_out = np.flatnonzero(~validating), np.flatnonzero(validating)
     if not len(train) or not len(held_out):
@@ -71,6 +74,12 @@ def fit_weights(
     learned = initial_weights(kind, states.shape[1], hidden_units, generator)
     tensors = {"mean": mean, "std": deviation, **learned}
     weights = class_weights(targets[train]) if balanced else torch.ones(len(DIFFICULTIES))
+    if not bool(weights[targets[held_out]].sum() > 0):
+        absent = ", ".join(NAMES[int(index)] for index in targets[held_out].unique())
+        raise ValueError(
+            f"the {len(held_out)} validation rows are all {absent}, which none of the {len(train)} training rows is: "
+            "collect more questions, or take another seed"
+        )
     parameters = list(learned.values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -89,11 +98,23 @@ def fit_weights(
             best, best_loss, best_epoch = [p.detach().clone() for p in parameters], loss, epoch
         elif epoch - best_epoch >= patience:
             break
+    if not best_epoch:
+        raise ValueError(
+            f"the validation loss was not finite in any of {epoch} epochs with learning_rate {learning_rate:g}: "
+            "take a smaller one"
+        )
     for parameter, value in zip(parameters, best, strict=True):
         parameter.requires_grad_(False).copy_(value)
     with torch.no_grad():
         temperature = best_temperature(logits(tensors, states[held_out]), targets[held_out])
-    metrics = {"rows": len(train), "validation_rows": len(held_out), "epochs": epoch, "best_epoch": best_epoch}
+    metrics = {
+        "rows": len(train),
+        "validation_rows": len(held_out),
+        "epochs": epoch,
+        "best_epoch": best_epoch,
+        "max_epochs": epochs,
+        "learning_rate": learning_rate,
+    }
     return Fit(tensors, temperature, metrics)
 
 

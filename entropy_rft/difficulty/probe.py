@@ -128,7 +128,8 @@ class DifficultyProbe:
             The probe itself.
 
         Raises:
-            ValueError: shapes that differ, a value that is not finite, or fewer than 2 groups.
+            ValueError: shapes that differ, a value that is not finite, fewer than 2 groups, or nothing could be
+                learned; the probe stays as it was.
         """
         states = checked_states(hidden)
         targets = torch.from_numpy(class_indices(labels))

@@ -14,7 +14,7 @@ import numpy as np
 
 from entropy_rft.difficulty.answers import chunk_seed
 from entropy_rft.difficulty.collect import SamplerLike
-from entropy_rft.difficulty.fitting import BASELINES, labels_of, majority
+from entropy_rft.difficulty.fitting import BASELINES, check_weights, labels_of, majority
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.states import question_states
@@ -63,11 +63,7 @@ def held_out_questions(
             nothing is left; one line.
     """
     traces = load_traces(*directories)
-    if not force and probe.fingerprint is not None and probe.fingerprint != traces.fingerprint:
-        raise ValueError(
-            f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with "
-            "other weights: collect traces with the probe's model"
-        )
+    check_weights(traces, probe, force)
     if (traces.layer, traces.hidden.shape[1]) != (probe.layer, probe.width):
         raise ValueError(
             f"the probe reads layer {probe.layer} of width {probe.width}, the traces hold layer {traces.layer} of "

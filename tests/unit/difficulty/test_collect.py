@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from entropy_rft.difficulty import collect_traces, load_traces
+from entropy_rft.difficulty import collect_traces, load_traces, question_states
 from entropy_rft.difficulty.traces import levels
 from entropy_rft.sampling import TransformersSampler, encode_prompt, score_completions
 from entropy_rft.tasks import load_task
@@ -77,6 +77,29 @@ def test_a_trace_says_what_the_answers_were(collect, model_and_tokenizer, task, 
             states = model(torch.tensor([encode_prompt(tokenizer, prompt)]), output_hidden_states=True).hidden_states
         assert np.array_equal(hidden, states[-1][0, -1].numpy())
         assert (row["accuracy"], row["correct"]) == (0.0, [False] * 3)
+
+
+def test_the_hidden_state_is_of_the_prompt_that_was_answered(collect, model_and_tokenizer, tmp_path):
+    """The sampler may have arguments for the chat template, such as one that turns the thinking off."""
+    model, tokenizer = model_and_tokenizer
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think></think>"
+    sampler = TransformersSampler(model, tokenizer, chat_template_kwargs={"chat_template": template})
+    sampler.sample, asked = spied(sampler.sample)
+    collect(sampler=sampler)
+    ids = [group[0].prompt_ids for groups in asked for group in groups]
+    traces = load_traces(tmp_path / "traces")
+    assert np.array_equal(traces.hidden, question_states(model, ids).numpy())
+    assert [row["prompt_tokens"] for row in traces.rows] == [len(own) for own in ids]
+
+
+def spied(call):
+    results = []
+
+    def wrapped(*args, **kwargs):
+        results.append(call(*args, **kwargs))
+        return results[-1]
+
+    return wrapped, results
 
 
 def test_the_entropy_of_a_question_is_the_mean_of_its_answers(collect, tmp_path):

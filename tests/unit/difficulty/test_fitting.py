@@ -65,6 +65,28 @@ def test_baselines_are_fitted_to_the_probes_own_questions(traces):
         baselines_of(probe, traces)
 
 
+def test_baselines_are_fitted_as_the_probe_was(traces, tmp_path):
+    probe = train_probe(traces, epochs=3, learning_rate=0.02)
+    probe.save_pretrained(tmp_path)
+    unseen = traces.take(~traces.among(probe.questions))
+    truth = labels_of(unseen, probe.thresholds)
+    loaded = DifficultyProbe.from_pretrained(tmp_path)
+    for name, baseline in baselines_of(loaded, traces).items():
+        report = classification_report(baseline.predict_proba(unseen.column(BASELINES[name])[:, None]), truth)
+        assert report == probe.metrics["baselines"][name]
+    for setting in ("max_epochs", "learning_rate"):  # as older probes
+        del loaded.metrics["fit"][setting]
+    assert baselines_of(loaded, traces)["pass_rate"].metrics["fit"]["max_epochs"] == 100
+
+
+def test_baselines_are_of_the_probes_model(traces):
+    probe = train_probe(traces, thresholds=PUBLISHED_THRESHOLDS, epochs=2)
+    others = Traces([{**SETTINGS, "fingerprint": "other", "model": "owner/other"}], traces.rows, traces.hidden)
+    with pytest.raises(ValueError, match="made for the base model 'owner/model', the traces are of 'owner/other' with"):
+        baselines_of(probe, others)
+    assert baselines_of(probe, others, force=True).keys() == BASELINES.keys()
+
+
 def test_the_test_questions_are_seen_by_nothing(traces):
     """Spoiling the questions set aside changes neither thresholds nor weights."""
     probe = train_probe(traces)

@@ -105,6 +105,24 @@ def test_a_constant_feature_does_no_harm():
     assert bool(probe.predict_proba(states + np.float32(1e-6)).isfinite().all())
 
 
+def test_what_was_not_learned_is_no_probe():
+    states, labels = synthetic()
+    probe = DifficultyProbe(hidden_units=8)
+    with pytest.raises(ValueError, match=r"not finite in any of \d+ epochs with learning_rate 1e\+30: take"):
+        probe.fit(states, labels, learning_rate=1e30)
+    for wrong in (float("inf"), float("nan"), 0.0):
+        with pytest.raises(ValueError, match="learning_rate must be above 0 and finite, got"):
+            probe.fit(states, labels, learning_rate=wrong)
+    # The validation question is the only hard one: its loss would be 0 / 0.
+    groups = [f"q{i}" for i in range(10)]
+    alone = split_groups(groups, 0.1, seed=0)
+    kinds = [HARD if out else (EASY, NORMAL)[i % 2] for i, out in enumerate(alone)]
+    with pytest.raises(ValueError, match="the 1 validation rows are all hard, which none of the 9 training rows is"):
+        probe.fit(states[:10], kinds, groups=groups, validation_fraction=0.1)
+    with pytest.raises(ValueError, match="not fitted"):
+        probe.predict_proba(states)
+
+
 def test_no_question_is_on_both_sides_of_the_split():
     groups = [f"q{i % 40}" for i in range(200)]
     held_out = split_groups(groups, 0.25, seed=0)
