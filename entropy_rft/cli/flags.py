@@ -111,15 +111,24 @@ def add_server(add: Add) -> None:
     """Who answers instead of transformers."""
     add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
     add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
-    add("--vllm", action="store_true", help="sample with a vLLM engine in this process instead")
+    add("--vllm", action="store_true", help="sample with a vLLM engine instead, on the same device")
+    add(
+        "--vllm_memory",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="of the GPU's memory, that vLLM may take; the model that scores is there too (default: %(default)s)",
+    )
 
 
 def sampler_name(args: argparse.Namespace) -> str:
     """Who answers, as traces call it.
 
     Raises:
-        ValueError: two were asked for, or vLLM is not installed; before anything slow.
+        ValueError: two were asked for, vLLM is not installed, or its memory is out of range; before anything slow.
     """
+    if not 0 < args.vllm_memory <= 1:
+        raise ValueError(f"vllm_memory must be above 0 and at most 1, got {args.vllm_memory}")
     if args.url and args.vllm:
         raise ValueError("--url and --vllm exclude each other: give one")
     if args.vllm and find_spec("vllm") is None:
@@ -138,12 +147,13 @@ def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> 
     if kind == "vllm":
         from entropy_rft.sampling.vllm_sampler import VLLMSampler
 
-        return VLLMSampler(name, tokenizer, dtype=args.dtype)
+        return VLLMSampler(name, tokenizer, dtype=args.dtype, memory=args.vllm_memory, device=device_of(args))
     if kind == "transformers":
         from entropy_rft.sampling import TransformersSampler
 
         return TransformersSampler(model, tokenizer, batch_size=args.batch_size)
     from entropy_rft.sampling.openai_sampler import OpenAISampler
+    from entropy_rft.sampling.scoring import vocabulary_size
 
     return OpenAISampler(
         args.url,
@@ -151,7 +161,17 @@ def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> 
         model=args.served_model,
         concurrency=args.batch_size,
         api_key=os.environ.get("ENTROPY_RFT_API_KEY"),
+        vocabulary=vocabulary_size(model),
     )
+
+
+def served_model(sampler: Any) -> str | None:
+    """What a server calls the model that answers, for the settings; ``None`` where this process answers.
+
+    Raises:
+        OSError: the server cannot be reached, or names no model.
+    """
+    return sampler.served_model() if hasattr(sampler, "served_model") else None
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

@@ -169,13 +169,15 @@ def run_collect(args: argparse.Namespace) -> int:
     source = flags.task_source(args, args.task_seed)
     task = load_task(**source, **options)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=flags.device_of(args))
+    sampler = flags.sampler(args, args.model, model, tokenizer)
     collected = collect_traces(
         model,
         tokenizer,
         task,
         args.output_dir,
-        sampler=flags.sampler(args, args.model, model, tokenizer),
+        sampler=sampler,
         sampler_name=kind,
+        served_model=flags.served_model(sampler),
         model_name=args.model,
         source={**source, "options": options},
         level=args.level,
@@ -277,6 +279,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
         sampler_name=flags.sampler_name(args),
+        served_model=flags.served_model(sampler),
         chunk_size=args.chunk_size,
     )
     settings = {
@@ -285,7 +288,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "max_tokens": args.max_tokens,
         "top_p": args.top_p,
         "seed": args.seed,
-        "sampler": args.url or flags.sampler_name(args),
+        "sampler": flags.sampler_name(args),  # not the URL, which may hold a password
+        "served_model": flags.served_model(sampler),
         "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
     }
     result = evaluate_probe(

@@ -40,6 +40,7 @@ def collect_traces(
     *,
     sampler: SamplerLike,
     sampler_name: str = "transformers",
+    served_model: str | None = None,
     model_name: str | None = None,
     source: Mapping[str, Any] | None = None,
     level: str | None = None,
@@ -68,6 +69,7 @@ def collect_traces(
         output_dir: the traces' directory; `datasets.load_dataset` reads it.
         sampler: who answers.
         sampler_name: what the settings call it: the same seed gives other answers elsewhere.
+        served_model: what a server calls the model, if one answers: traces of two models do not mix.
         model_name: what the traces call the model.
         source: the arguments with which `load_task` makes the task again; `probe evaluate` needs them.
         level: difficulty level of all questions; by default the task's column `difficulty`.
@@ -97,6 +99,7 @@ def collect_traces(
         "digest": digest(rows),
         "level": level,
         "sampler": sampler_name,
+        **({} if served_model is None else {"served_model": served_model}),
         "samples": samples,
         "temperature": temperature,
         "top_p": top_p,

@@ -103,6 +103,7 @@ def answer_questions(
     top_p: float = 1.0,
     seed: int = 0,
     sampler_name: str = "transformers",
+    served_model: str | None = None,
     chunk_size: int = 32,
     progress: bool = True,
 ) -> Answers:
@@ -122,6 +123,7 @@ def answer_questions(
         top_p: of sampling.
         seed: of sampling.
         sampler_name: what the settings call the sampler: the same seed gives other answers elsewhere.
+        served_model: what a server calls the model, if one answers.
         chunk_size: questions that are lost by a kill.
         progress: show a bar, on a terminal.
 
@@ -133,6 +135,7 @@ def answer_questions(
     settings = {
         "fingerprint": questions.traces.fingerprint,
         "sampler": sampler_name,
+        **({} if served_model is None else {"served_model": served_model}),
         "strategies": {name: strategies[d].to_dict() for name, d in zip(NAMES, DIFFICULTIES, strict=True)},
         "samples": samples,
         "max_tokens": max_tokens,

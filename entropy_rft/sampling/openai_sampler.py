@@ -31,6 +31,7 @@ class OpenAISampler:
         timeout: seconds for one request.
         api_key: sent as a bearer token.
         chat_template_kwargs: further arguments of the chat template.
+        vocabulary: how many tokens the model has that the completions are for; ``None`` checks nothing.
 
     Raises:
         ValueError: the URL is no http address, `concurrency` or `timeout` is out of range, or httpx is missing.
@@ -46,6 +47,7 @@ class OpenAISampler:
         timeout: float = 600.0,
         api_key: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        vocabulary: int | None = None,
         transport: Any = None,
     ) -> None:
         try:
@@ -64,6 +66,7 @@ class OpenAISampler:
         self.model = model
         self.concurrency = concurrency
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.vocabulary = vocabulary
         self._token_ids = True
         self._client = httpx.Client(
             base_url=self.url,
@@ -87,13 +90,14 @@ class OpenAISampler:
         """Sample `samples` completions of each prompt; arguments and result as in `TransformersSampler.sample`.
 
         Raises:
-            ValueError: an argument is out of range, or a prompt cannot be encoded.
+            ValueError: an argument is out of range, a prompt cannot be encoded, or a completion has a token outside the
+                vocabulary.
             OSError: the server cannot be reached, refuses, or answers with something else; one line.
         """
         check_settings(samples, temperature, top_p, max_tokens)
         prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
-        if self.model is None and prompt_ids:
-            self.model = self._first_model()
+        if prompt_ids:
+            self.served_model()
         drawn = 1 if temperature == 0 else samples
 
         def ask(index: int) -> list[Completion]:
@@ -122,6 +126,16 @@ class OpenAISampler:
                 pool.shutdown(cancel_futures=True)  # after a failure the other requests are of no use
         return groups
 
+    def served_model(self) -> str:
+        """What the server calls the model: the name that was given, or the first one that the server names.
+
+        Raises:
+            OSError: the server cannot be reached, or names none.
+        """
+        if self.model is None:
+            self.model = self._first_model()
+        return self.model
+
     def _completions(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         extended = {**body, "return_token_ids": True} if self._token_ids else body
         status, data = self._request("POST", "/v1/completions", extended)
@@ -140,6 +154,12 @@ class OpenAISampler:
         if ids is None:
             ids = self.tokenizer(text=choice.get("text") or "", add_special_tokens=False)["input_ids"]
         ids = list(ids)
+        if self.vocabulary is not None and ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            wrong = next(i for i in ids if not 0 <= i < self.vocabulary)
+            raise ValueError(
+                f"{self.url} answered with the token {wrong}, but the model here has {self.vocabulary} tokens: it serves "
+                f"another model, {self.model!r}; give the URL of a server of the same one"
+            )
         stopped = choice.get("finish_reason") == "stop"
         eos = self.tokenizer.eos_token_id
         if stopped and eos is not None and (not ids or (choice.get("token_ids") is None and ids[-1] != eos)):

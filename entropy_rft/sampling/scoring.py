@@ -31,7 +31,8 @@ def score_completions(
         For each completion its statistics: float32 CPU tensors of the length of its `token_ids`; nats.
 
     Raises:
-        ValueError: `temperature` or `batch_size` is out of range, or a completion has no prompt tokens.
+        ValueError: `temperature` or `batch_size` is out of range, or a completion has no prompt tokens, or ones that
+            this model does not know.
     """
     check_temperature(temperature)
     if batch_size < 1:
@@ -40,6 +41,15 @@ def score_completions(
         if not completion.prompt_ids:
             raise ValueError(f"completion {index} has no prompt_ids: nothing predicts its first token")
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    vocabulary = vocabulary_size(model)
+    for index, completion in enumerate(completions):
+        for name, ids in (("prompt_ids", completion.prompt_ids), ("token_ids", completion.token_ids)):
+            if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+                wrong = next(i for i in ids if not 0 <= i < vocabulary)
+                raise ValueError(
+                    f"completion {index} has the token {wrong} in its {name}, but this model's vocabulary is 0 to "
+                    f"{vocabulary - 1}: score it with the model that wrote it"
+                )
     order = sorted(range(len(completions)), key=lambda i: -_length(completions[i]))
     results: dict[int, TokenStatistics] = {}
     was_training = model.training
@@ -54,6 +64,11 @@ def score_completions(
     finally:
         model.train(was_training)
     return [results[i] for i in range(len(completions))]
+
+
+def vocabulary_size(model: Any) -> int:
+    """How many tokens a model knows: as input and as output, which padding may make more than its tokenizer has."""
+    return int(min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0]))
 
 
 def _length(completion: Completion) -> int:

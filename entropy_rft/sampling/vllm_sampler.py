@@ -23,11 +23,13 @@ class VLLMSampler:
         tokenizer: of that model.
         dtype: of the weights.
         memory: fraction of the GPU's memory that the engine may take; what is there already counts.
+        device: such as ``cuda:1``, one of the GPUs that this process sees; without a number it is the first.
         chat_template_kwargs: further arguments of the chat template.
         engine: a ``vllm.LLM`` to use instead of a new one.
 
     Raises:
-        ValueError: vLLM is not installed, the model is an adapter, or `memory` is out of range.
+        ValueError: vLLM is not installed or cannot be put on the device, the model is an adapter, or `memory` is out of
+            range.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class VLLMSampler:
         *,
         dtype: str = "auto",
         memory: float = 0.7,
+        device: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         engine: Any = None,
     ) -> None:
@@ -52,7 +55,18 @@ class VLLMSampler:
                 raise ValueError('a vLLM engine needs vllm: pip install "entropy_rft[vllm]"') from error
             path = Path(source).expanduser()
             name = str(path) if path.is_dir() else source
-            engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0)
+            kind, _, number = (device or "").partition(":")
+            # The engine is a process of its own and takes the first GPU unless it is told otherwise.
+            place: dict[str, Any] = {"device_ids": [int(number)]} if kind == "cuda" and number else {}
+            try:
+                engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0, **place)
+            except TypeError as error:
+                if "device_ids" not in str(error):
+                    raise
+                raise ValueError(
+                    f"this vllm cannot be put on the device {device!r}: install vllm 0.31, or let each process see one "
+                    "GPU alone with CUDA_VISIBLE_DEVICES"
+                ) from error
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template_kwargs = dict(chat_template_kwargs or {})

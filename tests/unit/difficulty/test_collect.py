@@ -149,6 +149,17 @@ def test_other_settings_are_refused_and_named(collect, tmp_path, task):
     assert collect(batch_size=3).added == 0  # makes no other traces
 
 
+def test_answers_of_two_served_models_do_not_mix(collect, tmp_path):
+    collect(sampler_name="openai", served_model="a")
+    with pytest.raises(ValueError, match="begun with served_model = 'a', not 'b'"):
+        collect(sampler_name="openai", served_model="b")
+    path = tmp_path / "traces" / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["served_model"]  # as traces of earlier versions: nobody knows whose they are, and they go on
+    path.write_text(json.dumps(settings))
+    assert collect(sampler_name="openai", served_model="b").added == 0
+
+
 def test_datasets_reads_it(collect, tmp_path):
     from datasets import load_dataset
 

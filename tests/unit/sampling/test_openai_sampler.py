@@ -127,3 +127,18 @@ def test_failures_are_one_line(answer, message, serve):
 def test_mistakes(options, message, random_tokenizer):
     with pytest.raises(ValueError, match=message):
         OpenAISampler(**{"url": "http://x", "tokenizer": random_tokenizer, **options})
+
+
+def test_another_vocabulary_is_one_line(serve):
+    def answer(body):
+        return [{"index": 0, "token_ids": [5, 300], "finish_reason": "stop"}]
+
+    sampler, _ = serve(answer, vocabulary=300)
+    with pytest.raises(ValueError, match="here:8000 answered with the token 300, but the model here has 300 tokens"):
+        sampler.sample(["one"], progress=False)
+    assert serve(answer, vocabulary=301)[0].sample(["one"], progress=False)[0][0].token_ids == [5, 300]
+
+
+def test_the_name_of_the_served_model(serve):
+    assert serve(None)[0].served_model() == "served"
+    assert serve(None, model="mine")[0].served_model() == "mine"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from entropy_rft.sampling import Completion, TransformersSampler, score_completions
+from entropy_rft.sampling.scoring import vocabulary_size
 
 
 def reference(model, completion: Completion, temperature: float):
@@ -143,3 +144,14 @@ def test_empty_completions_and_bad_settings(random_model):
         score_completions(random_model, COMPLETIONS, batch_size=0)
     with pytest.raises(ValueError, match="prompt_ids"):
         score_completions(random_model, [Completion([], [1], "", False)])
+
+
+def test_tokens_of_another_vocabulary_are_refused(random_model):
+    size = random_model.config.vocab_size
+    assert vocabulary_size(random_model) == size
+    for prompt, ids, message in (
+        ([1], [2, size], f"completion 1 has the token {size} in its token_ids, but .* vocabulary is 0 to {size - 1}:"),
+        ([-1], [2], "completion 1 has the token -1 in its prompt_ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_completions(random_model, [Completion([1], [2], "", False), Completion(prompt, ids, "", False)])

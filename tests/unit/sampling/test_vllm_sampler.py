@@ -84,3 +84,24 @@ def test_mistakes(engine, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="needs vllm: pip install"):
         VLLMSampler("owner/model", Tokenizer())
+
+
+@pytest.mark.parametrize(("device", "place"), [(None, {}), ("cuda", {}), ("cpu", {}), ("cuda:3", {"device_ids": [3]})])
+def test_the_engine_is_where_the_model_is(device, place, engine):
+    """Under torchrun each process scores on its own GPU; the engine must not crowd the first one."""
+    made = []
+    sys.modules["vllm"].LLM = lambda name, **settings: made.append((name, settings))
+    VLLMSampler("owner/model", Tokenizer(), memory=0.5, device=device)
+    ((name, settings),) = made
+    assert name == "owner/model"
+    assert settings == {"dtype": "auto", "gpu_memory_utilization": 0.5, "seed": 0, **place}
+
+
+def test_a_vllm_without_a_choice_of_devices(engine):
+    def older(name, *, dtype, gpu_memory_utilization, seed):
+        return "engine"
+
+    sys.modules["vllm"].LLM = older
+    assert VLLMSampler("owner/model", Tokenizer()).engine == "engine"
+    with pytest.raises(ValueError, match="this vllm cannot be put on the device 'cuda:1': install vllm"):
+        VLLMSampler("owner/model", Tokenizer(), device="cuda:1")
