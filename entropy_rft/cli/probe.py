@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _add_collect(parts: Any) -> None:
     flags.add_marker(add)
     flags.add_shards(add)
     _add_running(add)
-    parser.set_defaults(run=run_collect)
+    parser.set_defaults(run=_one_line(run_collect))
 
 
 def _add_train(parts: Any) -> None:
@@ -87,7 +88,7 @@ def _add_train(parts: Any) -> None:
     add("--epochs", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the splits and the weights (default: %(default)s)")
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=_one_line(run_train))
 
 
 def _add_evaluate(parts: Any) -> None:
@@ -107,7 +108,7 @@ def _add_evaluate(parts: Any) -> None:
     flags.add_sampling(add, samples=8, of="question and strategy", temperature=False)
     add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
     _add_running(add)
-    parser.set_defaults(run=run_evaluate)
+    parser.set_defaults(run=_one_line(run_evaluate))
 
 
 def _add_tune(parts: Any) -> None:
@@ -138,13 +139,25 @@ def _add_tune(parts: Any) -> None:
     add("--tolerance", type=float, default=0.01, help="accuracy that may be lost (default: %(default)s)")
     flags.add_sampling(add, samples=4, of="question and temperature", temperature=False, top_p=False)
     _add_running(add)
-    parser.set_defaults(run=run_tune)
+    parser.set_defaults(run=_one_line(run_tune))
 
 
 def _add_running(add: Any) -> None:
     add("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
     flags.add_hardware(add)
     flags.add_server(add)
+
+
+def _one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`run`, for which a model of NaNs is a mistake of the user's, as a missing one is."""
+
+    def checked(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except FloatingPointError as error:
+            raise ValueError(str(error)) from error
+
+    return checked
 
 
 def run_collect(args: argparse.Namespace) -> int:
@@ -193,7 +206,7 @@ def run_collect(args: argparse.Namespace) -> int:
         shard=shard,
         num_shards=num_shards,
     )
-    of = "" if collected.done == collected.total else f" of {collected.total}; the same command goes on"
+    of = "" if collected.done == collected.total else f" of {collected.total}; the rest is the other shards'"
     _print(f"{collected.added} questions added; {args.output_dir} holds {collected.done}{of}")
     return 0
 
@@ -208,7 +221,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     from entropy_rft.difficulty import DEFAULT_STRATEGIES, Thresholds, load_strategies, load_traces, train_probe
     from entropy_rft.difficulty.strategies import NAMES
-    from entropy_rft.evaluation.table import lined_table, number, percent
+    from entropy_rft.evaluation.strategy_page import classifier_lines, confusion_lines
+    from entropy_rft.evaluation.table import lined_table
 
     thresholds = None if args.thresholds is None else Thresholds(*args.thresholds)
     strategies = DEFAULT_STRATEGIES if args.strategies is None else load_strategies(args.strategies)
@@ -228,7 +242,8 @@ def run_train(args: argparse.Namespace) -> int:
     probe.save_pretrained(args.output_dir)
     metrics, found = probe.metrics, probe.thresholds
     assert found is not None
-    _notes(traces)
+    for note in traces.notes():
+        _print(note)
     origin = "calibrated" if thresholds is None else "given"
     _print(
         f"thresholds ({origin}): normal from accuracy {found.accuracy_normal:.3f} with entropy up to "
@@ -236,15 +251,12 @@ def run_train(args: argparse.Namespace) -> int:
     )
     _print("labels: " + ", ".join(f"{name} {metrics['labels'][name]}" for name in NAMES))
     reports = {"probe": metrics["test"], **metrics["baselines"]}
-    lines = [
-        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
-        for name, r in reports.items()
-    ]
-    header = ["", "accuracy (%)", "macro-F1", "calibration error"]
-    console = Console()
-    console.print(lined_table("Held-out questions", header, lines, f"{metrics['test']['questions']} questions"))
-    confusion = [[name, *map(str, row)] for name, row in zip(NAMES, metrics["test"]["confusion"], strict=True)]
-    console.print(lined_table("Confusion", ["label \\ said", *NAMES], confusion, ""))
+    console, caption = Console(), f"{metrics['test']['questions']} questions"
+    for title, (header, *lines) in (
+        ("Held-out questions", classifier_lines(reports)),
+        ("Confusion", confusion_lines(metrics["test"])),
+    ):
+        console.print(lined_table(title, header, lines, caption))
     _print(f"probe: {args.output_dir}")
     return 0
 
@@ -261,10 +273,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from entropy_rft.difficulty import load_traces
     from entropy_rft.difficulty.fitting import baselines_of
     from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
-    from entropy_rft.evaluation.strategy_page import remarks, save_evaluation, short_policy_lines
+    from entropy_rft.evaluation.strategy_page import check_plots, remarks, save_evaluation, short_policy_lines
     from entropy_rft.evaluation.table import lined_table
 
-    _check_report()
+    check_plots()
     probe, questions, model, tokenizer, sampler = _prepared(args)
     baselines = None
     if args.train_traces is not None:
@@ -366,7 +378,8 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
     questions = held_out_questions(args.traces, probe, force=args.force)
     if tuning:
         check_splits(questions)
-    _notes(questions.traces)
+    for note in questions.traces.notes():
+        _print(note)
     if questions.fitted:
         _print(f"note: {questions.fitted} questions that the probe was fitted to are left out")
     name = args.model or probe.base_model
@@ -375,22 +388,6 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
     return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)
-
-
-def _notes(traces: Any) -> None:
-    """What the traces lack, before what was made of them."""
-    if not traces.complete:
-        _print(f"note: {traces.uncollected} questions are not collected yet; this is of the ones that are there")
-    if traces.unscorable:
-        _print(f"note: {traces.unscorable} questions without an answer that could be scored are left out")
-
-
-def _check_report() -> None:
-    """Before hours of sampling, rather than after them."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
 
 
 def _print(text: str) -> None:

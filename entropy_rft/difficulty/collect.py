@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
@@ -110,6 +109,7 @@ def collect_traces(
     store = ChunkStore(output_dir, settings, len(rows), chunk_size)
     schema = _schema(rows, settings["width"])
     added = 0
+    write_card(store.directory, store.settings, store.done())
     left = sum(len(store.span(chunk)) for chunk in store.missing(shard, num_shards))
     with progress_bar("questions", left, progress) as advance:
         for chunk in store.missing(shard, num_shards):
@@ -141,10 +141,9 @@ def collect_traces(
                 schema,
             )
             added += len(chosen)
+            write_card(store.directory, store.settings, store.done())  # so that a killed collection has one too
             advance(len(chosen), "")
-    done = store.done()
-    write_card(Path(store.directory), store.settings, done)
-    return Collected(added, done, len(rows))
+    return Collected(added, store.done(), len(rows))
 
 
 def _trace(

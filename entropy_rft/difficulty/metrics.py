@@ -23,10 +23,14 @@ def accuracy(matrix: np.ndarray) -> float:
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """Mean over the classes of ``2 TP / (2 TP + FP + FN)``; a class that is neither true nor predicted is left out."""
+    """Mean of ``2 TP / (2 TP + FP + FN)`` over the classes that are true of some question.
+
+    So classifiers are compared over the same classes, whatever each of them says: a wrong prediction of a class that
+    does not occur counts against the class that it should have been.
+    """
     hits = np.diag(matrix).astype(np.float64)
     total = matrix.sum(0) + matrix.sum(1)  # 2 TP + FP + FN
-    occurs = total > 0
+    occurs = matrix.sum(1) > 0
     return float((2 * hits[occurs] / total[occurs]).mean())
 
 

@@ -246,12 +246,9 @@ class DifficultyProbe:
                 seed=data["seed"],
             )
             probe.temperature = float(data["temperature"])
-            probe.metrics, probe.questions = dict(data["metrics"]), list(data["questions"])
-            width = int(data["width"])
+            probe.metrics, probe.questions, width = data["metrics"], data["questions"], data["width"]
             if data["classes"] != list(NAMES) or not 0 < probe.temperature < math.inf or width < 1:
                 raise ValueError("classes, temperature or width is out of range")
-        except KeyError as error:
-            raise ValueError(f"probe {str(source / CONFIG)!r} has no field {error.args[0]!r}") from error
         except (ValueError, TypeError) as error:
             raise ValueError(f"probe {str(source / CONFIG)!r} is malformed: {error}") from error
         probe._tensors = read_weights(source, probe._shapes(width))

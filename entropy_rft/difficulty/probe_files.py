@@ -6,13 +6,34 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 CONFIG, WEIGHTS, CARD = "probe.json", "probe.safetensors", "README.md"
 SCHEMA = 1
+_Kind: TypeAlias = "tuple[tuple[type, ...], str]"
+_TEXT: _Kind = ((str,), "text")
+_NAME: _Kind = ((str, type(None)), "text or null")
+_WHOLE: _Kind = ((int,), "a whole number")
+_LIST: _Kind = ((list,), "a list of texts")
+_OBJECT: _Kind = ((dict,), "an object")
+_FIELDS: dict[str, _Kind] = {
+    "kind": _TEXT,
+    "width": _WHOLE,
+    "hidden_units": _WHOLE,
+    "base_model": _NAME,
+    "fingerprint": _NAME,
+    "layer": _WHOLE,
+    "classes": _LIST,
+    "temperature": ((int, float), "a number"),
+    "thresholds": ((dict, type(None)), "an object or null"),
+    "strategies": _OBJECT,
+    "seed": _WHOLE,
+    "metrics": _OBJECT,
+    "questions": _LIST,
+}
 
 
 def write_probe(target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:
@@ -27,7 +48,11 @@ def write_probe(target: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """The JSON of the probe in the directory `source`; raises ValueError when there is none or it cannot be read."""
+    """The JSON of the probe in the directory `source`, each field of its type.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or a field is missing or of another type; one line.
+    """
     path = source / CONFIG
     if not path.is_file():
         raise ValueError(f"probe {str(source)!r} has no {CONFIG}: give a directory that save_pretrained wrote")
@@ -38,6 +63,15 @@ def read_config(source: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"probe {str(path)!r} is of schema {found!r}, not {SCHEMA}")
+    for name, (kinds, expected) in _FIELDS.items():
+        if name not in data:
+            raise ValueError(f"probe {str(path)!r} has no field {name!r}")
+        value = data[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"probe {str(path)!r} is malformed: {name} must be {expected}, not {value!r}")
+    for name in ("classes", "questions"):
+        if not all(isinstance(item, str) for item in data[name]):
+            raise ValueError(f"probe {str(path)!r} is malformed: {name} must hold texts alone")
     return data
 
 

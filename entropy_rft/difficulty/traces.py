@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,15 @@ class Traces:
     def among(self, known: Collection[str]) -> np.ndarray:
         """Which questions are in `known`, (N,) bool, by either name: older probes name the wording."""
         return np.asarray([not {*names}.isdisjoint(known) for names in zip(self.ids, self.questions, strict=True)])
+
+    def notes(self) -> list[str]:
+        """What these traces lack, a line each."""
+        lines = []
+        if self.uncollected:
+            lines.append(f"note: {self.uncollected} questions are not collected yet; this is of those that are")
+        if self.unscorable:
+            lines.append(f"note: {self.unscorable} questions without an answer that could be scored are left out")
+        return lines
 
     def column(self, name: str) -> np.ndarray:
         """A number of each question, (N,) float64."""
@@ -142,7 +152,7 @@ def write_card(directory: Path, settings: Mapping[str, Any], done: int) -> None:
 configs:
 - config_name: default
   data_files:
-  - split: {str(task.get("split") or "train").replace("-", "_")}
+  - split: "{_legal_split(task.get("split"))}"
     path: data/*.parquet
 ---
 
@@ -153,7 +163,7 @@ How often and how surely the model answered each question, for a difficulty prob
 
 | setting | |
 | --- | --- |
-{"".join(f"| {name} | `{value}` |{chr(10)}" for name, value in settings.items())}
+{"".join(f"| {name} | `{' '.join(str(value).split())}` |{chr(10)}" for name, value in settings.items())}
 | column | |
 | --- | --- |
 | `prompt`, `solution`, `level` | the question, its gold answer, and its difficulty level where the task gives one |
@@ -170,6 +180,11 @@ How often and how surely the model answered each question, for a difficulty prob
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _legal_split(split: Any) -> str:
+    """A name that `datasets` takes for a split: "train[:8]" and "my split" are none."""
+    return re.sub(r"\W+", "_", str(split or "")).strip("_") or "train"
 
 
 def levels(rows: Sequence[Mapping[str, Any]]) -> list[str]:

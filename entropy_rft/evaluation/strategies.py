@@ -187,11 +187,13 @@ def answer_questions(
 def by_level(traces: Traces) -> dict[str, Any]:
     """Accuracy and entropy by difficulty level: the U, where there is one.
 
-    Questions without a level are grouped by how often they were answered rightly, into five groups of falling accuracy.
+    Where no question has a level they are grouped by how often they were answered rightly, into five groups of falling
+    accuracy; where only some have none, those are a group of their own.
     """
     named = levels(traces.rows)
     if named:
         groups = {level: [row for row in traces.rows if row["level"] == level] for level in named}
+        groups["no level"] = [row for row in traces.rows if row["level"] is None]
         kind = "level"
     else:
         bounds = [(0.8, 1.01), (0.6, 0.8), (0.4, 0.6), (0.2, 0.4), (0.0, 0.2)]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,26 @@ def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
     """The same for 80 characters, header first."""
     lines = [["choice", "right (%)", "minus Normal (points)", "tokens", "saved (%)", "seconds"]]
     return lines + [[line[0], line[1], line[4], line[3], line[5], line[6]] for line in policy_lines(result)]
+
+
+def classifier_lines(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """How good each classifier is, header first."""
+    return [["", "accuracy (%)", "macro-F1", "calibration error"]] + [
+        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
+        for name, r in reports.items()
+    ]
+
+
+def confusion_lines(report: Mapping[str, Any]) -> list[list[str]]:
+    """A classifier's confusion matrix, header first."""
+    rows = [[name, *map(str, row)] for name, row in zip(NAMES, report["confusion"], strict=True)]
+    return [["label \\ said", *NAMES], *rows]
+
+
+def check_plots() -> None:
+    """Raise a ValueError where the figures could not be drawn: before hours of sampling, rather than after them."""
+    if find_spec("matplotlib") is None:
+        raise ValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
@@ -178,16 +199,8 @@ def _classifier(result: Mapping[str, Any]) -> str:
     reports = result.get("classifier")
     if not reports:
         return ""
-    rows = [
-        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
-        for name, r in reports.items()
-    ]
-    confusion = [[name, *map(str, row)] for name, row in zip(NAMES, reports["probe"]["confusion"], strict=True)]
-    return (
-        "<h2>The probe as a classifier</h2>"
-        + table(["", "accuracy (%)", "macro-F1", "calibration error"], rows)
-        + table(["label \\ said", *NAMES], confusion)
-    )
+    (header, *rows), (classes, *confusion) = classifier_lines(reports), confusion_lines(reports["probe"])
+    return "<h2>The probe as a classifier</h2>" + table(header, rows) + table(classes, confusion)
 
 
 def _levels(result: Mapping[str, Any], by: str) -> str:

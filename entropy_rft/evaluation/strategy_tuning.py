@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])")  # also test[:200], train+test, test-2024; not latest
 CONFIDENCES = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -75,7 +77,7 @@ def tune_strategies(
         The strategies, and all trials. A difficulty that no question was found to have keeps its strategy.
 
     Raises:
-        ValueError: an argument is out of range, or the questions are of a split called test.
+        ValueError: an argument is out of range, or the questions are of a test split.
     """
     check_settings(samples=samples, max_tokens=max_tokens)
     check_grid(temperatures, fractions, tolerance)
@@ -163,12 +165,12 @@ def check_grid(temperatures: Sequence[float], fractions: Sequence[float], tolera
 
 
 def check_splits(questions: Questions) -> None:
-    """Raise a ValueError when the questions are of a split called test."""
+    """Raise a ValueError when the questions are of a split called test, of a part of it, or of a sum with it."""
     for task, _ in questions.parts:
-        if task.split == "test":
+        if _TEST.search(task.split.lower()):
             raise ValueError(
-                f"the traces are of the split 'test' of {task.name}: strategies are tuned on a validation split, so "
-                "that test questions can still measure them"
+                f"the traces are of the split {task.split!r} of {task.name}: strategies are tuned on a validation "
+                "split, so that test questions can still measure them"
             )
 
 

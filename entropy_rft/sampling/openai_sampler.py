@@ -157,8 +157,8 @@ class OpenAISampler:
         if self.vocabulary is not None and ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             wrong = next(i for i in ids if not 0 <= i < self.vocabulary)
             raise ValueError(
-                f"{self.url} answered with the token {wrong}, but the model here has {self.vocabulary} tokens: it serves "
-                f"another model, {self.model!r}; give the URL of a server of the same one"
+                f"{self.url} answered with the token {wrong}, but the model here has {self.vocabulary} tokens: it "
+                f"serves another model, {self.model!r}; give the URL of a server of the same one"
             )
         stopped = choice.get("finish_reason") == "stop"
         eos = self.tokenizer.eos_token_id

@@ -66,8 +66,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert f"{60 - len(kept)} questions added; train holds 60" in out
 
     test = ("collect", *COLLECT, "--split", "test", "--limit", 12, "--samples", 4, "--chunk_size", 6)
-    for shard in (0, 1):
-        probe(*test, "--output_dir", "test", "--num_shards", 2, "--shard", shard, cwd=directory)
+    for shard, holds in ((0, "holds 6 of 12; the rest is the other shards'"), (1, "holds 12\n")):
+        out, _ = probe(*test, "--output_dir", "test", "--num_shards", 2, "--shard", shard, cwd=directory)
+        assert f"6 questions added; test {holds}" in out
     return directory
 
 
@@ -118,6 +119,12 @@ def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     assert (place / "evaluated" / "report.html").read_text().count('<svg role="img"') == 3
     assert {"frontier.png", "u-shape.png"} <= {path.name for path in (place / "evaluated").iterdir()}
     assert max(map(len, out.splitlines())) <= 80
+
+    seconds = {name: policy["seconds"] for name, policy in policies.items()}
+    assert seconds["probe"] > written["routing_seconds"]
+    assert "seconds" in out
+    assert written["left_out"]["uncollected"] == 0
+    assert written["settings"]["sampler"] == "transformers"
 
     # The answers are there: another confidence needs no new ones.
     chunk = next((place / "evaluated" / "answers").rglob("chunk-*.parquet"))
@@ -175,6 +182,7 @@ def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:
         server.shutdown()
         server.server_close()
     assert [(body["model"], body["n"], body["max_tokens"]) for body in asked] == [("served", 3, 3)] * 5
+    assert json.loads((place / "served" / "settings.json").read_text())["served_model"] == "served"
     rows = trace_rows(place / "served")
     assert [row["answer_tokens"] for row in rows] == [[3, 3, 3]] * 5
     assert len({row["entropy"] for row in rows}) == 5
@@ -225,6 +233,9 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*TRAIN, "--epochs", 0), "epochs must be at least 1"),
         ((*EVALUATE, "--probe", "train"), "has no probe.json"),
         ((*EVALUATE, "--train_traces", "test"), "the probe was fitted to none of these traces' questions"),
+        ((*EVALUATE, "--traces", "test", "./test"), "give each directory and each question once"),
+        ((*EVALUATE, "--vllm_memory", 2), "vllm_memory must be above 0 and at most 1, got 2.0"),
+        ((*TRAIN, "--learning_rate", 1e30), "learning_rate 1e+30: take a smaller one"),
         ((*EVALUATE, "--min_confidence", 2), "min_confidence must lie between 0 and 1, got 2.0"),
         ((*EVALUATE, "--traces", "whole-nothing"), "'whole-nothing' has no settings.json"),
         ((*TUNE, "--traces", "test"), "the traces are of the split 'test' of arithmetic"),
@@ -236,6 +247,20 @@ def test_mistakes_are_one_line_and_exit_code_2(words: tuple, message: str, train
     line = err.splitlines()[-1]
     assert line.startswith("entropy-rft: error:")
     assert message in line
+
+
+def test_a_model_of_nans_is_one_line(tmp_path: Path, random_model_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(random_model_dir)
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(random_model_dir).save_pretrained(tmp_path / "nan")
+    flags = ("--model", tmp_path / "nan", "--task", "arithmetic", "--limit", 2, "--samples", 1, "--max_tokens", 2)
+    _, err = probe("collect", *flags, "--output_dir", "x", cwd=tmp_path, expected=2)
+    assert err.splitlines()[-1] == (
+        "entropy-rft: error: the model's logits are NaN or infinite: check its weights and dtype"
+    )
 
 
 def test_a_probe_of_another_model_is_refused(place: Path, trained: Path, random_model_dir: Path) -> None:

@@ -173,6 +173,27 @@ def test_datasets_reads_it(collect, tmp_path):
     assert "10 of 10 questions, 3 answers each" in (tmp_path / "traces" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("train[:8]", "train_8"), ("my split", "my_split"), ("no", "no"), ("[]", "train"), (None, "train")],
+)
+def test_datasets_reads_it_whatever_the_split_and_after_a_kill(split, name, collect, model_and_tokenizer, tmp_path):
+    from datasets import load_dataset
+
+    source = {"name": "arithmetic", "split": split, "options": {"instruction": "two\nlines"}}
+    with pytest.raises(Dies):
+        collect(sampler=Mortal(TransformersSampler(*model_and_tokenizer), 1), source=source)
+    assert "4 of 10 questions" in (tmp_path / "traces" / "README.md").read_text()
+    loaded = load_dataset(str(tmp_path / "traces"), cache_dir=str(tmp_path / "cache"))
+    assert {part: len(rows) for part, rows in loaded.items()} == {name: 4}
+
+
+def test_the_card_is_there_before_the_first_answer(collect, tmp_path):
+    with pytest.raises(Dies):
+        collect(sampler=Mortal(None, 0))
+    assert "0 of 10 questions" in (tmp_path / "traces" / "README.md").read_text()
+
+
 def test_plain_text_prompts_and_unscorable_answers(collect, tmp_path):
     class Task:
         name, split = "text", "train"

@@ -22,6 +22,13 @@ def test_macro_f1_of_the_majority_and_of_an_absent_class():
     assert metrics.macro_f1(metrics.confusion_matrix([0, 1], [0, 1])) == 1.0
 
 
+def test_classifiers_are_compared_over_the_same_classes():
+    """Class 2 does not occur. Who says it all the same is wrong once, and not measured over one class more."""
+    # F1: 2·1/(2+1+0) = 2/3;  2·1/(1+1) = 1
+    assert metrics.macro_f1(metrics.confusion_matrix([0, 0, 1], [0, 2, 1])) == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.macro_f1(metrics.confusion_matrix([0, 0, 1], [0, 0, 0])) == pytest.approx((2 * 2 / 5 + 0) / 2)
+
+
 def test_calibration_error():
     proba = [[0.95, 0.05, 0.0], [0.95, 0.0, 0.05], [0.2, 0.75, 0.05], [0.6, 0.2, 0.2]]
     # bin (0.9, 1]: confidence 0.95, one of two right; (0.7, 0.8]: 0.75, right; (0.5, 0.6]: 0.6, wrong

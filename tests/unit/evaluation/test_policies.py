@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
 from entropy_rft.evaluation.policies import Answers, compare_policies, measure_policies, pooled, saved_fraction, summary
 from entropy_rft.evaluation.strategies import by_level
 from entropy_rft.evaluation.strategy_page import policy_lines, short_policy_lines, write_page
-from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, pick, shortened, tune_confidence
+from entropy_rft.evaluation.strategy_tuning import Trial, check_grid, check_splits, pick, shortened, tune_confidence
 from entropy_rft.sampling import Completion
 
 EASY, NORMAL, HARD = Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD
@@ -169,6 +170,8 @@ def test_the_u_by_level_and_without_levels():
         "questions": 2, "accuracy": pytest.approx(0.7), "entropy": pytest.approx(0.3), "entropy_thinking": None,
         "tokens": 5,
     }  # fmt: skip
+    mixed = by_level(Rows([row(None, 0.2, 0.6), row("9", 0.8, 0.2), row(None, 0.4, 0.4)]))
+    assert {name: group["questions"] for name, group in mixed["groups"].items()} == {"9": 1, "no level": 2}
     unnamed = by_level(Rows([row(None, 1.0, 0.6), row(None, 0.8, 0.2), row(None, 0.0, 0.5)]))
     assert unnamed["by"] == "accuracy"
     assert {name: group["questions"] for name, group in unnamed["groups"].items()} == {"80–100 %": 2, "0–20 %": 1}
@@ -229,6 +232,19 @@ def test_the_confidence_that_loses_nothing(two_questions):
 def test_a_wrong_grid(grid, message):
     with pytest.raises(ValueError, match=message):
         check_grid(*grid)
+
+
+@pytest.mark.parametrize("split", ["test", "test[:200]", "train+test[50%:]", "Test", "hard_test", "test-2024"])
+def test_no_part_of_a_test_split_tunes_anything(split):
+    questions = SimpleNamespace(parts=[(SimpleNamespace(name="gsm8k", split=split), [])])
+    with pytest.raises(ValueError, match="of gsm8k: strategies are tuned on a validation split") as caught:
+        check_splits(questions)
+    assert f"the split {split!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["validation", "train[:200]", "latest", "contest"])
+def test_other_splits_may_tune(split):
+    check_splits(SimpleNamespace(parts=[(SimpleNamespace(name="gsm8k", split=split), [])]))
 
 
 def test_a_completion_under_a_smaller_limit():
