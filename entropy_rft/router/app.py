@@ -24,11 +24,12 @@ from entropy_rft.router.features import FeatureSource, build_features
 from entropy_rft.router.generate import OWN_HEADERS, Generate
 from entropy_rft.router.loading import load_probe, strategies_of
 from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.models import ForwardedModels
 from entropy_rft.router.openapi import document
 from entropy_rft.router.policy import Endpoint
 from entropy_rft.router.pool import Pool
-from entropy_rft.router.proxy import Proxy, passed_on
-from entropy_rft.router.relay import Relay, Send
+from entropy_rft.router.proxy import Proxy
+from entropy_rft.router.relay import Send
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import Keys, Receive
 from entropy_rft.router.settings import EMBEDDED, BackendSettings, RouterSettings
@@ -115,7 +116,9 @@ class RouterApp:
             RouterError: self._router_error,
             Exception: self._own_error,  # Starlette raises it again, so that it is logged
         }
-        return Starlette(routes=routes, exception_handlers=handlers)
+        web = Starlette(routes=routes, exception_handlers=handlers)
+        web.router.redirect_slashes = False  # the address that it would send clients to is of their own making
+        return web
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """The lifespan, without Starlette's traceback where the mistake is the user's."""
@@ -156,7 +159,8 @@ class RouterApp:
         self._proxy = Proxy(settings, self.pool, self.metrics)
         self.generate = Generate(settings, routing, self._proxy, self.metrics, self.keys, lambda: self.draining)
         self._board = StatusBoard(self.metrics.registry)
-        for work in (self.generate.keep_watch(), self._board.run(), self._keep_readiness()):
+        stack.push_async_callback(self.generate.close)
+        for work in (self._board.run(), self._keep_readiness()):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
 
     async def _keep_readiness(self) -> None:
@@ -214,7 +218,9 @@ class RouterApp:
     async def _models(self, request: Request) -> Response:
         headers = dict(request.scope["headers"])
         self.keys.check(headers)
-        return _Forwarded(self._proxy, self.generate.request_id(headers), self.generate.id_header)
+        return ForwardedModels(
+            self._proxy, self.generate.request_id(headers), self.generate.id_header, self.settings.health.timeout_s
+        )
 
     def _identity(self, request: Request) -> dict[str, str]:
         identity = self.generate.request_id(dict(request.scope["headers"]))
@@ -247,26 +253,6 @@ class RouterApp:
 
     async def _own_error(self, request: Request, error: Exception) -> Response:
         return await self._router_error(request, RouterError(500, "the router failed", "internal_error"))
-
-
-class _Forwarded(Response):
-    """GET /v1/models of a backend, as it is."""
-
-    def __init__(self, proxy: Proxy, identity: bytes, id_header: bytes) -> None:
-        super().__init__()
-        self._proxy, self._request_id, self._id_header = proxy, identity, id_header
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        relay = Relay(send, [(self._id_header, self._request_id)])
-        try:
-            upstream = await self._proxy.ask("GET", "/v1/models", None, passed_on({}, self._request_id))
-        except RouterError as error:
-            await relay.whole(error.status, error.headers(), error.body())
-            return
-        try:
-            await relay.pass_on(upstream)
-        finally:
-            upstream.close()
 
 
 async def _in_thread(function: Callable[[], Any]) -> None:

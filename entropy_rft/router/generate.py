@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -34,6 +35,8 @@ OWN_HEADERS = (
     "x-entropy-rft-routing-ms",
 )
 _LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
+_MOST_LINGERING = 256  # such bodies at the same time; a further one's connection is closed at once
+_INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would hold up every other request
 # How backends say that prompt and max_tokens together exceed their context.
 _TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
 
@@ -98,10 +101,17 @@ class Generate:
         self._metrics = metrics
         self._keys = keys
         self._draining = draining
+        self._lingering = 0
+        # One thread, so that what large bodies take while they are parsed is taken once.
+        self._parser = ThreadPoolExecutor(1, "entropy_rft_parser")
         self._numbers = count()
         self._prefix = os.urandom(6).hex()
         self.exchanges: set[Exchange] = set()
         """What is under way."""
+
+    async def close(self) -> None:
+        """End the thread."""
+        self._parser.shutdown(wait=False, cancel_futures=True)
 
     def request_id(self, headers: dict[bytes, bytes]) -> bytes:
         """The client's own, or a new one."""
@@ -144,8 +154,7 @@ class Generate:
         finally:
             if connection is not None:
                 connection.on_lost = None
-            self.exchanges.discard(exchange)
-            self._metrics.in_flight.dec()
+            self._leave(exchange)
             self._account(exchange, endpoint, identity)
 
     async def _answer(
@@ -160,7 +169,12 @@ class Generate:
         except asyncio.TimeoutError:
             raise RouterError(408, f"the body took longer than {limits.body_timeout_s:g} s", "body_too_slow") from None
         start = perf_counter()
-        body = check_request(parse(raw, limits.max_json_depth), endpoint)
+        if len(raw) <= _INLINE_BYTES:
+            parsed = parse(raw, limits.max_json_depth)
+        else:
+            loop = asyncio.get_running_loop()
+            parsed = await loop.run_in_executor(self._parser, parse, raw, limits.max_json_depth)
+        body = check_request(parsed, endpoint)
         hint = headers.get(_DIFFICULTY)
         decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
         exchange.decision = decision
@@ -204,24 +218,38 @@ class Generate:
     async def _refuse(self, exchange: Exchange, error: RouterError, receive: Receive) -> None:
         """Send an error, and take what is still coming of the body, so that its sender reads the answer."""
         exchange.task = None  # a client that leaves now takes nothing with it
-        headers = exchange.headers
+        given = exchange.headers
         unread = (
             error.status in (401, 408, 413, 415, 503)
             and exchange.decision is None
-            and (headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers)
+            and (given.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in given)
         )
         if not unread:
             await exchange.relay.whole(error.status, error.headers(), error.body())
             return
+        self._leave(exchange)  # whoever may not even ask takes no place of those who may
         body = error.body()
         relay = exchange.relay
-        await relay.whole(error.status, [*error.headers(), (b"connection", b"close")], body, complete=False)
+        lingers = self._lingering < _MOST_LINGERING
+        headers = [*error.headers(), (b"connection", b"close")]
+        await relay.whole(error.status, headers, body, complete=not lingers)
+        if not lingers:
+            return
+        self._lingering += 1
         try:
             await within(_LINGER_S, _drain(receive))
         except asyncio.TimeoutError:
             exchange.abort()
             return
+        finally:
+            self._lingering -= 1
         await relay.end()
+
+    def _leave(self, exchange: Exchange) -> None:
+        """It is under way no longer; may be called again."""
+        if exchange in self.exchanges:
+            self.exchanges.remove(exchange)
+            self._metrics.in_flight.dec()
 
     def _account(self, exchange: Exchange, endpoint: Endpoint, identity: bytes) -> None:
         decision = exchange.decision
@@ -241,19 +269,6 @@ class Generate:
                     "seconds": round(seconds, 6),
                 },
             )
-
-    async def keep_watch(self) -> None:
-        """Cut off clients that do not read their answers; runs until cancelled."""
-        loop = asyncio.get_running_loop()
-        patience = self._limits.write_timeout_s
-        while True:
-            await asyncio.sleep(min(1.0, patience / 4))
-            latest = loop.time() - patience
-            for exchange in list(self.exchanges):
-                since = exchange.relay.sending_since
-                if since is not None and since < latest:
-                    logger.warning("a client did not read its answer: cut off")
-                    exchange.abort()
 
 
 async def _watch(receive: Receive, exchange: Exchange) -> None:

@@ -1,24 +1,35 @@
-"""The connection itself: slow or endless headers are refused, and an answer can be cut off."""
+"""The connection itself: what is slow, endless or garbled is refused, and no connection stays for ever."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from entropy_rft.router.errors import error_body
 from entropy_rft.router.settings_parts import LimitSettings
 
+logger = logging.getLogger("entropy_rft.router")
+
 _LINGER_S = 2.0  # a refused request is read on for so long: closing at once would take the answer from its sender
+_SLOWEST = 2**16  # bytes that a client must at least take of its answer in `write_timeout_s`
+_MOST_AHEAD = 100  # requests that may be sent before the first one's answer
 
 CONNECTION = "entropy_rft.connection"
 """Key of the `GuardedConnection` in a request's scope."""
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with limits on the head of a request, which it does not have.
+    """uvicorn's HTTP/1.1 with limits that it does not have.
+
+    While a request is being answered, its time is the application's matter. At any other moment a timer runs: uvicorn's
+    while nothing comes (`keep_alive_s`), ours from the first byte to the end of a head (`header_timeout_s`), which also
+    bounds what is still coming of a body after its answer. What is not read of an answer has a timer of its own.
 
     Attributes:
         on_lost: called once when the client's connection is gone, instead of a task that waits for that.
@@ -27,9 +38,13 @@ class GuardedConnection(HttpToolsProtocol):
     limits: LimitSettings  # set by `guarded`
     on_lost: Callable[[], None] | None = None
     _timer: asyncio.TimerHandle | None = None
-    _in_head = True
-    _head_bytes = 0
+    _write_timer: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes of the answer that the client had left when the write timer was set
+    _in_head = False
+    _in_message = False
+    _no_progress = 0  # bytes since the last head or piece of a body: heads, trailers, the extensions of chunks
     _head_count = 0
+    _again = b""  # the head that asked for another protocol, without that
     _refused = False
     _refusal = (400, "the request is no valid HTTP", "invalid_http")
 
@@ -39,6 +54,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_timer()
+        self._unset_write_timer()
         super().connection_lost(exc)
         if self.on_lost is not None:
             on_lost, self.on_lost = self.on_lost, None
@@ -47,19 +63,42 @@ class GuardedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self._in_head:
-            # Whole pieces are counted: a body's beginning in the last one is forgiven by on_headers_complete.
-            if self._head_bytes > self.limits.max_header_bytes:
-                self._refuse(431, f"headers may have at most {self.limits.max_header_bytes} bytes", "headers_too_large")
+        self._unset_keepalive_if_required()
+        # Whole pieces are counted: what a head or a body's piece ends or begins in them is forgiven.
+        if self._no_progress > self.limits.max_header_bytes:
+            self._refuse(431, f"headers may have at most {self.limits.max_header_bytes} bytes", "headers_too_large")
+            return
+        self._no_progress += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(*self._refusal)
+            return
+        if self._busy():
+            self._unset_timer()
+        elif self._timer is None and not self.transport.is_closing():
+            self._await_head()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse `data`. A wish for another protocol is not heard: its request is one like any other, with its body.
+
+        A parser takes what follows such a head for that protocol, so another one gets the head again without the wish.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
                 return
-            self._head_bytes += len(data)
-        super().data_received(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = memoryview(data)[upgrade.args[0] :]
+                head, self._again = self._again, b""
+                self.parser = httptools.HttpRequestParser(self)
+                with contextlib.suppress(AttributeError):  # httptools < 0.6.3; uvicorn sets the same
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._timer is None:
-            self._await_head()
-        self._in_head = True
+        self._in_message = self._in_head = True
         self._head_count = 0
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
 
@@ -67,26 +106,62 @@ class GuardedConnection(HttpToolsProtocol):
         self._head_count += 1
         if self._head_count > self.limits.max_header_count:
             self._refusal = (431, f"at most {self.limits.max_header_count} headers are read", "too_many_headers")
-            raise ValueError(self._refusal[1])  # the parser stops, and send_400_response answers
-        super().on_header(name, value)
+            raise ValueError(self._refusal[1])  # the parser stops, and what it raises is answered
+        if self._in_head:  # else it is a trailer, which changes nothing of what the head said
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._unset_timer()
-        self._in_head = False
-        self._head_bytes = 0
+        self._no_progress = 0
         size = sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url)
         if size > self.limits.max_header_bytes:
             limit = self.limits.max_header_bytes
             self._refusal = (431, f"headers may have at most {limit} bytes", "headers_too_large")
             raise ValueError(self._refusal[1])
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("CONNECT is not answered")
+            version = self.parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+            lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self._again = b"\r\n".join([*lines, b"", b""])
+            return
+        if len(self.pipeline) >= _MOST_AHEAD:
+            raise ValueError("too many requests were sent before the first one's answer")
         super().on_headers_complete()
+        self._in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        self._no_progress = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        if self._again:
+            return
+        self._in_message = False
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(*self._refusal)
+    def on_response_complete(self) -> None:
+        if self._refused:
+            self.transport.close()
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._bound_closing()
+        elif not self._busy() and self._in_message:  # of the next request, or of a body that nobody read
+            self._unset_keepalive_if_required()
+            self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unset_write_timer()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._bound_closing()
 
     def unchunked(self, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         """A `send` for HTTP/1.0, which knows no chunks: an answer without a length ends with its connection."""
@@ -104,6 +179,10 @@ class GuardedConnection(HttpToolsProtocol):
         """Cut the connection, whatever is still to be sent."""
         self.transport.abort()
 
+    def _busy(self) -> bool:
+        """Whether a request is being answered, or waits for that."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _await_head(self) -> None:
         self._timer = self.loop.call_later(self.limits.header_timeout_s, self._too_slow)
 
@@ -114,30 +193,62 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._head_bytes:
+        if self._in_head:
             self._refuse(408, "the request's headers took too long", "headers_too_slow")
-        else:
-            self.transport.close()  # it never said anything
+        else:  # it never said anything, or had its answer
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._bound_closing()
+
+    def _bound_closing(self) -> None:
+        """A connection that is closed still sends what it has to, which its client may never read."""
+        self._unset_timer()
+        self._timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+
+    def _await_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.limits.write_timeout_s, self._not_read)
+
+    def _unset_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _not_read(self) -> None:
+        if self.transport.get_write_buffer_size() <= self._unread - _SLOWEST:
+            self._await_reading()
+            return
+        logger.warning("a client did not read its answer: cut off")
+        self.transport.abort()
 
     def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer that a request cannot be read, and read nothing more; another's answer comes to its end before."""
+        self._refused = True
         self._unset_timer()
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_started:  # its body is what is wrong: this is its answer
+        if self._busy():
+            cycle = self.cycle
+            if self.pipeline or self._in_head or not self._in_message:
+                return  # not this one's body is wrong: on_response_complete closes, whatever else waits
             cycle.disconnected = True
             cycle.message_event.set()
-        if cycle is None or cycle.response_complete or not cycle.response_started:  # not into the middle of another
+            if cycle.response_started:
+                self._close()
+                return
+        self._unset_keepalive_if_required()
+        if self._busy() or self._in_head or not self._in_message:  # else it is the body of what has its answer
             body = error_body(status, message, code)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self._refused = True
-            self._unset_keepalive_if_required()
             self.transport.write(STATUS_LINE[status] + head + body)
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-            self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
-            return
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
 
 def guarded(limits: LimitSettings) -> type[GuardedConnection]:

@@ -16,6 +16,7 @@ from entropy_rft.router.upstream import Headers, Upstream
 logger = logging.getLogger("entropy_rft.router")
 
 Send = Callable[[Any], Awaitable[None]]
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _LONGEST_EVENT = 2**20  # bytes held back at most until an event is whole
 
 
@@ -31,20 +32,18 @@ class Relay:
         headers: ours, the request's id first; added to the backend's.
 
     Attributes:
-        sending_since: the loop's time since which the client has not taken a piece; ``None`` while it has.
         started: its head has been sent.
         finished: it is being completed, so that what happens to the client is of no matter.
         died: the backend died in the middle.
         tail: the answer's last bytes.
     """
 
-    __slots__ = ("_headers", "_loop", "_send", "died", "finished", "sending_since", "started", "tail")
+    __slots__ = ("_headers", "_loop", "_send", "died", "finished", "started", "tail")
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        self.sending_since: float | None = None
         self.started = False
         self.finished = False
         self.died = False
@@ -103,16 +102,18 @@ class Relay:
         """A stream of events. An event is passed on when it is whole, so that an error can follow it at any time."""
         await self._start(upstream.status, upstream.headers)
         piece, held = upstream.body, b""
+        inside = False  # an event that is too long to be held back
         upstream.body = b""
         error: BaseException | None = None
         while piece:
             self._remember(piece)
             if held:
                 piece, held = held + piece, b""
-            if not piece.endswith((b"\n\n", b"\r\n\r\n")) and len(piece) < _LONGEST_EVENT:
+            if not piece.endswith(_EVENT_ENDS) and len(piece) < _LONGEST_EVENT:
                 end = _events_end(piece)
                 piece, held = piece[:end], piece[end:]
             if piece:
+                inside = not piece.endswith(_EVENT_ENDS)
                 await self._piece(piece)
             try:
                 piece = await upstream.read()
@@ -128,7 +129,7 @@ class Relay:
                 what = error_event(502, f"backend {upstream.backend.name} died in the middle", "backend_died")
             upstream.close()
             self.finished = True
-            await self._piece(what, more=False)
+            await self._piece(b"\n\n" + what if inside else what, more=False)
             return
         upstream.close()
         self.finished = True
@@ -152,9 +153,7 @@ class Relay:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
 
     async def _piece(self, body: bytes, more: bool = True) -> None:
-        self.sending_since = self._loop.time()
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        self.sending_since = None
 
 
 def _events_end(piece: bytes) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -13,8 +14,9 @@ import orjson
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.settings_parts import LimitSettings
 
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_MOST_CONTAINERS = 100_000  # lists and objects of one body: as values they are up to a hundred times as large as there
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
+_STEPS = [1 if byte in b"[{" else -1 for byte in range(256)]  # of a bracket
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 Receive = Callable[[], Awaitable[Any]]
@@ -100,29 +102,28 @@ def parse(body: bytes, max_depth: int) -> Any:
     """The JSON value of a body.
 
     Raises:
-        RouterError: it is no JSON, no UTF-8, or nested deeper than `max_depth`.
+        RouterError: it is no JSON, no UTF-8, nested deeper than `max_depth`, or of too many parts.
     """
+    if body.count(b"[") + body.count(b"{") > max_depth:  # few brackets cannot nest deep, which settles most bodies
+        _check_shape(body, max_depth)
     try:
-        value = orjson.loads(body)
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RouterError(400, f"the body is no valid JSON: {error}", "invalid_json") from None
-    if too_deep(body, max_depth):
-        raise RouterError(400, f"the body is nested deeper than {max_depth} levels", "too_deep")
-    return value
 
 
-def too_deep(body: bytes, max_depth: int) -> bool:
-    """Whether valid JSON nests deeper than `max_depth`.
+def _check_shape(body: bytes, max_depth: int) -> None:
+    """Refuse what would take far more memory or time as a value than as text; before it is parsed, so in linear steps.
 
-    Few brackets cannot nest deep, which settles most bodies. Otherwise strings go first, then all that is no bracket,
-    then pairs from the inside out, a level at a time: no step is a loop in Python over the bytes.
+    What is no valid JSON may pass, or be refused for this: either way it is not parsed.
     """
-    if body.count(b"[") + body.count(b"{") <= max_depth:
-        return False
-    brackets = _STRINGS.sub(b"", body).translate(None, _NO_BRACKETS)
-    for _ in range(max_depth):
-        if not brackets:
-            return False
-        # Both kinds of a level at once: the pair of one kind must not take that of the other with it.
-        brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
-    return bool(brackets)
+    # Escapes go first, so that every quote is a string's end. Then all that is neither quote nor bracket, and pairs of
+    # quotes: each string that is left has a bracket after it, but for the last.
+    marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
+    too_many = marks.count(b'"') > 4 * _MOST_CONTAINERS + 2
+    brackets = b"" if too_many else b"".join(marks.split(b'"')[::2])
+    if too_many or len(brackets) > 2 * _MOST_CONTAINERS:
+        message = f"the body may hold at most {_MOST_CONTAINERS} lists and objects"
+        raise RouterError(400, message, "too_complex")
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > max_depth:
+        raise RouterError(400, f"the body is nested deeper than {max_depth} levels", "too_deep")

@@ -120,7 +120,8 @@ class FeatureSettings(Part):
 class LimitSettings(Part):
     """What a client may send, and how slowly."""
 
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1)
+    """An image as a data URL counts with its base64, a third more than its file."""
     max_header_count: int = Field(default=100, ge=1)
     max_header_bytes: int = Field(default=64 * 2**10, ge=256)
     """Of the request line and all headers."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError
-from entropy_rft.router.security import ClientGone, Keys, parse, read_body, request_id, too_deep
+from entropy_rft.router.security import ClientGone, Keys, _check_shape, parse, read_body, request_id
 from entropy_rft.router.settings_parts import LimitSettings
 
 LIMITS = LimitSettings(max_body_bytes=10)
@@ -115,7 +116,7 @@ def test_a_client_that_leaves(pieces: tuple[bytes | None, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b'{"a": NaN}', b'"\\ud800"', b"[" * 100_000, b"{} {}"]
+    "body", [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b'{"a": NaN}', b'"\\ud800"', b"[" * 100, b"{} {}"]
 )
 def test_no_json(body: bytes) -> None:
     with pytest.raises(RouterError) as caught:
@@ -145,7 +146,12 @@ def depth(value: Any) -> int:
 def test_depth_is_that_of_the_value(value: Any) -> None:
     body = json.dumps(value).encode()
     for limit in range(1, 12):
-        assert too_deep(body, limit) == (depth(value) > limit), limit
+        if depth(value) <= limit:
+            assert parse(body, limit) == value
+        else:
+            with pytest.raises(RouterError) as caught:
+                parse(body, limit)
+            assert caught.value.code == "too_deep"
 
 
 def test_too_deep() -> None:
@@ -153,6 +159,37 @@ def test_too_deep() -> None:
     with pytest.raises(RouterError, match="deeper than 49") as caught:
         parse(b"[" * 50 + b"]" * 50, 49)
     assert caught.value.code == "too_deep"
+
+
+def test_a_value_of_too_many_parts() -> None:
+    """As text 300 KB, as a value 30 MB."""
+    most = b"[" + b"{}," * 99_998 + b"{}]"
+    assert len(parse(most, 100)) == 99_999
+    with pytest.raises(RouterError, match="at most 100000 lists and objects") as caught:
+        parse(b"[" + b"[]," * 2_000_000 + b"[]]", 100)
+    with pytest.raises(RouterError, match="at most 100000 lists and objects"):
+        parse(b"[" + b'["["],' * 500_000 + b"[]]", 100)
+    assert (caught.value.status, caught.value.code) == (400, "too_complex")
+    assert parse(json.dumps(["[]" * 200_000]).encode(), 100)  # as text they are no matter
+
+
+@pytest.mark.parametrize(
+    "text", [rb"\n" * 2**20, rb"\"[" * 2**19, rb"\\" * 2**20, b"[" * 2**21], ids=["n", "quote", "backslash", "bracket"]
+)
+def test_the_check_takes_little_memory(text: bytes) -> None:
+    body = b'["' + text + b'", ' + b"[" * 98 + b"]" * 98 + b", [], [], []]"
+    tracemalloc.start()
+    try:
+        _check_shape(body, 100)  # what the parser takes is its own matter
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 5 * len(body)
+
+
+def test_many_short_strings() -> None:
+    body = b"[" + b'"","[",["]"],' * 30_000 + b"0]"
+    assert len(parse(body, 100)) == 90_001
 
 
 def test_within_ends_what_takes_too_long() -> None:
