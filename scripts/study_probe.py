@@ -82,7 +82,7 @@ def show(pooled: dict[str, Any]) -> None:
     console = Console()
     header, *lines = short_policy_lines(pooled)
     seeds = ", ".join(map(str, pooled["seeds"]))
-    note = f"{pooled['questions']} test questions, seeds {seeds} pooled by question; brackets: 95 %, paired"
+    note = f"{pooled['questions']} test questions, seeds {seeds} pooled by question; second line: 95 %, paired"
     console.print(lined_table("Strategies", header, lines, note))
     classifiers = [
         [name.replace("_", " "), *(ranged(report[metric], 3) for metric in ("macro_f1", "accuracy"))]

@@ -315,7 +315,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             model, tokenizer, probe, [row["prompt"] for _, rows in questions.parts for row in rows]
         ),
     )
-    caption = f"{result['questions']} questions, {args.samples} answers of each strategy; brackets: 95 %, paired"
+    caption = f"{result['questions']} questions, {args.samples} answers of each strategy; second line: 95 %, paired"
     header, *lines = short_policy_lines(result)
     Console().print(lined_table("Strategies", header, lines, caption))
     for line in remarks(result):

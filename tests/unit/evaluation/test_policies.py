@@ -196,6 +196,8 @@ def test_the_page(two_questions, tmp_path):
     assert "<b>m</b>" not in page
     assert len(policy_lines(result)) == 8
     assert [len(line) for line in short_policy_lines(result)] == [6] * 9
+    easy = next(line for line in short_policy_lines(result) if line[0] == "fixed Easy")
+    assert easy == ["fixed Easy", "50.0", "-50.0\n-100.0…0.0", "10.0", "86.7\n80.0…90.0", "0.010"]
 
 
 def trial(accuracy, tokens):
