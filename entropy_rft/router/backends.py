@@ -35,7 +35,8 @@ class Backend:
         self._cooldown_s = breaker.cooldown_s
         self._in_a_row = 0
         self._open_until: float | None = None
-        self._trial = False
+        self._trial = 0  # the number of the one that is under way
+        self._trials = 0
         self._cooling_until = 0.0
 
     def breaker(self, now: float) -> int:
@@ -57,25 +58,27 @@ class Backend:
             waits.append(1.0)
         return max(waits)
 
-    def begin(self, now: float) -> bool:
-        """A request goes to it; whether that is the breaker's trial. `ended` must follow."""
+    def begin(self, now: float) -> int:
+        """A request goes to it; the breaker's trial has a number, any other 0. `ended` must follow."""
         self.outstanding += 1
         self.requests += 1
         if self._open_until is not None and now >= self._open_until:
-            self._trial = True
-            return True
-        return False
+            self._trials += 1
+            self._trial = self._trials
+            return self._trial
+        return 0
 
-    def ended(self, trial: bool) -> None:
+    def ended(self, trial: int) -> None:
         """The request is over, one way or another."""
         self.outstanding -= 1
-        if trial:
-            self._trial = False
+        if trial == self._trial:  # an older one may have become a long answer
+            self._trial = 0
 
     def succeeded(self) -> None:
         """It answered, if only with a client's mistake."""
         self._in_a_row = 0
         self._open_until = None
+        self._trial = 0
 
     def failed(self, now: float) -> None:
         """It gave no answer, or one that says it is broken."""

@@ -181,7 +181,9 @@ def rewrite(
         if budget.of_client and type(limit) is int and limit > 0:
             new[given] = strategy.max_tokens(limit)
         return new, False
-    if strategy.max_tokens_fraction == 1 and not budget.explicit:
+    # A prompt of /v1/completions has a short limit by default (16 tokens of vLLM's): a share of the context would be
+    # more for an easy question than what a normal one gets.
+    if not budget.explicit and (strategy.max_tokens_fraction == 1 or endpoint == "completions"):
         return new, False
     new["max_tokens"] = strategy.max_tokens(budget.tokens)
     return new, True

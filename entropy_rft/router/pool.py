@@ -43,7 +43,11 @@ class Pool:
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request meets a closed one.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s, ceil_threshold=60
+                # `connect` counts the search for the name too, which `sock_connect` does not.
+                total=None,
+                connect=timeouts.connect_s,
+                sock_read=timeouts.first_byte_s,
+                ceil_threshold=60,
             ),
             # Answers are passed on as they come: compressed only if a backend insists.
             auto_decompress=False,
@@ -106,13 +110,17 @@ class Pool:
         was = backend.up
         try:
             healthy = await self._get(backend, health.path) is not None
-            if healthy and backend.max_model_len is None and health.path != "/v1/models":
-                await self._get(backend, "/v1/models")
         except Exception as error:  # whatever a stranger answers is no reason to stop checking
             healthy, reason = False, f"{type(error).__name__}: {error}"
         else:
             reason = "" if healthy else f"{health.path} answered with an error"
         backend.checked(healthy, asyncio.get_running_loop().time())
+        if healthy and backend.max_model_len is None and health.path != "/v1/models":
+            try:
+                await self._get(backend, "/v1/models")
+            except Exception as error:  # it only costs the context length, until the next check
+                cause = f"{type(error).__name__}: {error}"
+                logger.debug("no models from a backend", extra={"backend": backend.name, "cause": cause})
         if healthy != was:
             log = logger.info if healthy else logger.warning
             log("backend is %s", "up" if healthy else "down", extra={"backend": backend.name, "reason": reason})
@@ -127,7 +135,9 @@ class Pool:
         ) as response:
             if response.status >= 400:
                 return None
-            body = await response.content.read(_MODELS_LIMIT)
+            body = b""
+            while len(body) < _MODELS_LIMIT and (piece := await response.content.readany()):
+                body += piece
         if path == "/v1/models":
             backend.max_model_len = _model_len(body, self.settings.served_model_name)
         return body

@@ -98,6 +98,7 @@ class Proxy:
             response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
             upstream = Upstream(backend, trial, response, self._between_s)
             await upstream.fill(self._limit)
+            return self._judged(upstream, loop.time())
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             self._end(backend, trial, upstream)
             backend.failed(loop.time())
@@ -109,13 +110,17 @@ class Proxy:
         except BaseException:  # the client left, or we are going down
             self._end(backend, trial, upstream)
             raise
-        status = upstream.status
+
+    @staticmethod
+    def _judged(upstream: Upstream, now: float) -> Upstream | RouterError:
+        """What an answer says of its backend, and the answer as it goes on."""
+        backend, status = upstream.backend, upstream.status
         if 300 <= status < 400:  # it is not followed: requests go nowhere but where the configuration says
-            self._end(backend, trial, upstream)
-            backend.failed(loop.time())
+            upstream.close()
+            backend.failed(now)
             return RouterError(502, f"backend {backend.name} redirects: its url is not right", "backend_garbled")
         if status in _BROKEN:
-            backend.failed(loop.time())
+            backend.failed(now)
         else:
             backend.succeeded()
         if status < 400:
@@ -123,7 +128,7 @@ class Proxy:
         if status == 429:
             pause = retry_after_s(upstream.headers)
             if pause is not None:
-                backend.cool(loop.time(), pause)
+                backend.cool(now, pause)
         elif status >= 500:
             logger.warning("a backend answered with an error", extra={"backend": backend.name, "status": status})
         # Errors are small: whole, in OpenAI's shape, and without a claim on the backend.
@@ -136,7 +141,7 @@ class Proxy:
         return upstream
 
     @staticmethod
-    def _end(backend: Backend, trial: bool, upstream: Upstream | None) -> None:
+    def _end(backend: Backend, trial: int, upstream: Upstream | None) -> None:
         if upstream is not None:
             upstream.close()
         else:
@@ -173,11 +178,11 @@ def retry_after_s(headers: Headers) -> float | None:
     value = next((value.decode("latin-1").strip() for name, value in headers if name == b"retry-after"), None)
     if not value:
         return None
-    if value.replace(".", "", 1).isdigit():
+    if value.isascii() and value.replace(".", "", 1).isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

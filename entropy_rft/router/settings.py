@@ -95,7 +95,8 @@ class RouterSettings(BaseSettings):
     """Below it the probe's choice is Normal; the default of `probe evaluate`."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The budget of which a strategy takes its fraction when a client gives none. By default the context length that
-    the backends tell in /v1/models, else 16384; a fraction of 1 then sets nothing, so that their own default holds."""
+    the backends tell in /v1/models, else 16384; a fraction of 1 and /v1/completions then set nothing, so that the
+    backends' own default holds."""
     client_max_tokens: Literal["override", "budget"] = "override"
     """A client's max_tokens goes on unchanged, or is the budget of which the fraction is taken, so an upper bound."""
     ready_needs_features: bool = True

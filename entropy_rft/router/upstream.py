@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import aiohttp
 import orjson
 
@@ -15,6 +17,8 @@ _NOT_PASSED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade content-length "
     b"date server set-cookie x-request-id".split()
 )
+_NO_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+_NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_PASSED_BEGINNINGS = (b"access-control-", b"x-entropy-rft-")
 
 
@@ -42,14 +46,15 @@ class Upstream:
         "stream",
     )
 
-    def __init__(self, backend: Backend, trial: bool, response: aiohttp.ClientResponse, between_s: float) -> None:
+    def __init__(self, backend: Backend, trial: int, response: aiohttp.ClientResponse, between_s: float) -> None:
         self.backend = backend
         self.status = response.status
         self.headers: Headers = []
         self.stream = False
+        named = _named(response) if "connection" in response.headers else ()
         for name, value in response.raw_headers:
             lower = name.lower()
-            if lower not in _NOT_PASSED and not lower.startswith(_NOT_PASSED_BEGINNINGS):
+            if lower not in _NOT_PASSED and lower not in named and not lower.startswith(_NOT_PASSED_BEGINNINGS):
                 self.headers.append((lower, value))
                 if lower == b"content-type":
                     self.stream = value.lower().startswith(b"text/event-stream")
@@ -57,7 +62,7 @@ class Upstream:
         self.body = b""
         self.complete = False
         self._response = response
-        self._trial: bool | None = trial
+        self._trial: int | None = trial
         self._between_s = between_s
 
     async def fill(self, limit: int) -> None:
@@ -65,7 +70,9 @@ class Upstream:
 
         Raises:
             aiohttp.ClientError: the backend died, or was silent for too long.
+            ValueError: it answered with a head that cannot be passed on.
         """
+        self._check_head()
         content = self._response.content
         if self.stream:
             self.body = await content.readany()
@@ -110,6 +117,14 @@ class Upstream:
         self.backend.ended(self._trial)
         self._trial = None
 
+    def _check_head(self) -> None:
+        """A server that finds this out while it sends has sent nothing, and cannot send anything else any more."""
+        if not 200 <= self.status <= 599:
+            raise ValueError(f"status {self.status}")
+        names, values = zip(*self.headers, strict=True) if self.headers else ((), ())
+        if _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join(values)):
+            raise ValueError("a header with characters that none may have")
+
     def _bound_silence(self) -> None:
         """From now on the time between two pieces is bounded, no longer the time to the first."""
         connection = self._response.connection
@@ -121,6 +136,12 @@ class Upstream:
         """Neither a length nor chunks tell the end, so that a death looks like one."""
         chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
         return self.length is None and not chunked
+
+
+def _named(response: aiohttp.ClientResponse) -> set[bytes]:
+    """The headers that are of its connection too, because it says so."""
+    values = response.headers.getall("connection")
+    return {name.strip().lower().encode("utf-8", "surrogateescape") for v in values for name in v.split(",")}
 
 
 def _is_json(body: bytes) -> bool:

@@ -39,6 +39,7 @@ class Stub:
         self.answer = answer
         self.record = record
         self.healthy = True
+        self.gets: dict[str, Answer] = {}  # by path, where it is not the fast one
         self.port = 0
         self.requests: list[Request] = []
         self.health_checks = 0
@@ -222,7 +223,8 @@ class _Connection(asyncio.Protocol):
             if not stub.healthy:
                 answer = Answer.error(503)
             else:
-                answer = replace(stub.plain, pieces=(MODELS if path.endswith("/models") else b"{}",))
+                fast = replace(stub.plain, pieces=(MODELS if path.endswith("/models") else b"{}",))
+                answer = stub.gets.get(path, fast)
         else:
             request = Request(method, path, headers, body)
             with stub.changed:

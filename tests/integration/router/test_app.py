@@ -128,6 +128,16 @@ def test_the_context_length_is_the_budget(stub: Stub, monkeypatch: pytest.Monkey
     assert stub.requests[-1].json["max_tokens"] == 2000
 
 
+def test_text_completions_keep_the_backends_limit(stub: Stub) -> None:
+    """It is 16 tokens of vLLM's: no easy question may get more than a normal one."""
+    with running_router([stub.url], features=EASY) as router:
+        for difficulty in ("easy", "normal", "hard"):
+            ask(router, {"prompt": "2 + 2 =", "difficulty": difficulty}, "/v1/completions")
+            assert "max_tokens" not in stub.requests[-1].json
+        ask(router, {"prompt": "2 + 2 =", "max_tokens": 7}, "/v1/completions")
+        assert stub.requests[-1].json["max_tokens"] == 7
+
+
 def test_keys(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIENT_KEYS", "sesame,open")
     monkeypatch.setenv("BACKEND_KEY", "the-backends-own")
@@ -264,6 +274,17 @@ def test_a_long_answer_that_dies_is_not_taken_for_whole(stub: Stub) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             ask(router)
         router.assert_idle()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health"])
+def test_an_address_with_a_slash_too_many(stub: Stub, path: str) -> None:
+    """No redirect: it would name the address that a client wrote in Host, and behind TLS one without."""
+    with running_router([stub.url]) as router:
+        for method in ("POST", "GET"):
+            answer = httpx.request(method, f"{router.url}{path}/", json=CHAT, timeout=PATIENCE)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+            assert answer.headers["x-request-id"]
+    assert not stub.requests
 
 
 def test_the_model_is_renamed(stub: Stub) -> None:

@@ -71,6 +71,10 @@ BROKEN = {
     "500": Answer.error(500),
     "502 in HTML": Answer((b"<html>Bad gateway</html>",), 502, content_type="text/html"),
     "503": Answer.error(503),
+    "status 999": Answer(status=999),
+    "status 600": Answer(status=600),
+    "status 101": Answer(raw=b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"),
+    "a header no server may send": Answer(raw=b"HTTP/1.1 200 OK\r\nx: a\x01b\r\ncontent-length: 2\r\n\r\n{}"),
 }
 
 
@@ -134,6 +138,14 @@ def test_death_in_the_middle_of_an_event(router: RunningRouter, stub: Stub) -> N
     assert reply.whole
     assert reply.body.startswith(first)
     checked_error(reply.events[-1])  # every event is well-formed, so that a client can read the error
+
+
+def test_death_in_an_event_too_long_to_be_held_back(router: RunningRouter, stub: Stub) -> None:
+    first, *_ = stream_events()
+    stub.script(Answer.stream((first, b"data: " + b"x" * 3 * 2**20, b""), stop_before=2, stop="abort"))
+    reply = exchange(router.port, request(STREAM))
+    assert reply.whole
+    assert checked_error(reply.events[-1])["code"] == "backend_died"
 
 
 def test_silence_in_mid_stream(router: RunningRouter, stub: Stub) -> None:
@@ -233,6 +245,25 @@ def test_429_of_all_backends_is_passed_on(pair: RunningRouter, stub: Stub, other
     assert again.status == 429
     assert 1 <= int(again.headers["retry-after"]) <= 7
     assert again.error["type"] == "rate_limit_error"
+
+
+def test_429_with_a_pause_that_is_none(router: RunningRouter, stub: Stub) -> None:
+    stub.answer = lambda request: Answer(
+        raw=b"HTTP/1.1 429 Slow Down\r\nretry-after: \xb2\r\ncontent-length: 2\r\n\r\n{}"
+    )
+    assert exchange(router.port, request()).status == 429  # and nothing is left of it, as the fixture looks
+
+
+def test_a_mistake_of_ours_keeps_no_place_at_a_backend(
+    router: RunningRouter, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: object) -> bytes:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr("entropy_rft.router.proxy.in_openai_shape", mistaken)
+    stub.script(Answer.error(404))
+    reply = exchange(router.port, request())
+    assert (reply.status, reply.error["code"]) == (500, "internal_error")
 
 
 def test_the_breaker_keeps_requests_away(stub: Stub, other: Stub) -> None:

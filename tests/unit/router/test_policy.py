@@ -163,6 +163,15 @@ def test_a_prompt_gets_no_instruction() -> None:
     assert new["temperature"] == EASY.temperature
 
 
+@pytest.mark.parametrize("strategy", [EASY, NORMAL, HARD])
+def test_a_prompt_without_a_limit_keeps_the_backends(strategy: Strategy) -> None:
+    new, ours = policy.rewrite({"prompt": "x"}, strategy, DEFAULT, "completions")
+    assert "max_tokens" not in new
+    assert not ours
+    new, ours = policy.rewrite({"prompt": "x"}, strategy, EXPLICIT, "completions")
+    assert (new["max_tokens"], ours) == (strategy.max_tokens(1000), True)  # a person said so
+
+
 def test_the_model_is_renamed() -> None:
     assert policy.rewrite(chat(), NORMAL, DEFAULT, "chat", "theirs")[0]["model"] == "theirs"
 

@@ -101,6 +101,26 @@ def test_a_trial_that_is_given_up_leaves_room_for_the_next() -> None:
     assert backend.begin(10.0)
 
 
+def test_a_trial_that_became_a_long_answer_holds_up_no_other() -> None:
+    (backend,) = pool_of({}).backends
+    backend.failed(0.0)
+    backend.failed(0.0)
+    stream = backend.begin(10.0)
+    backend.succeeded()  # it streams, for an hour
+    backend.failed(11.0)
+    backend.failed(11.0)
+    assert backend.breaker(11.0) == OPEN
+    backend.checked(True, 12.0)
+    assert backend.blocked_s(12.0) == 0
+    second = backend.begin(12.0)
+    assert second
+    backend.ended(stream)
+    assert backend.blocked_s(12.0) > 0  # the second one is still under way
+    backend.ended(second)
+    assert backend.blocked_s(12.0) == 0
+    assert backend.outstanding == 0
+
+
 def test_a_healthy_check_lets_a_trial_through_at_once() -> None:
     (backend,) = pool_of({}).backends
     backend.failed(0.0)
@@ -124,7 +144,20 @@ def test_a_pause_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(b"7", 7.0), (b"0.5", 0.5), (b" 3 ", 3.0), (b"Fri, 01 Jan 1990 00:00:00 GMT", 0.0), (b"soon", None), (b"", None)],
+    [
+        (b"7", 7.0),
+        (b"0.5", 0.5),
+        (b" 3 ", 3.0),
+        (b"9" * 400, float("inf")),
+        (b"Fri, 01 Jan 1990 00:00:00 GMT", 0.0),
+        (b"soon", None),
+        (b"", None),
+        (b".", None),
+        (b"-1", None),
+        (b"nan", None),
+        (b"\xb2", None),  # a digit to Python, but no number
+        (b"Fri, 99 Jan 1990 99:00:00 GMT", None),
+    ],
 )
 def test_retry_after(value: bytes, seconds: float | None) -> None:
     assert retry_after_s([(b"x", b"y"), (b"retry-after", value)]) == seconds
