@@ -140,3 +140,25 @@ def test_what_never_ends_is_cut_at_last(stub: Stub, tmp_path: Path) -> None:
         if reply.whole:  # an end that says why, or none: never one that looks like success
             checked_error(reply.events[-1])
     stub.wait_for(lambda stub: not stub.in_progress)
+
+
+def test_new_requests_are_taken_for_a_while(stub: Stub, tmp_path: Path) -> None:
+    """A balancer that sees /ready say 503 has time to send them elsewhere; a second signal does not wait."""
+    with started(stub, tmp_path, drain_delay_s=1000.0) as router:
+        router.process.send_signal(signal.SIGTERM)
+        wait_until_draining(router.port)
+        assert ready(router.port) == 503
+        reply = exchange(router.port, request())
+        assert (reply.status, reply.body, reply.headers["connection"]) == (200, PLAIN, "close")
+        assert router.process.poll() is None
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(PATIENCE) == 0, router.said()
+
+
+def test_after_that_while_it_ends_by_itself(stub: Stub, tmp_path: Path) -> None:
+    with started(stub, tmp_path, drain_delay_s=0.5) as router:
+        start = time.monotonic()
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(PATIENCE) == 0, router.said()
+        assert time.monotonic() - start >= 0.5
+        assert '"message":"draining"' in router.said()
