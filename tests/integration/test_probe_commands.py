@@ -136,6 +136,28 @@ def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     assert sure["policies"]["normal"] == policies["normal"]
 
 
+def test_an_unfinished_collection_is_named_and_its_answers_stay(place: Path, trained: Path) -> None:
+    flags = ("--split", "test", "--limit", 4, "--samples", 1, "--chunk_size", 2, "--output_dir", "some")
+    evaluate = ("evaluate", "--probe", trained, "--traces", "some", "--samples", 1, "--max_tokens", 40)
+    evaluate = (*evaluate, "--chunk_size", 1, "--output_dir", "early")
+    probe("collect", *COLLECT, *flags, "--num_shards", 2, "--shard", 1, cwd=place)
+    out, _ = probe(*evaluate, cwd=place)
+    assert "note: 2 questions are not collected yet; this is of those that are\n" in out
+    found = json.loads((place / "early" / "evaluation.json").read_text())
+    assert (found["questions"], found["left_out"]["uncollected"]) == (2, 2)
+    assert "2 that are not collected yet" in (place / "early" / "report.html").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (place / "early").rglob("chunk-*.parquet")}
+    assert len(stamps) == 2
+
+    probe("collect", *COLLECT, *flags, cwd=place)
+    out, _ = probe(*evaluate, cwd=place)
+    assert "note:" not in out
+    found = json.loads((place / "early" / "evaluation.json").read_text())
+    assert (found["questions"], found["left_out"]["uncollected"]) == (4, 0)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(list((place / "early").rglob("chunk-*.parquet"))) == 4
+
+
 def test_tuned_strategies_go_into_a_probe(place: Path, trained: Path) -> None:
     flags = ("--probe", trained, "--traces", "train", "--samples", 1, "--max_tokens", 96)
     out, _ = probe("tune-strategies", *flags, "--temperatures", 0.5, "--fractions", 0.5, 1, cwd=place)
