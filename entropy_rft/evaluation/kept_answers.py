@@ -78,7 +78,7 @@ class KeptAnswers:
             ids = self._ids_of(found)
             if ids is not None and set(ids) <= self._rows.keys():
                 yield from self._missing(part, ChunkStore.reopen(self._path(part)), ids)
-        missing = [name for name, row in zip(self._ids, self.rows(), strict=True) if row is None]
+        missing = self._lacking()
         if not missing:
             return
         part = next(number for number in range(10**6) if not (self._path(number) / SETTINGS).is_file())
@@ -87,11 +87,14 @@ class KeptAnswers:
         yield from self._missing(part, store, missing)
 
     def _missing(self, part: int, store: ChunkStore, ids: Sequence[str]) -> Iterator[Gap]:
-        there = {name for name, row in zip(self._ids, self.rows(), strict=True) if row is not None}
+        lacking = set(self._lacking())
         for chunk in store.missing():
             own = [ids[index] for index in store.span(chunk)]
-            if not set(own) <= there:  # else another store has the answers
+            if lacking.intersection(own):  # else another store has the answers
                 yield Gap(part, store, chunk, [self._rows[name] for name in own])
+
+    def _lacking(self) -> list[str]:
+        return [name for name, row in zip(self._ids, self.rows(), strict=True) if row is None]
 
     def _stores(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number and settings of each store, those of other tasks too."""

@@ -9,7 +9,7 @@ import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, DifficultyProbe, collect_traces, load_traces
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
-from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, held_out_questions
+from entropy_rft.evaluation.strategies import Questions, answer_questions, evaluate_probe, held_out_questions
 from entropy_rft.sampling import Completion, TransformersSampler
 from entropy_rft.tasks import load_task
 
@@ -177,6 +177,20 @@ def test_a_collection_that_goes_on_costs_no_answers(model, collect, traces, tmp_
     whole = held_out_questions([collect("partly")], probe)
     assert evaluate_probe(probe, whole, ask(whole, sampler, tmp_path))["left_out"]["uncollected"] == 0
     assert len(sampler.asked) == 4
+
+
+def test_a_question_that_stands_in_a_file_twice(collect, traces, tmp_path):
+    """Each has answers of its own, in its place, also after a kill between the two."""
+    questions = held_out_questions([traces], probe_of(traces, 4))
+    ((task, rows),) = questions.parts
+    twice = Questions(questions.traces, [(task, [*rows, rows[0]])], 0)
+    with pytest.raises(KeyboardInterrupt):
+        ask(twice, Scripted(lives=6), tmp_path)
+    sampler = Scripted()
+    answers = ask(twice, sampler, tmp_path)
+    lengths = [len(row["prompt"][-1]["content"]) for row in (*rows, rows[0])]
+    assert answers.tokens[1, :, 0].tolist() == lengths
+    assert sampler.asked == [rows[0]["prompt"][-1]["content"]]
 
 
 def test_answers_of_earlier_versions_are_read(traces, tmp_path):
