@@ -55,6 +55,7 @@ class TimeoutSettings(Part):
     """Seconds to wait for a backend."""
 
     connect_s: float = Field(default=3.0, gt=0)
+    """For a connection, the search for its name included."""
     first_byte_s: float = Field(default=600.0, gt=0)
     """Until the answer's head; for an answer that is not streamed this is the whole generation."""
     between_bytes_s: float = Field(default=60.0, gt=0)
@@ -83,6 +84,7 @@ class HealthSettings(Part):
 
     interval_s: float = Field(default=5.0, gt=0)
     timeout_s: float = Field(default=5.0, gt=0)
+    """Also of a client's GET /v1/models, which asks the same."""
     path: str = Field(default="/v1/models", pattern="^/")
     """Any status below 400 is healthy. `/health` of vLLM also notices a dead engine."""
 
@@ -129,11 +131,12 @@ class LimitSettings(Part):
     max_requests: int = Field(default=4096, ge=1)
     """At the same time, over all backends; the next one gets 503 with Retry-After."""
     header_timeout_s: float = Field(default=20.0, gt=0)
-    """From the first byte of a request (or from the connection) to the end of its headers."""
+    """From the first byte of a request (or from the connection) to the end of its headers. Also for the rest of a body
+    that nobody reads, from its answer."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """For the whole body."""
     write_timeout_s: float = Field(default=60.0, gt=0)
-    """How long a client may leave a piece of its answer unread."""
+    """How long a client may leave its answer unread; it must take at least 64 KiB, or what there is, in that time."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """An idle connection is closed after it."""
     max_buffered_bytes: int = Field(default=8 * 2**20, ge=0)
