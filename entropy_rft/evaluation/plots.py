@@ -18,14 +18,14 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # first and second metric of a figure
 
 # Drawn in these and then replaced, so that the text and the grid follow the page's light or dark scheme.
-_INK, _GRID = "#010203", "#010204"
+INK, _GRID = "#010203", "#010204"
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a run called "$x" is a name, not a formula
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -34,11 +34,11 @@ _STYLE = {
     "axes.formatter.limits": (-3, 5),
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "text.color": _INK,
+    "text.color": INK,
     "xtick.color": _GRID,
     "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
 }
 
 
@@ -135,11 +135,11 @@ def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
             if values:
                 empty = False
                 scaled = [curve.scale * value for value in values]
-                axes.plot(steps, scaled, "o", color=colour(index), markersize=5, markeredgecolor=_INK)
+                axes.plot(steps, scaled, "o", color=colour(index), markersize=5, markeredgecolor=INK)
     if empty:
         return None
     if curve.zero:
-        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("optimisation step")
     axes.set_ylabel(curve.unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -229,7 +229,7 @@ def _svg(figure: Any, salt: str, alt: str) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     # A tenth of a point is finer than a screen shows, and makes the page a third as large.

@@ -119,7 +119,7 @@ def scatter_svg(points: Sequence[Mapping[str, Any]], thresholds: Mapping[str, fl
             markersize=4, markeredgewidth=0,
         )  # fmt: skip
     if thresholds:
-        line = {"color": plots._INK, "linewidth": 0.8, "linestyle": plots.DASHES[1]}
+        line = {"color": plots.INK, "linewidth": 0.8, "linestyle": plots.DASHES[1]}
         axes.axhline(100 * thresholds["accuracy_hard"], **line)
         axes.axhline(100 * thresholds["accuracy_normal"], **line)
         axes.axvline(thresholds["entropy_normal"], **line)

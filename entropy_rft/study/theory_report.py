@@ -34,11 +34,11 @@ def write_figure(result: Mapping[str, Any], path: Path) -> None:
             errors.plot(rates, [row["rms_error"] for row in batch], "o-", **look)
             if i == 0:
                 guide = batch[-1]["rms_error"] * (np.asarray(rates) / rates[-1]) ** 2
-                errors.plot(rates, guide, color=plots._INK, linewidth=0.8, linestyle=plots.DASHES[1])
+                errors.plot(rates, guide, color=plots.INK, linewidth=0.8, linestyle=plots.DASHES[1])
     for axes in (slopes, errors):
         logarithmic(axes, "x")
         axes.set_xlabel("step, as a fraction of the largest")
-    slopes.axhline(1, color=plots._INK, linewidth=0.8)
+    slopes.axhline(1, color=plots.INK, linewidth=0.8)
     slopes.set_ylabel("measured / predicted (slope)")
     logarithmic(errors, "y")
     errors.set_ylabel("rms error, nats (dashed: quadratic)")
@@ -46,8 +46,8 @@ def write_figure(result: Mapping[str, Any], path: Path) -> None:
         # Each in units of its own spread: the formula has no scale under Adam.
         predicted, measured = ([row[kind] for row in shared["batches"]] for kind in ("predicted", "measured"))
         batches.plot(_standard(predicted), _standard(measured), "o", color=plots.colour(index), markersize=5)
-    batches.axhline(0, color=plots._INK, linewidth=0.6)
-    batches.axvline(0, color=plots._INK, linewidth=0.6)
+    batches.axhline(0, color=plots.INK, linewidth=0.6)
+    batches.axvline(0, color=plots.INK, linewidth=0.6)
     batches.set_xlabel("the paper's formula, mean of a batch")
     batches.set_ylabel("measured (both / their rms)")
     save(figure, path, [slopes])
