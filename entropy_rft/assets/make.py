@@ -224,7 +224,7 @@ def make(output: Path, recipe: Recipe, questions: int = 600, command: str = "") 
         "measured": measured,
         "seconds": {"training": round(trained - start, 1), "measuring": round(time.perf_counter() - trained, 1)},
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
@@ -236,7 +236,7 @@ def make(output: Path, recipe: Recipe, questions: int = 600, command: str = "") 
     return provenance
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import tokenizers
     import transformers
 

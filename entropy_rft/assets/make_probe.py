@@ -51,7 +51,7 @@ def make(output: Path, recipe: Recipe, command: str = "") -> dict[str, Any]:
     Raises:
         ValueError: the model cannot be loaded, or its answers are too much alike for three classes.
     """
-    from entropy_rft.assets.make import _versions
+    from entropy_rft.assets.make import versions
     from entropy_rft.difficulty import load_traces, train_probe
     from entropy_rft.sampling import load_model_and_tokenizer
 
@@ -73,7 +73,7 @@ def make(output: Path, recipe: Recipe, command: str = "") -> dict[str, Any]:
             "collecting": round(collected - start, 1),
             "training and measuring": round(time.perf_counter() - collected, 1),
         },
-        "versions": _versions(),
+        "versions": versions(),
     }
     (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     return {"metrics": probe.metrics, **provenance}

@@ -8,6 +8,7 @@ import pytest
 
 from entropy_rft.assets import TINY_PROBE
 from entropy_rft.difficulty import DifficultyProbe
+from entropy_rft.difficulty.probe_card import model_card
 from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.sampling import load_model_and_tokenizer
 
@@ -33,6 +34,12 @@ def test_it_says_what_strategies_cost_and_how_it_was_made():
     assert probe.metrics["test"]["macro_f1"] > probe.metrics["baselines"]["majority"]["macro_f1"]
     provenance = json.loads((TINY_PROBE / "provenance.json").read_text())
     assert provenance["command"].startswith("scripts/make_tiny_probe")
+
+
+def test_its_card_is_its_own():
+    assert (TINY_PROBE / "README.md").read_text(encoding="utf-8") == model_card(
+        DifficultyProbe.from_pretrained(TINY_PROBE)
+    )
 
 
 def test_it_is_small():
