@@ -200,13 +200,13 @@ def test_the_medium_study_at_a_reduced_size(
     for name in ("validation", "test"):
         plan[name] |= {"questions": 4, "samples": 2, "max_tokens": 16}
     plan["fields"] |= {"per_device_train_batch_size": 8, "max_completion_length": 16, "num_generations": 4}
-    plan["methods"] = {name: {**plan["methods"][name], "trials": []} for name in ("grpo", "clip_v_pear")}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    plan["methods"] = {name: {**plan["methods"][name], "trials": []} for name in ("grpo", "pear", "clip_v_pear")}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     words = [word if word != "tiny" else "medium" for word in command(tmp_path)[2:]]
     code, printed = in_this_process(monkeypatch, capsys, *words)
     assert code == 0, printed
     assert "making the model in" in printed
-    assert "3 of 3 runs are done" in printed
+    assert "4 of 4 runs are done" in printed
     run = json.loads((tmp_path / "results" / "runs" / "clip_v_pear-seed0.json").read_text())
     assert set(run["questions"]["difficulty"]) == {4, 5, 6, 7}
     start = json.loads((tmp_path / "results" / "runs" / "start-seed0.json").read_text())
@@ -216,7 +216,7 @@ def test_the_medium_study_at_a_reduced_size(
     code, printed = in_this_process(monkeypatch, capsys, *words)
     assert "making the model" not in printed
     plan["model"]["make"]["layers"] = 3
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     code, printed = in_this_process(monkeypatch, capsys, *words)
     assert code == 2
     assert "delete it" in printed
