@@ -229,9 +229,11 @@ def _exit_code(error: Any) -> int:
     for failure in error.failures.values():
         if failure.exitcode == USER_MISTAKE and (message := _left_message(failure)):
             raise ValueError(message)
-    # Those that were told to stop because of the first one say nothing.
+    # Those that were told to stop because of the first one say nothing. Of those found dead in one second (all the
+    # timestamps tell) 1 says least: it is also what a process ends with that has lost another.
     rank, failure = min(
-        error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp)
+        error.failures.items(),
+        key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp, item[1].exitcode == 1),
     )
     code = failure.exitcode
     how = f"ended with exit code {code}" if code > 0 else f"was killed by {failure.signal_name()}"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from entropy_rft.training.launch import Launch, find_recipe
+from entropy_rft.training.launch import Launch, _exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
 
 pytestmark = pytest.mark.integration
@@ -155,6 +156,27 @@ def test_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; what it said is above"
     assert "hf_secret" not in result.stdout + result.stderr
     assert "ChildFailedError" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failures", "code", "said"),
+    [
+        # A process that dies takes the others with it; all are found at once.
+        ({0: (1, 5), 1: (7, 5)}, 7, "process 1 ended with exit code 7"),
+        ({0: (-9, 5), 1: (1, 5)}, 137, "process 0 was killed by SIGKILL"),
+        ({0: (1, 4), 1: (-6, 5)}, 1, "process 0 ended with exit code 1"),
+        ({0: (-15, 4), 1: (1, 5)}, 1, "process 1 ended with exit code 1"),
+    ],
+)
+def test_the_process_that_failed_first_is_named(
+    failures: dict[int, tuple[int, int]], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for rank, (exit_code, timestamp) in failures.items():
+        found[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=exit_code, error_file="none")
+        found[rank].timestamp = timestamp
+    assert _exit_code(ChildFailedError("train", found)) == code
+    assert said in capsys.readouterr().err
 
 
 def refused(result: subprocess.CompletedProcess[str], message: str) -> None:
