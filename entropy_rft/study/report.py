@@ -216,12 +216,22 @@ def _search_lines(plan: Plan, search: Search) -> list[str]:
             what = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items())
             what = f"**{what}**" if index == record["chosen"] else what
             title = plan.methods[name].title if index == 0 else ""
-            aim = record["aim"] if index == 0 else ""
+            aim = _aim(record) if index == 0 else ""
             lines.append(
                 f"| {title} | {aim} | {what} | {100 * trial['accuracy']:.1f} | {trial['entropy']:.3f} | "
                 f"{trial['thinking']:.1f} |"
             )
     return lines
+
+
+def _aim(record: Mapping[str, Any]) -> str:
+    """By what a method's trial was chosen, and of which."""
+    needed = record["accuracy_needed"]
+    if needed is None:
+        return str(record["aim"])
+    if any(trial["accuracy"] >= needed for trial in record["trials"]):
+        return f"{record['aim']}, of those with avg@k ≥ {100 * needed:.1f} %"
+    return f"accuracy, since none has avg@k ≥ {100 * needed:.1f} %"
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

@@ -195,6 +195,7 @@ def test_report_of_a_finished_and_of_an_empty_study(
     assert "**1. GRPO's entropy falls** | | | | **holds**" in text
     assert "| Clip_B |" in text
     assert "**learning_rate 0.0001**" in text
+    assert "| PEAR | length, of those with avg@k ≥ " in text
     data = json.loads((tmp_path / "whole" / "claims.json").read_text(encoding="utf-8"))
     assert set(data["methods"]) == {"start", "grpo", "clip_b", "pear"}
     assert set(data["sweeps"]["mu"]) == {"1", "1.5"}
