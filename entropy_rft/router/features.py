@@ -265,6 +265,7 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
             force=settings.force_probe,
             batch_size=wanted.batch_size,
             batch_wait=wanted.batch_wait_ms / 1000,
+            threads=wanted.threads,
         )
     elif wanted.kind == "vllm_pooling":
         from entropy_rft.router.vllm_pooling import VLLMPooling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,6 +33,7 @@ class LocalStates:
         max_tokens: of a question; by default the model's context length.
         device: ``None`` takes the accelerator when there is one.
         timeout: seconds for one batch; after that its questions fail.
+        threads: of a forward on a CPU; ``None`` leaves one core to the router.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LocalStates:
         max_tokens: int | None = None,
         device: str | None = None,
         timeout: float = 30.0,
+        threads: int | None = None,
     ) -> None:
         self.name = model
         self.layer = layer
@@ -56,6 +59,7 @@ class LocalStates:
         self.force = force
         self.max_tokens = max_tokens
         self._device = device
+        self._threads = threads or max(1, _cores() - 1)
         self._model: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router-features")
         self._batcher = MicroBatcher(
@@ -102,9 +106,13 @@ class LocalStates:
         return await future
 
     def _load(self) -> None:
+        import torch
+
         from entropy_rft.difficulty.states import check_layer, fingerprint
         from entropy_rft.sampling import load_model_and_tokenizer
 
+        # Threads that wait for one another on a core that they share, or with the router, take a hundred times as long.
+        torch.set_num_threads(self._threads)
         model, _ = load_model_and_tokenizer(self.name, device=self._device)
         check_layer(model, self.layer)
         config = model.config.get_text_config()
@@ -150,6 +158,11 @@ class LocalStates:
             )
             hidden = output.last_hidden_state if last else output.hidden_states[self.layer]
             return hidden[torch.arange(len(rows)), lengths - 1].float().cpu()
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(order: list[int], batch: list[list[int]]) -> list[list[int]]:

@@ -107,6 +107,8 @@ class FeatureSettings(Part):
     """Questions in one forward (`local`)."""
     batch_wait_ms: float = Field(default=2.0, ge=0)
     """How long a question waits for others to share its forward (`local`)."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of a forward on a CPU (`local`); by default one less than this process may use, so that the router has one."""
 
     @model_validator(mode="after")
     def _url_when_needed(self) -> FeatureSettings:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import numpy as np
@@ -36,6 +37,21 @@ def run(test, model_dir, **options):
             await states.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, max(1, len(os.sched_getaffinity(0)) - 1)), (2, 2)])
+def test_a_core_is_left_to_the_router(random_model_dir, threads, expected):
+    before = torch.get_num_threads()
+    found = []
+
+    async def ask(states):
+        found.append(await asyncio.get_running_loop().run_in_executor(states._thread, torch.get_num_threads))
+
+    try:
+        run(ask, random_model_dir, threads=threads)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [expected]
 
 
 @pytest.mark.parametrize("layer", [-1, 2, 1, 0, -2])
