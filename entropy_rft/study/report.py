@@ -182,6 +182,7 @@ def markdown(
         if points:
             lines += ["", f"Sweep of `{sweep.field}` ({titles[sweep.method]}):", ""]
             lines += _table(sweep.field, {f"{value:g}": group for value, group in points.items()})
+    lines += _matched_lines({titles[name]: group for name, group in groups.items() if name != "start"})
     lines += ["", *_search_lines(plan, search)]
     return "\n".join(lines) + "\n"
 
@@ -198,6 +199,41 @@ def _table(first: str, groups: Mapping[str, Group]) -> list[str]:
             values = [scale * value for value in quantity.by_seed()]
             mean, low, high = (number(value, digits) for value in (float(np.mean(values)), min(values), max(values)))
             cells.append(MISSING if mean == MISSING else f"{mean} ({low}–{high})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+_REACHED = (0.7, 0.75, 0.8, 0.85)
+_WINDOW = 6  # generations, of which the mean is taken: one has few questions
+
+
+def entropy_at(run: RunResult, accuracy: float) -> float | None:
+    """Entropy in training (nats per token) when its right answers first reach `accuracy`; None where they do not.
+
+    Both are means of the last `_WINDOW` generations.
+    """
+    right, entropy = run.curves.get("accuracy"), run.curves.get("entropy")
+    if right is None or entropy is None:
+        return None
+    of_step = dict(zip(entropy["steps"], entropy["values"], strict=True))
+    for end in range(_WINDOW, len(right["steps"]) + 1):
+        if np.mean(right["values"][end - _WINDOW : end]) >= accuracy:
+            return float(np.mean([of_step[step] for step in right["steps"][end - _WINDOW : end]]))
+    return None
+
+
+def _matched_lines(groups: Mapping[str, Group]) -> list[str]:
+    """A method that learns more slowly has more entropy for that alone: here it is compared at equal accuracy."""
+    found = {
+        name: [[entropy_at(run, accuracy) for run in group.runs] for accuracy in _REACHED]
+        for name, group in groups.items()
+    }
+    if not any(value is not None for each in found.values() for values in each for value in values):
+        return []
+    lines = ["", "Entropy in training when the right answers in training first reach (seed by seed):", ""]
+    lines += [f"| method | {' | '.join(f'{100 * a:g} %' for a in _REACHED)} |", "| --- |" + " --- |" * len(_REACHED)]
+    for name, each in found.items():
+        cells = [", ".join("–" if value is None else f"{value:.3f}" for value in values) for values in each]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

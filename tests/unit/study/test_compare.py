@@ -18,7 +18,7 @@ from entropy_rft.study import compare
 from entropy_rft.study.claims import FAILS, HOLDS, MISSING, UNDECIDED, Check, judge
 from entropy_rft.study.compare import Estimate, Group, Quantity, difference, estimate, proportion, trend
 from entropy_rft.study.plan import Plan
-from entropy_rft.study.report import write_report
+from entropy_rft.study.report import entropy_at, write_report
 from entropy_rft.study.results import Results
 from entropy_rft.study.search import runs_due
 
@@ -151,6 +151,22 @@ def test_claims_on_invented_runs(plan: Plan) -> None:
     groups["start"] = Group([replace(run, questions_digest="others") for run in groups["start"].runs])
     with pytest.raises(ValueError, match="different questions"):
         judge(groups, sweeps, POINTS)
+
+
+def test_entropy_when_an_accuracy_is_first_reached(plan: Plan) -> None:
+    run = invented(plan.mains("grpo", {})[0])
+    steps = list(range(1, 41))
+    odd = steps[::2]  # a generation serves two steps
+    curves = {
+        "accuracy": {"steps": odd, "values": [0.5] * 9 + [0.8] * 11},
+        "entropy": {"steps": steps, "values": [1 / step for step in steps]},
+    }
+    run = replace(run, curves=curves)
+    # Of six generations the last five are right in 0.8: 0.75 in the mean, from step 17 to 27.
+    assert entropy_at(run, 0.75) == pytest.approx(np.mean([1 / step for step in (17, 19, 21, 23, 25, 27)]))
+    assert entropy_at(run, 0.5) == pytest.approx(np.mean([1 / step for step in (1, 3, 5, 7, 9, 11)]))
+    assert entropy_at(run, 0.85) is None
+    assert entropy_at(replace(run, curves={}), 0.5) is None
 
 
 def test_no_claim_holds_of_what_is_not_measured(plan: Plan) -> None:
