@@ -88,11 +88,15 @@ class RunSpec:
         return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
+    def batch(self) -> int:
+        """Completions of one generation."""
+        batch = int(self.fields.get("per_device_train_batch_size", 8))
+        return batch * int(self.fields.get("gradient_accumulation_steps", 1))
+
+    @property
     def completions(self) -> int:
         """Sampled in all, for training and measuring: what most of the time goes into."""
-        batch = int(self.fields.get("per_device_train_batch_size", 8))
-        batch *= int(self.fields.get("gradient_accumulation_steps", 1))
-        trained = self.steps * batch // int(self.fields.get("num_iterations", 1))
+        trained = self.steps * self.batch // int(self.fields.get("num_iterations", 1))
         return trained + self.measurement.questions * self.measurement.samples
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     """claims.json, claims.md and the figures into `output`; returns the claims."""
     groups, sweeps, search = collect(plan, results)
     claims = judge(groups, sweeps, {name: sweep.values for name, sweep in plan.sweeps.items()})
-    runs = finished_runs(plan, results, search)
+    about = machinery(finished_runs(plan, results, search))
     titles = {name: method.title for name, method in plan.methods.items()}
     data = {
         "study": plan.name,
@@ -59,11 +59,11 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
             name: {f"{value:g}": numbers(group) for value, group in points.items()} for name, points in sweeps.items()
         },
         "claims": [claim.to_dict() for claim in claims],
-        **machinery(runs),
+        **about,
     }
     write_json(output / "claims.json", _without_nan(data))
     text = markdown(plan, groups, sweeps, search, claims)
-    (output / "claims.md").write_text(f"{text}\n{_machinery_line(machinery(runs))}\n", encoding="utf-8")
+    (output / "claims.md").write_text(f"{text}\n{_machinery_line(about)}\n", encoding="utf-8")
     if groups:
         trained = {name: group for name, group in groups.items() if name != "start"}
         if trained:
@@ -130,11 +130,10 @@ def table_quantities(group: Group) -> dict[str, Quantity]:
 
 def training_tokens(group: Group) -> Quantity:
     """Sampled for the training, thousands: all methods sample the same number of completions, not of one length."""
-    sampled = []
-    for run in group.runs:
-        fields = run.spec["fields"]
-        batch = int(fields.get("per_device_train_batch_size", 8)) * int(fields.get("gradient_accumulation_steps", 1))
-        sampled.append([batch * sum(run.curves.get("length", {}).get("values", [])) / 1000])
+    sampled = [
+        [RunSpec.from_dict(run.spec).batch * sum(run.curves.get("length", {}).get("values", [])) / 1000]
+        for run in group.runs
+    ]
     return Quantity(np.asarray(sampled), np.ones((len(sampled), 1)))
 
 

@@ -55,7 +55,7 @@ class Search:
             base = plan.methods[name].builds_on
             if base is not None and base not in self.choices:
                 continue  # what it starts from is not chosen yet
-            given = {**shared, **(self.choices[base] if base is not None else {})}
+            given = self.choices[base] if base is not None else shared  # a choice holds what is shared
             trials = plan.trials(name, given)
             found = finished(trials, results)
             self.due += [spec for spec in trials if results.get(spec.name, spec.digest) is None]
