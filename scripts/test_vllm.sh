@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests that need vLLM, in an environment of their own (.venv-vllm) with vLLM's build for the CPU. Arguments go to
-# pytest.
+# The tests that need vLLM (tests/integration/test_vllm*.py), in an environment of their own (.venv-vllm) with vLLM's build
+# for the CPU. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 if [ "$(uname -s)" != Linux ]; then
@@ -10,4 +10,5 @@ fi
 ensure_vllm_environment
 cd "$root"
 say "pytest -m vllm $*"
-exec "$python" -m pytest -m vllm "$@"
+# By file: the others import what only the development environment has.
+exec "$python" -m pytest -m vllm tests/integration/test_vllm*.py "$@"
