@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import prompts, some_reward
 from peft import LoraConfig
+from training_inputs import prompts, some_reward
 from transformers import AutoTokenizer
 from two_ranks import close, leave
 

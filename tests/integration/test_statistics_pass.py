@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import scripted_rollout
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from training_inputs import scripted_rollout
 
 from entropy_rft.entropy import token_statistics
 from entropy_rft.training import trainer as trainer_module

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import trl
-from conftest import prompts, scripted_rollout, some_reward
 from datasets import Dataset
 from peft import LoraConfig
+from training_inputs import prompts, scripted_rollout, some_reward
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 

@@ -89,7 +89,7 @@ def test_a_run_resumed_under_zero3_is_the_run_that_was_not_interrupted(random_mo
         "task": "arithmetic",
         "task_limit": 16,
         # The random model answers nothing right: by the task's reward alone no parameter would ever move.
-        "rewards": ["pear", "conftest:some_reward"],
+        "rewards": ["pear", "training_inputs:some_reward"],
         "pear_floor": 0.1,
         "max_steps": 4,
         "per_device_train_batch_size": 2,

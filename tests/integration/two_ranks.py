@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import prompts, scripted_rollout
 from launching import CASES, STEPS
 from peft import LoraConfig
+from training_inputs import prompts, scripted_rollout
 from transformers import AutoTokenizer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -40,12 +39,6 @@ class Down(FixedFeatures):
 
     async def proba(self, request: Any) -> tuple[float, float, float]:
         raise RuntimeError("down")
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
 
 
 def ask(router: RunningRouter, body: Any = CHAT, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:

@@ -20,12 +20,6 @@ GET = request(b"", path="/health", length=-1, method="GET")
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
 def router(stub: Stub) -> Iterator[RunningRouter]:
     with running_router([stub.url], limits=LIMITS) as router:
         yield router

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,12 +18,6 @@ pytestmark = pytest.mark.integration
 
 WHOLE = b"".join(stream_events())
 PATIENCE = 60.0
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
 
 
 def started(stub: Stub, directory: Path, **settings: object) -> ServerProcess:

@@ -30,12 +30,6 @@ LAST = len(stream_events()) - 1  # the piece [DONE]
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
 def other() -> Iterator[Stub]:
     with Stub() as other:
         yield other

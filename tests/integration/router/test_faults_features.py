@@ -20,12 +20,6 @@ DEADLINE_MS = 300.0
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
 def pooling() -> Iterator[Stub]:
     with Stub(answer=pooled) as pooling:
         yield pooling

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from running import running_router
@@ -15,12 +14,6 @@ pytestmark = pytest.mark.integration
 
 ASKED = request(b"", path="/v1/models", length=-1, method="GET")
 HANGS = Answer(stop_before=HEAD, stop="hang")
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
 
 
 def health(timeout_s: float) -> dict[str, object]:

@@ -21,12 +21,6 @@ QUESTION = "Why does the swordfish sing?"
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
 def router(stub: Stub) -> Iterator[RunningRouter]:
     backends = [{"url": stub.url, "name": 'the "best" \\ one\n'}]
     with running_router(backends, features=FixedFeatures((0.9, 0.05, 0.05)), retries={"attempts": 1}) as router:

@@ -18,12 +18,6 @@ WHOLE = b"".join(stream_events())
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
 def router(stub: Stub) -> Iterator[RunningRouter]:
     with running_router([stub.url], limits={"max_body_bytes": 2**20}) as router:
         yield router
