@@ -5,6 +5,7 @@
     python scripts/reproduce.py --study tiny --jobs 2     # eight methods on the embedded task: hours, two cores
     python scripts/reproduce.py --study tiny --list       # what is done, what is left, how long it will take
     python scripts/reproduce.py --study tiny --report     # the tables and figures of what is done
+    python scripts/reproduce.py --study tiny-slow         # a control: four of them, slower and longer
     python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
 
@@ -23,7 +24,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("theory", "tiny", "medium", "difficulty")
+STUDIES = ("theory", "tiny", "tiny-slow", "medium", "difficulty")
 
 
 def arguments() -> argparse.Namespace:

@@ -238,6 +238,8 @@ def _matched_lines(groups: Mapping[str, Group]) -> list[str]:
 
 
 def _search_lines(plan: Plan, search: Search) -> list[str]:
+    if not any(record["trials"] for record in search.record.values()):
+        return ["Nothing was searched: the plan gives every field."]
     asked = plan.validation
     lines = [
         f"Searches ({asked.questions} {asked.split} questions × {asked.samples} samples, seed {plan.search_seed}, "

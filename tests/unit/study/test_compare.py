@@ -222,3 +222,11 @@ def test_report_of_a_finished_and_of_an_empty_study(
     assert data["methods"]["grpo"]["trained on, 1000 tokens"] == pytest.approx([16 * 5.5 / 1000] * 2)
     for name in ("curves", "difficulty", "sweeps"):
         assert (tmp_path / "whole" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_report_of_a_study_that_searches_nothing(plan: Plan, results: Results, tmp_path: Path) -> None:
+    methods = {name: replace(method, trials=[]) for name, method in plan.methods.items()}
+    write_report(replace(plan, methods=methods, sweeps={}), results, tmp_path)
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "Nothing was searched: the plan gives every field." in text
+    assert "chosen in bold" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from entropy_rft.study.plan import Measurement, Method, Plan, RunSpec, load_plan
 from entropy_rft.study.results import Results
 from entropy_rft.study.search import all_runs, choose, runs_due
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "studies"
+ROOT = Path(__file__).parents[3]
+RECIPES = ROOT / "recipes" / "studies"
+RESULTS = ROOT / "scripts" / "results"
 
 
 def names(specs: list[RunSpec]) -> list[str]:
@@ -190,3 +193,15 @@ def test_every_run_of_the_shipped_plans_is_a_recipe(name: str, tmp_path: Path) -
         task = load_task(recipe.task.task, split="test", limit=4, **options)  # type: ignore[arg-type]
         assert build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
         assert spec.completions > 0
+
+
+def test_the_control_differs_from_the_study_by_its_learning_rate_and_length_alone() -> None:
+    study, control = load_plan(RECIPES / "tiny.yaml"), load_plan(RECIPES / "tiny-slow.yaml")
+    record = json.loads((RESULTS / "tiny" / "claims.json").read_text(encoding="utf-8"))["searches"]
+    for method in control.methods:
+        chosen = {**study.methods["grpo"].trials[0], **record[method]["trials"][record[method]["chosen"]]["fields"]}
+        slowest = min(trial["learning_rate"] for trial in study.methods["grpo"].trials)
+        ours, theirs = control.mains(method, {})[0], study.mains(method, {**chosen, "learning_rate": slowest})[0]
+        assert ours.steps > theirs.steps
+        assert replace(ours, steps=theirs.steps).digest == theirs.digest
+    assert control.starts()[0].digest == study.starts()[0].digest
