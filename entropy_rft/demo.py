@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
 from entropy_rft.evaluation.table import number, percent
 from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
+from entropy_rft.sampling.progress import duration
+from entropy_rft.signals import Terminated
 from entropy_rft.tasks import load_task
 from entropy_rft.training.launch import find_recipe
 from entropy_rft.training.recipe import RecipeParser
@@ -59,23 +62,24 @@ class Demo:
         self.steps = steps
         self.seed = seed
         self.samples = samples
+        self.started = time.monotonic()
         self.console = Console()
         self.task = load_task("arithmetic", split="test", limit=questions)
         self.rows: list[tuple[str, Evaluation]] = []
 
     def run(self) -> int:
-        """All of it; on Ctrl-C what is finished is still reported."""
-        interrupted = False
+        """All of it; on Ctrl-C and SIGTERM what is finished is still reported."""
+        stopped: BaseException | None = None
         with _quiet_libraries():
             try:
                 self._evaluate_start()
                 for name, title in METHODS.items():
                     self._train(name, title)
-            except KeyboardInterrupt:
-                interrupted = True
+            except (KeyboardInterrupt, Terminated) as signal:
+                stopped = signal
         self._report()
-        if interrupted:
-            raise KeyboardInterrupt
+        if stopped is not None:
+            raise stopped
         return 0
 
     def _evaluate_start(self) -> None:
@@ -121,7 +125,10 @@ class Demo:
     def _report(self) -> None:
         if not self.rows:
             return
-        self.console.print(evaluation_table(self.rows))
+        took = f"{duration(time.monotonic() - self.started)} for all of it"
+        self.console.print(
+            evaluation_table(self.rows, note=took if len(self.rows) > len(METHODS) else f"stopped: {took}")
+        )
         finished = {title for title, _ in self.rows}
         names = [START, *(name for name, title in METHODS.items() if title in finished)]
         page = self.output_dir / "report.html"

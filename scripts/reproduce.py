@@ -23,6 +23,8 @@ import signal
 import sys
 from pathlib import Path
 
+from entropy_rft.threads import share_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ("theory", "tiny", "tiny-slow", "medium", "difficulty")
 
@@ -148,6 +150,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def main() -> int:
+    share_cores()
     options = arguments()
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; a typo in a model's name fails at once

@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.threads import share_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 VERSIONS = ("torch", "transformers", "numpy")
@@ -120,6 +122,7 @@ def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    share_cores()
     options = arguments()
     try:
         return study(options)

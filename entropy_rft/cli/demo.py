@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
+
+from entropy_rft.cli.errors import TERMINATED
+from entropy_rft.signals import Terminated, sigterm_raises
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,11 +30,16 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo.
+    """Run the demo; SIGTERM ends it as Ctrl-C does.
 
     Raises:
         ValueError: an argument is out of range, or matplotlib is missing.
     """
-    from entropy_rft.demo import Demo
+    try:
+        with sigterm_raises():
+            from entropy_rft.demo import Demo
 
-    return Demo(args.output_dir, args.steps, args.questions, args.samples, args.seed).run()
+            return Demo(args.output_dir, args.steps, args.questions, args.samples, args.seed).run()
+    except Terminated:
+        print("entropy-rft: terminated", file=sys.stderr)
+        return TERMINATED

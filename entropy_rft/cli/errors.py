@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from entropy_rft.signals import Terminated
+
 TERMINATED = 143
 
 
@@ -41,7 +43,7 @@ def user_errors() -> Iterator[None]:
 @contextmanager
 def training_failures() -> Iterator[None]:
     """Around a training: a failure whose cause is known is one line, and no process of several waits for the others."""
-    from entropy_rft.training.failures import Terminated, TrainingFailed, leave_at_once
+    from entropy_rft.training.failures import TrainingFailed, leave_at_once
 
     try:
         yield

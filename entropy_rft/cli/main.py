@@ -11,6 +11,7 @@ from typing import NoReturn
 from entropy_rft import __version__
 from entropy_rft.cli import demo, evaluate, probe, report, serve, train
 from entropy_rft.cli.errors import UserError
+from entropy_rft.threads import share_cores
 
 INTERRUPTED = 130
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # the deepspeed launcher puts it there; the environment says it too
+    share_cores()
     try:
         if arguments[:1] == ["train"]:
             return train.run(arguments[1:])

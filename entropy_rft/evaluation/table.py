@@ -74,11 +74,12 @@ def _difference(first: Evaluation, other: Evaluation) -> tuple[float, float, flo
     return paired_difference(first.question_means, other.question_means) if same and both else None
 
 
-def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
+def evaluation_table(rows: Sequence[tuple[str, Evaluation]], note: str | None = None) -> Table:
     """What each evaluation rests on, how often the model is right, how long it thinks and how sure it is.
 
     Args:
         rows: pairs of a name and an evaluation; each becomes a column.
+        note: the last line under the table.
 
     Returns:
         A rich table, to be given to ``rich.print`` or a console.
@@ -86,7 +87,7 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
     header = ["", *(name for name, _ in rows)]
     lines = evaluation_lines([evaluation for _, evaluation in rows])
     caption = "interval: bootstrap over questions; entropies: per token, at temperature 1"
-    return lined_table("Evaluation", header, lines, caption)
+    return lined_table("Evaluation", header, lines, caption if note is None else f"{caption}\n{note}")
 
 
 def difficulty_table(name: str, evaluation: Evaluation) -> Table:

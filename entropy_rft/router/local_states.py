@@ -33,7 +33,8 @@ class LocalStates:
         max_tokens: of a question; by default the model's context length.
         device: ``None`` takes the accelerator when there is one.
         timeout: seconds for one batch; after that its questions fail.
-        threads: of a forward on a CPU; ``None`` leaves one core to the router.
+        threads: of a forward on a CPU, at most: fewer while other processes use the cores (see `entropy_rft.threads`);
+            ``None`` leaves one core to the router.
     """
 
     def __init__(

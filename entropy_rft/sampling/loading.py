@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.assets import model_source
+from entropy_rft.threads import watch
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -57,7 +58,7 @@ def load_model_and_tokenizer(
     except (OSError, SafetensorError) as error:  # OSError: transformers' word for "not found", here and on the hub
         raise ValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
-        return model.to(device), tokenizer
+        return watch(model.to(device)), tokenizer
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is unknown, or not there
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 

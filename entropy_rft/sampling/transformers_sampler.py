@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
+from entropy_rft.sampling.shrinking import generate_shrinking
 
 
 class TransformersSampler:
@@ -130,10 +131,12 @@ class TransformersSampler:
         )
         own, self.model.generation_config = self.model.generation_config, config
         try:
-            output = self.model.generate(
+            output = generate_shrinking(
+                self.model,
                 input_ids=input_ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
+                on_shrink=picker.keep,
                 logits_processor=LogitsProcessorList([picker]),
             )
         finally:
@@ -182,6 +185,11 @@ class _TokenPicker(LogitsProcessor):
         # The first index whose CDF exceeds the target: a token of probability 0 never is.
         picked = torch.searchsorted(cdf, targets, right=True).clamp_(max=cdf.shape[-1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(-1, picked, 0.0)
+
+    def keep(self, rows: Tensor) -> None:
+        """The batch has shrunk to these of its rows."""
+        if self.uniforms is not None:
+            self.uniforms = self.uniforms[rows.cpu()]
 
     def check(self) -> None:
         if self.broken is not None and bool(self.broken):

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from entropy_rft.sampling.progress import duration
 from entropy_rft.study.plan import Plan, RunSpec
 from entropy_rft.study.results import Results, write_json
 from entropy_rft.study.search import all_runs, runs_due
@@ -252,14 +253,6 @@ def seconds_of(specs: list[RunSpec], results: Results) -> float:
     """An estimate, from what the finished runs took."""
     rate = results.seconds_per_completion() or SECONDS_PER_COMPLETION
     return rate * sum(spec.completions for spec in specs)
-
-
-def duration(seconds: float) -> str:
-    """Such as ``2 h 05 min`` or ``45 s``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def status_lines(plan: Plan, results: Results, jobs: int) -> list[str]:

@@ -71,6 +71,13 @@ class EntropyGRPOConfig(GRPOConfig):
             "policy where TRL makes none."
         },
     )
+    shrink_generation_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "With transformers' own generation: completions that have ended leave the batch, so that the "
+            "longest one does not keep all others in it. Draws other random numbers than TRL does."
+        },
+    )
     entropy_audit_steps: int = field(
         default=0,
         metadata={
@@ -88,6 +95,8 @@ class EntropyGRPOConfig(GRPOConfig):
             raise TypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
         if self.entropy_audit_steps < 0:
             raise ValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
+        if self.shrink_generation_batch:
+            _check_generation_can_shrink(self)
         super().__post_init__()
 
     def build_entropy_clip(self) -> EntropyClip | None:
@@ -157,6 +166,14 @@ def _check_trls_fields(config: GRPOConfig) -> None:
         raise ValueError(f"temperature must be above 0, got {config.temperature}")
     if config.learning_rate < 0:
         raise ValueError(f"learning_rate must not be negative, got {config.learning_rate}")
+
+
+def _check_generation_can_shrink(config: GRPOConfig) -> None:
+    """Those generate by other means, or count tokens from the end of the prompt."""
+    others = ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs")
+    for name in others:
+        if getattr(config, name):
+            raise ValueError(f"shrink_generation_batch does not go together with {name} ({getattr(config, name)!r})")
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str | bool]) -> None:

@@ -10,7 +10,6 @@ import inspect
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.signals import sigterm_raises
 from entropy_rft.training.checkpoints import last_complete
 from entropy_rft.training.run_directory import MARKER
 
@@ -47,10 +47,6 @@ class TrainingFailed(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
-
-
-class Terminated(BaseException):
-    """SIGTERM, by which clusters end a job; nothing on the way out should take it for an error."""
 
 
 class NothingLeft(Exception):
@@ -102,7 +98,7 @@ class FiniteWeights(TrainerCallback):
 def explained(trainer: Any) -> Iterator[None]:
     """Turn what a training raised into :class:`TrainingFailed` where the cause is known; the rest passes through."""
     try:
-        with _sigterm_raises():
+        with sigterm_raises():
             yield
     except Exception as error:
         failure = _explain(error, trainer)
@@ -234,20 +230,3 @@ def _local(parameter: torch.Tensor) -> torch.Tensor:
     """The part that this process holds: of ZeRO-3's partitions, of FSDP2's, or the whole."""
     part = getattr(parameter, "ds_tensor", parameter)
     return part.to_local() if hasattr(part, "to_local") else part
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    # Of several processes each is ended by the launcher, at once; waiting in C for one another they could not answer.
-    if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    earlier = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)

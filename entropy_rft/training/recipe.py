@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from trl import ModelConfig, TrlParser
 
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
-from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, join_deepspeed
+from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
 
 # Fields that a flag gives one word, and a recipe may give several.
 _ALSO_LISTS = frozenset({"report_to", "optim_target_modules"})
@@ -169,7 +170,7 @@ class RecipeParser(TrlParser):
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = _recipe_file(path).read_text(encoding="utf-8")
         except OSError as error:
             raise ValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
         try:
@@ -214,6 +215,14 @@ class RecipeParser(TrlParser):
                 raise ValueError(f"recipe {path!r}: {name} cannot be {value!r}: {_reason(error)}") from error
             if many:
                 options[name] = [value]
+
+
+def _recipe_file(path: str) -> Path:
+    """The file of that name, or else the recipe that came with the package: ``tiny/clip_b.yaml``."""
+    if not Path(path).exists():
+        with contextlib.suppress(ValueError):
+            return find_recipe(path.removeprefix("recipes/"))
+    return Path(path)
 
 
 def _reason(error: Exception) -> str:

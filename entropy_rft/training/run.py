@@ -16,6 +16,7 @@ from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
+from entropy_rft.threads import watch
 from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
 from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft, TrainingFailed, explained
 from entropy_rft.training.launch import engine
@@ -83,6 +84,7 @@ class TrainingRun:
                 StepsLeft(),
             ],
         )
+        watch(self.trainer.model)
 
     @staticmethod
     def _load_task(recipe: Recipe, split: str, limit: int | None) -> Any:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections import deque
@@ -19,12 +20,14 @@ import trl.trainer.grpo_trainer as trl_trainer
 import trl.trainer.utils as trl_utils
 from packaging.version import Version
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
+from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
@@ -80,6 +83,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._rewards_need_entropies and not self._marker:
             raise ValueError(missing_marker(args.think_end_token, self._tokenizer))
 
+        if args.shrink_generation_batch and (reason := self._generation_cannot_shrink()):
+            raise ValueError(f"shrink_generation_batch does not go together with {reason}")
+
         # State of the generation under way, and of the optimisation step under way.
         self._old_policy: TokenStatistics | None = None
         self._awaiting_old_policy_pass = False
@@ -94,6 +100,13 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
             self.add_callback(self._audit)
 
+    def _generation_cannot_shrink(self) -> str | None:
+        if self._is_vlm:
+            return "images: their pixels belong to the rows of the whole batch"
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            return "sharded weights: all processes must make the same forward passes"
+        return None
+
     @property
     def _process_group(self) -> dist.ProcessGroup | None:
         return dist.group.WORLD if self.accelerator.num_processes > 1 else None
@@ -107,10 +120,24 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list) -> tuple:
         # TRL tells the rewards nothing of the tool mask, and a tool's output has no phase entropy.
-        generated = super()._generate(prompts)
+        with self._generation_batch_shrinking():
+            generated = super()._generate(prompts)
         self._generated_lengths = [len(ids) for ids in generated[1]]
         self._generated_tool_mask = generated[2]
         return generated
+
+    @contextmanager
+    def _generation_batch_shrinking(self) -> Iterator[None]:
+        if not self.args.shrink_generation_batch:
+            yield
+            return
+        # TRL calls the public `generate` of the unwrapped model; the instance's own name is found before the class's.
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model.generate = functools.partial(generate_shrinking, model)
+        try:
+            yield
+        finally:
+            del model.generate
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._needs_statistics:

@@ -1,0 +1,74 @@
+"""Generation in which the completions that have ended leave the batch, so that the longest one runs alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SLICE_TOKENS = 16  # between two looks at who has ended: a look costs about as much as one token
+
+
+def generate_shrinking(
+    model: Any,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    generation_config: Any,
+    on_shrink: Callable[[Tensor], None] | None = None,
+    **further: Any,
+) -> Tensor:
+    """`model.generate`, called for a few tokens at a time; between two calls the rows that have ended are let go.
+
+    A row's tokens are those of one long call, up to the rounding of batched matrix products. A sampling that draws from
+    the global random state draws other numbers, because it draws for fewer rows.
+
+    Args:
+        model: a transformers model, or a PEFT model whose `generate` passes its arguments on.
+        input_ids: ``(B, P)``, padded on the left.
+        attention_mask: ``(B, P)``.
+        generation_config: has `max_new_tokens`, `pad_token_id` and `eos_token_id`; nothing in it may count tokens from
+            the end of the prompt (`min_new_tokens`) or name a cache of its own.
+        on_shrink: called with the rows that stay, ``(b,)`` indices into those of the last call.
+        further: arguments of `generate`.
+
+    Returns:
+        ``(B, P + T)`` with T at most `max_new_tokens`: prompts and completions, padded behind the ends.
+    """
+    generate = type(model).generate  # an instance may carry this very function under that name
+    limit, eos = generation_config.max_new_tokens, generation_config.eos_token_id
+    ends = torch.tensor([] if eos is None else [eos] if isinstance(eos, int) else eos, device=input_ids.device)
+    pad = 0 if generation_config.pad_token_id is None else generation_config.pad_token_id
+    completions = input_ids.new_full((input_ids.shape[0], limit), pad)
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+    prompts, cache, written = input_ids, None, 0
+    while written < limit:
+        config = copy.copy(generation_config)
+        config.max_new_tokens = min(SLICE_TOKENS, limit - written)
+        config.return_dict_in_generate = True
+        result = generate(
+            model,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            generation_config=config,
+            **further,
+        )
+        new = result.sequences[:, input_ids.shape[1] :]
+        completions[rows, written : written + new.shape[1]] = new
+        written += new.shape[1]
+        staying = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
+        if len(staying) == 0:
+            break
+        input_ids, cache = result.sequences, result.past_key_values
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(new.shape)], dim=1)
+        if len(staying) < len(rows):
+            input_ids, attention_mask, rows = input_ids[staying], attention_mask[staying], rows[staying]
+            if cache is not None:  # a model without one reads everything again
+                cache.batch_select_indices(staying)
+            if on_shrink is not None:
+                on_shrink(staying)
+    return torch.cat([prompts, completions[:, :written]], dim=1)
