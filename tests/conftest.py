@@ -20,6 +20,26 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="also run what is marked as soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What pytest-xdist gives to one worker, and what it begins with.
+
+    A file's tests share their servers and models. Tests that start several processes are one group, so that no two of
+    them compete for two cores; together they take as long as all others, so they are begun first.
+    """
+    if not config.getoption("--soak"):
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: item.get_closest_marker("several_processes") is None)
+    for item in items:
+        several = item.get_closest_marker("several_processes") is not None
+        item.add_marker(pytest.mark.xdist_group("several processes" if several else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3 with a byte-level tokenizer, saved; it thinks nothing and says anything."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from warm import warm_run
 
 pytestmark = pytest.mark.integration
 
@@ -18,14 +19,7 @@ DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def entropy_rft(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "entropy_rft", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return warm_run(arguments, cwd, environment)
 
 
 @pytest.fixture

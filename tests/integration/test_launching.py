@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from entropy_rft.training.launch import Launch, _exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -70,7 +70,8 @@ def test_accelerate_launch_with_the_shipped_file(engine: str, tmp_path: Path) ->
     check_run(result, tmp_path / "run", engine)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+# With zero3 it is what each of the two machines below is started with.
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=pytest.mark.soak)])
 def test_our_own_flag_launches(engine: str, tmp_path: Path) -> None:
     needs(engine)
     result = launch(
@@ -80,7 +81,8 @@ def test_our_own_flag_launches(engine: str, tmp_path: Path) -> None:
     check_run(result, tmp_path / "run", engine)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+# The files differ in the stage; ZeRO 2 itself is launched from accelerate's file above.
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.soak), 3])
 def test_deepspeeds_own_launcher(stage: int, tmp_path: Path) -> None:
     """`deepspeed --module entropy_rft train`, its settings in the recipe's field."""
     pytest.importorskip("deepspeed")

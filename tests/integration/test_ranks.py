@@ -16,7 +16,7 @@ from launching import CASES, ENGINES, HERE, STEPS, launch, launcher, needs_deeps
 
 from entropy_rft.entropy import EntropyClip, TokenStatistics
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
 
 METRICS = (
     "reward_std",
@@ -45,33 +45,30 @@ ENGINE = {"ddp": ("DistributedDataParallel", 0)} | {f"zero{stage}": ("DeepSpeedE
 Results = dict[str, dict[str, Any]]
 
 
-def train(command: list[str], model_dir: Path, directory: Path, lora: bool) -> Results:
-    output = directory / "results.pt"
-    flags = ["--lora"] if lora else []
-    launch([*command, str(HERE / "two_ranks.py"), str(model_dir), str(output), *CASES, *flags], cwd=directory)
-    return torch.load(output)
+ALONE = "alone"
 
 
 @pytest.fixture(scope="module")
-def one_process(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Results]:
-    """``one_process(lora)``: what a single process does with the whole batch, of all cases; computed once."""
+def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[bool, Results]]:
+    """``trained(engine)[lora]``: what two processes do, and a single one with the whole batch; each is launched once."""
 
     @functools.cache
-    def run(lora: bool) -> Results:
-        return train([sys.executable], random_model_dir, tmp_path_factory.mktemp("one"), lora)
+    def run(engine: str) -> dict[bool, Results]:
+        directory = tmp_path_factory.mktemp(engine)
+        command = [sys.executable] if engine == ALONE else launcher(engine, directory)
+        output = directory / "results.pt"
+        launch([*command, str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *CASES], cwd=directory)
+        return torch.load(output)
 
     return run
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_train_as_one(
-    random_model_dir: Path, tmp_path: Path, one_process: Callable[[bool], Results], engine: str, lora: bool
-) -> None:
+def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]], engine: str, lora: bool) -> None:
     if engine != "ddp":
         needs_deepspeed()
-    ones = one_process(lora)
-    twos = train(launcher(engine, tmp_path), random_model_dir, tmp_path, lora)
+    ones, twos = trained(ALONE)[lora], trained(engine)[lora]
     assert twos.keys() == ones.keys() == set(CASES)
     for case, two in twos.items():
         one = ones[case]

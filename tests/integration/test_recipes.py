@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from warm import warm_run
 
 from entropy_rft.training.recipe import Recipe, RecipeParser
 
@@ -174,8 +173,7 @@ def test_it_runs_two_steps_with_a_tiny_model_of_its_architecture(
     local |= rows(fields["task"], tmp_path)
     copy = tmp_path / file.name
     copy.write_text(yaml.safe_dump(fields | local))
-    command = [sys.executable, "-m", "entropy_rft", "train", "--config", str(copy)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    result = warm_run(["train", "--config", copy], tmp_path)
     assert result.returncode == 0, result.stderr[-4000:]
 
     run = tmp_path / "run"

@@ -19,10 +19,13 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import needs_deepspeed
+from warm import WarmCommand, WarmRanks
 
 from entropy_rft.training.checkpoints import flaw
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
+
+Started = WarmCommand | subprocess.Popen[str]
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -64,15 +67,17 @@ class Launcher:
     def __init__(self, recipe: Path, processes: int, zero: int | None = None) -> None:
         self.recipe, self.processes, self.zero = recipe, processes, zero
 
-    def start(self, run: Path, *flags: str | Path, **environment: str) -> subprocess.Popen[str]:
-        words = ["-m", "entropy_rft", "train", "--config", self.recipe, "--output_dir", run, *flags]
+    def start(self, run: Path, *flags: str | Path, **environment: str) -> Started:
+        words: list[str | Path] = ["train", "--config", self.recipe, "--output_dir", run, *flags]
         alone = {"PYTHONPATH": str(HERE / "sabotage")}
         if self.zero is None:
             alone["ACCELERATE_USE_CPU"] = "1"  # beside DeepSpeed it would mean DDP
         else:
             words += ["--deepspeed", HERE.parents[1] / "recipes" / "deepspeed" / f"zero{self.zero}.json"]
+        if self.processes == 1:
+            return WarmCommand(words, run.parent, alone | environment, joined=True)
         return subprocess.Popen(
-            [sys.executable, *(TORCHRUN if self.processes > 1 else ()), *map(str, words)],
+            [sys.executable, *TORCHRUN, "-m", "entropy_rft", *map(str, words)],
             cwd=run.parent,
             env=os.environ | alone | environment,
             stdout=subprocess.PIPE,
@@ -81,8 +86,12 @@ class Launcher:
             start_new_session=True,
         )
 
-    def finish(self, run: Path, *flags: str | Path, **environment: str) -> tuple[int, str]:
-        """The exit code and what was printed."""
+    def finish(self, run: Path, *flags: str | Path, warm: bool = False, **environment: str) -> tuple[int, str]:
+        """The exit code and what was printed; `warm` leaves torchrun out, where it plays no part."""
+        if warm and self.processes > 1:
+            words: list[str | Path] = ["train", "--config", self.recipe, "--output_dir", run, *flags]
+            alone = {"PYTHONPATH": str(HERE / "sabotage"), "ACCELERATE_USE_CPU": "1"}
+            return WarmRanks(words, run.parent, alone | environment, self.processes).finish(300)
         process = self.start(run, *flags, **environment)
         try:
             output, _ = process.communicate(timeout=300)
@@ -91,15 +100,15 @@ class Launcher:
         return process.returncode, output
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 @pytest.fixture
-def launched() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
+def launched() -> Iterator[list[Started]]:
+    processes: list[Started] = []
     yield processes
     for process in processes:
         kill(process)
@@ -135,7 +144,7 @@ def intact(run: Path) -> list[int]:
     return complete(run)
 
 
-def wait_for(event: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> bool:
+def wait_for(event: Callable[[], bool], process: Started, seconds: float = 240) -> bool:
     """Until it happens; False when the run ended without it."""
     end = time.monotonic() + seconds
     while not event():
@@ -176,8 +185,9 @@ def straight(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
+@pytest.mark.soak
 def test_killed_ten_times_at_random(
-    launcher: Launcher, straight: Path, tmp_path: Path, launched: list[subprocess.Popen[str]]
+    launcher: Launcher, straight: Path, tmp_path: Path, launched: list[Started]
 ) -> None:
     dice = random.Random(7)
     moments = ["start", "start", "line", "line", "write", "write", "write", "write", "complete", "complete"]
@@ -213,7 +223,7 @@ def test_killed_within_each_file_of_a_checkpoint(launcher: Launcher, straight: P
     accidents.append("after marker:6")
     for accident in accidents:
         what, _, step = accident.rpartition(":")
-        code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", SABOTAGE=accident)
+        code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", warm=True, SABOTAGE=accident)
         assert code != 0, output
         assert (max(complete(run), default=0) == int(step)) == (what == "after marker"), accident
     # An incomplete one that is named is a mistake, and one line.
@@ -224,7 +234,7 @@ def test_killed_within_each_file_of_a_checkpoint(launcher: Launcher, straight: P
     code, output = Launcher(launcher.recipe, 1).finish(run, "--resume_from_checkpoint", partial)
     assert code == 2, output
     assert f"is incomplete: optimizer.pt has 100 bytes instead of {len(whole)}" in output
-    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto")
+    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", warm=True)
     assert code == 0, output
     assert "checkpoint-6 is incomplete (optimizer.pt has 100 bytes" in output
     assert not list(run.glob("incomplete-*"))
@@ -358,9 +368,7 @@ def test_a_full_disk_under_the_metrics(recipe: Path, tmp_path: Path, small_disk:
     assert "Traceback" not in output
 
 
-def test_sigterm_ends_the_run_with_one_line(
-    recipe: Path, tmp_path: Path, launched: list[subprocess.Popen[str]]
-) -> None:
+def test_sigterm_ends_the_run_with_one_line(recipe: Path, tmp_path: Path, launched: list[Started]) -> None:
     run = tmp_path / "run"
     process = Launcher(recipe, 1).start(run, "--max_steps", "1000", "--save_total_limit", "2")
     launched.append(process)

@@ -13,7 +13,7 @@ import yaml
 from launching import HERE, launch, launcher, needs_deepspeed
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
 
 LAYERS = 6
 

@@ -1,5 +1,7 @@
 """Run under a launcher (or alone): steps with fixed completions, case after case; writes what rank 0 knows.
 
+Every case runs twice, all weights first and then LoRA alone.
+
 See test_ranks.py.
 """
 
@@ -146,9 +148,11 @@ def main() -> None:
     parser.add_argument("model_dir")
     parser.add_argument("output", type=Path)
     parser.add_argument("cases", nargs="+", choices=CASES)
-    parser.add_argument("--lora", action="store_true")
     options = parser.parse_args()
-    results = {case: run(options.model_dir, options.output, case, options.lora) for case in options.cases}
+    results = {
+        lora: {case: run(options.model_dir, options.output, case, lora) for case in options.cases}
+        for lora in (False, True)
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, options.output)
     leave()
