@@ -11,7 +11,7 @@ from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, check_shard
 from entropy_rft.difficulty.traces import write_card
-from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, verdicts
+from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.tasks import task_rows
 
@@ -155,7 +155,7 @@ def _trace(
     answers: Sequence[Answer],
     level: str | None,
 ) -> dict[str, Any]:
-    known = [value for value in right if value is not None]
+    known, scored = right_and_scored(right)
     own = row.get("difficulty") if level is None else level
     trace: dict[str, Any] = {
         "index": index,
@@ -163,7 +163,7 @@ def _trace(
         "prompt": row["prompt"],
         "solution": None if row.get("solution") is None else str(row["solution"]),
         "level": None if own is None else str(own),
-        "accuracy": sum(known) / len(known) if known else None,
+        "accuracy": known / scored if scored else None,
         "tokens": sum(answer.tokens for answer in answers) / len(answers),
         "prompt_tokens": prompt_tokens,
         "correct": list(right),

@@ -14,7 +14,7 @@ from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.evaluation.policies import Answers, measure_policies
 from entropy_rft.evaluation.strategies import Questions
-from entropy_rft.sampling import Completion, check_settings, progress_bar, verdicts
+from entropy_rft.sampling import Completion, check_settings, progress_bar, right_and_scored, verdicts
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -219,9 +219,9 @@ class _Asker:
                 limit = strategy.max_tokens(self.max_tokens)
                 short = [[shortened(completion, limit, self.tokenizer) for completion in group] for group in groups]
                 for group in verdicts(task.reward_funcs[0], rows, short):
-                    known = [value for value in group if value is not None]
-                    if known:
-                        right[i].append(sum(known) / len(known))
+                    known, scored = right_and_scored(group)
+                    if scored:
+                        right[i].append(known / scored)
                 lengths[i] += [len(completion.token_ids) for group in short for completion in group]
         if not all(right.values()):
             raise ValueError("the task's reward could score no answer to the validation questions")

@@ -8,7 +8,7 @@ from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions
 from entropy_rft.sampling.transformers_sampler import TransformersSampler
-from entropy_rft.sampling.verdicts import verdicts
+from entropy_rft.sampling.verdicts import right_and_scored, verdicts
 
 __all__ = [
     "Completion",
@@ -19,6 +19,7 @@ __all__ = [
     "encode_prompt",
     "load_model_and_tokenizer",
     "progress_bar",
+    "right_and_scored",
     "score_completions",
     "verdicts",
 ]
