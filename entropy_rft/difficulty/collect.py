@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
-from entropy_rft.difficulty.store import ChunkStore, check_shard
+from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard
 from entropy_rft.difficulty.traces import write_card
 from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest, question_id
@@ -91,7 +91,7 @@ def collect_traces(
     marker = ThinkEndMarker(tokenizer, think_end_token)
     settings: dict[str, Any] = {
         "model": model_name or str(getattr(model, "name_or_path", "")) or type(model).__name__,
-        "fingerprint": fingerprint(model),
+        "fingerprint": fingerprint(model, like=begun_with(output_dir)),
         "width": int(model.config.get_text_config().hidden_size),
         "layer": layer,
         "task": dict(source or {"name": task.name, "split": task.split}),

@@ -125,6 +125,13 @@ class ChunkStore:
         check_same(self.directory, {**dict.fromkeys(found), **self.settings}, found)
 
 
+def begun_with(directory: str | os.PathLike[str]) -> str | None:
+    """The fingerprint that the work in `directory` was begun with; ``None`` where there is none yet."""
+    path = Path(directory).expanduser()
+    found = read_settings(path).get("fingerprint") if (path / SETTINGS).is_file() else None
+    return None if found is None else str(found)
+
+
 def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first of `settings` which `found`, of the work in `directory`, has otherwise.
 

@@ -99,10 +99,10 @@ class Study:
     log: Any = print
 
     def __post_init__(self) -> None:
-        wanted = {"fingerprint": fingerprint(self.model), **self.settings.to_dict()}
         path = self.directory / "study.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        wanted = {"fingerprint": fingerprint(self.model, like=found.get("fingerprint")), **self.settings.to_dict()}
+        if found:
             different = [name for name in wanted if found.get(name) != wanted[name]]
             if different:
                 name = different[0]

@@ -38,7 +38,8 @@ _EXPLAINED = (
     "questions; differences are paired question by question. The oracle takes "
     f"{ORACLE}: it chooses on all samples but one and is measured on that one, averaged over the samples; in sample it "
     "chooses and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, "
-    "shared out by tokens; the probe's have the time to choose on top, its prefill included, which a server would share."
+    "shared out by tokens; the probe's have the time to choose on top, its prefill included, which a server would "
+    "share."
 )
 
 

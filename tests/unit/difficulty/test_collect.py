@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from entropy_rft.difficulty import collect_traces, load_traces, question_states
+from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.traces import levels
 from entropy_rft.sampling import TransformersSampler, encode_prompt, score_completions
 from entropy_rft.tasks import load_task
@@ -123,6 +124,22 @@ def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(chunks, co
     assert (state.added, state.done) == (10 - 4 * chunks, 10)
     same(load_traces(tmp_path / "traces"), load_traces(tmp_path / "whole"))
     assert collect().added == 0
+
+
+def test_a_collection_of_an_earlier_version_goes_on(collect, model_and_tokenizer, tmp_path):
+    """Its settings hold the fingerprint of then; the weights are compared by that."""
+    model, tokenizer = model_and_tokenizer
+    with pytest.raises(Dies):
+        collect(sampler=Mortal(TransformersSampler(model, tokenizer), 1))
+    path = tmp_path / "traces" / "settings.json"
+    settings = json.loads(path.read_text())
+    old = fingerprint(model, like="0" * 16)
+    path.write_text(json.dumps({**settings, "fingerprint": old}))
+    collect()
+    assert load_traces(tmp_path / "traces").fingerprint == old
+    path.write_text(json.dumps({**settings, "fingerprint": "0" * 16}))
+    with pytest.raises(ValueError, match="begun with fingerprint"):
+        collect()
 
 
 def test_shards_make_the_same_traces(collect, tmp_path):
