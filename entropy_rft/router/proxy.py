@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
@@ -19,6 +18,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.errors import RouterError, in_openai_shape
 from entropy_rft.router.metrics import Metrics
@@ -187,15 +187,8 @@ def _failure(backend: Backend, error: BaseException) -> RouterError:
 
 def retry_after_s(headers: Headers) -> float | None:
     """Seconds that a Retry-After header asks for, given in seconds or as a date; ``None`` where there is none."""
-    value = next((value.decode("latin-1").strip() for name, value in headers if name == b"retry-after"), None)
-    if not value:
-        return None
-    if value.isascii() and value.replace(".", "", 1).isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    value = next((value.decode("latin-1") for name, value in headers if name == b"retry-after"), None)
+    return retry_after_seconds(value, time())
 
 
 def passed_on(headers: dict[bytes, bytes], request_id: bytes) -> dict[str, str]:
