@@ -13,7 +13,7 @@ from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.evaluation.policies import Answers, measure_policies
-from entropy_rft.evaluation.strategies import Questions
+from entropy_rft.evaluation.strategies import Questions, placement_for
 from entropy_rft.sampling import Completion, check_settings, progress_bar, right_and_scored, verdicts
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
@@ -206,9 +206,10 @@ class _Asker:
         longest = max(strategies, key=lambda strategy: strategy.max_tokens_fraction)
         right: dict[int, list[float]] = {i: [] for i in range(len(strategies))}
         lengths: dict[int, list[int]] = {i: [] for i in range(len(strategies))}
+        placement = placement_for(self.sampler)
         for task, rows in self.parts:
             groups = self.sampler.sample(
-                [longest.prompt(row["prompt"]) for row in rows],
+                [longest.prompt(row["prompt"], placement) for row in rows],
                 samples=self.samples,
                 temperature=longest.temperature,
                 max_tokens=longest.max_tokens(self.max_tokens),

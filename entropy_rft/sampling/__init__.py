@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
+from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt, knows_system_role
 from entropy_rft.sampling.loading import load_model_and_tokenizer
 from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.sampling.progress import progress_bar
@@ -17,6 +17,7 @@ __all__ = [
     "TransformersSampler",
     "check_settings",
     "encode_prompt",
+    "knows_system_role",
     "load_model_and_tokenizer",
     "progress_bar",
     "right_and_scored",

@@ -59,6 +59,28 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
     return list(ids)
 
 
+def knows_system_role(tokenizer: Any) -> bool:
+    """Whether the chat template shows the model what a system message says.
+
+    Some raise an error (Gemma's), some leave it out. A template that renders no conversation at all, or none, says
+    nothing about that, and is left to fail where it is used.
+    """
+    if tokenizer.chat_template is None:
+        return True
+    user, sign = {"role": "user", "content": "2 + 2?"}, "Be brief (7391)."
+
+    def shown(*messages: dict[str, str]) -> str | None:
+        try:
+            return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        except Exception:  # a template may raise anything
+            return None
+
+    if shown(user) is None:
+        return True
+    with_system = shown({"role": "system", "content": sign}, user)
+    return with_system is not None and sign in with_system
+
+
 def check_settings(
     samples: int = 1, temperature: float = 1.0, top_p: float = 1.0, max_tokens: int = 1, batch_size: int = 1
 ) -> None:

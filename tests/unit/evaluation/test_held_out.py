@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_a_task_that_has_other_questions_now_is_refused(traces, collect):
     (changed / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"'arithmetic' has other questions now than when .*changed.* was collected"):
         held_out_questions([changed], probe_of(traces, 3))
+
+
+def test_instructions_go_where_the_template_lets_them(traces, model, tmp_path):
+    """As in the router: at the end of the user's turn where a system message would be refused."""
+    questions = held_out_questions([traces], probe_of(traces, 3))
+    asking = Scripted()
+    asking.tokenizer = copy.deepcopy(model[1])
+    ask(questions, asking, tmp_path / "system")
+    assert asking.calls[0]["prompts"][0][0]["role"] == "system"
+    asking.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    asking.calls.clear()
+    ask(questions, asking, tmp_path / "user")
+    (message,) = asking.calls[0]["prompts"][0]
+    assert message["role"] == "user"
+    assert message["content"].endswith(DEFAULT_STRATEGIES[DIFFICULTIES[0]].instruction)
 
 
 def test_every_strategy_answers_the_same_questions_with_the_same_seed(traces, tmp_path):
