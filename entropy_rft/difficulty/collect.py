@@ -12,6 +12,7 @@ from entropy_rft.difficulty.states import check_layer, fingerprint, question_sta
 from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard
 from entropy_rft.difficulty.traces import write_card
 from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, right_and_scored, verdicts
+from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.tasks import task_rows
 
@@ -88,6 +89,7 @@ def collect_traces(
     check_shard(shard, num_shards)
     check_layer(model, layer)
     rows = task_rows(task)
+    check_prompts(tokenizer, (row["prompt"] for row in rows))
     marker = ThinkEndMarker(tokenizer, think_end_token)
     settings: dict[str, Any] = {
         "model": model_name or str(getattr(model, "name_or_path", "")) or type(model).__name__,
