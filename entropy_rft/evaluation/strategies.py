@@ -71,8 +71,7 @@ def held_out_questions(
         )
     keep = ~traces.among(set(probe.questions))
     parts = []
-    for directory in directories:
-        part = load_traces(directory)
+    for directory, part in zip(directories, traces.by_directory(), strict=True):
         (settings,) = part.settings
         task = load_task(**{"name": "", **_task_arguments(settings["task"])})
         rows = task_rows(task)

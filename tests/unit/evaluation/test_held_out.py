@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, DifficultyProbe, collect_traces, load_traces
+from entropy_rft.difficulty.store import read_rows_and_vectors
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 from entropy_rft.evaluation.strategies import Questions, answer_questions, evaluate_probe, held_out_questions
 from entropy_rft.sampling import Completion, TransformersSampler
@@ -53,7 +54,8 @@ def collect(model, tmp_path_factory):
     base = tmp_path_factory.mktemp("traces")
 
     def run(name, sampler=None, **options):
-        source = {**SOURCE, "limit": options.pop("limit", 8), "options": options}
+        own = {name: options.pop(name, SOURCE[name]) for name in ("limit", "split")}
+        source = {**SOURCE, **own, "options": options}
         task = load_task(**{k: v for k, v in source.items() if k != "options"}, **options)
         collect_traces(
             *model, task, base / name, sampler=sampler or TransformersSampler(*model), model_name="m", source=source,
@@ -92,6 +94,22 @@ def test_fitted_questions_are_left_out(traces):
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in questions.traces.rows] == expected
     with pytest.raises(ValueError, match="was fitted to all 8 questions of these traces"):
         held_out_questions([traces], probe_of(traces, 8))
+
+
+def test_traces_are_read_once(traces, collect, monkeypatch):
+    """Their hidden states are most of what they hold."""
+    other = collect("twelve", limit=12, split="test")
+    probe = probe_of(traces, 3)
+    read = []
+    monkeypatch.setattr(
+        "entropy_rft.difficulty.traces.read_rows_and_vectors",
+        lambda directory, column: read.append(directory) or read_rows_and_vectors(directory, column),
+    )
+    questions = held_out_questions([traces, other], probe)
+    assert read == [traces, other]
+    assert [len(rows) for _, rows in questions.parts] == [5, 12]
+    asked = [row["prompt"] for _, rows in questions.parts for row in rows]
+    assert asked == [row["prompt"] for row in questions.traces.rows]
 
 
 def test_fitted_questions_are_left_out_in_other_words_too(traces, collect):
