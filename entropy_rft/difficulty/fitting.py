@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.difficulty.calibration import calibrate_thresholds
-from entropy_rft.difficulty.labels import Thresholds, labelled
+from entropy_rft.difficulty.labels import NoProbeError, Thresholds, labelled
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.optimisation import split_groups
 from entropy_rft.difficulty.probe import DifficultyProbe
@@ -69,7 +69,7 @@ def train_probe(
     counts = np.bincount(known, minlength=len(NAMES))
     if (counts > 0).sum() < 2:
         only = NAMES[int(counts.argmax())]
-        raise ValueError(
+        raise NoProbeError(
             f"all {len(known)} questions are {only} by {thresholds}: calibrate the thresholds, or give others"
         )
     probe = DifficultyProbe(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.difficulty.labels import NoProbeError
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation.probe_study import Study, StudySettings, pool
 from entropy_rft.evaluation.table import number, percent
@@ -43,7 +44,10 @@ def study_models(
 
     Returns:
         Plain JSON values: for each model ``u_shape`` (of :func:`u_shape`), ``levels``, ``policies`` and the rest of
-        what the seeds are pooled to; or ``impossible``, the reason why no probe could be made.
+        what the seeds are pooled to; or ``impossible``, the reason why its answers make no probe.
+
+    Raises:
+        ValueError: anything else, such as a model or a file that cannot be read, or a directory of other settings.
     """
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
 
@@ -55,7 +59,7 @@ def study_models(
         study = Study(directory / name, replace(settings, model=str(source)), model, tokenizer, sampler, log)
         try:
             runs = {seed: study.run(seed) for seed in seeds}
-        except ValueError as error:  # such as no thresholds that give three classes: that, too, is a result
+        except NoProbeError as error:  # that, too, is a result, as no other error is
             log(f"{name}: {error}")
             found[name] = {"impossible": str(error)}
             continue
