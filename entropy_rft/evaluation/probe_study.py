@@ -21,7 +21,7 @@ from entropy_rft.difficulty.probe_files import CONFIG
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, load_traces
-from entropy_rft.evaluation.policies import Answers, Measured, measure_policies, pooled, summary, with_routing
+from entropy_rft.evaluation.policies import ORACLE, Answers, Measured, measure_policies, pooled, summary, with_routing
 from entropy_rft.evaluation.strategies import (
     Questions,
     answer_questions,
@@ -268,6 +268,7 @@ def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]])
         "seeds": list(runs),
         "questions": len(traces[0]),
         "policies": policies,
+        "oracle": ORACLE,
         "classifier": reports,
         "macro_f1_minus_majority": advantage,
         **{name: spread(values) for name, values in seeds.items()},

@@ -139,7 +139,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join([*cells, *ends])} | {shape['verdict']} |")
     lines += [
         "",
-        "Against the fixed Normal strategy, on the same test questions:",
+        f"Against the fixed Normal strategy, on the same test questions{_oracle(models)}:",
         "",
         "| model | Normal: accuracy, % | tokens | probe: accuracy, points | tokens saved, % | oracle saves, % | "
         "macro-F1 above majority |",
@@ -160,6 +160,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     if reasons:
         lines += ["", "No probe could be made:", "", *reasons]
     return "\n".join(lines) + "\n"
+
+
+def _oracle(models: Mapping[str, Any]) -> str:
+    """What the oracle was when these were measured; results of earlier versions, which chose otherwise, do not say."""
+    definition = next(iter(models.values())).get("oracle")
+    return f" (the oracle takes {definition})" if definition else ""
 
 
 def _with_interval(values: Sequence[float] | None, scale: float, digits: int) -> str:
