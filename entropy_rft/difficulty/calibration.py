@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from entropy_rft.difficulty.labels import Thresholds, check_accuracy_and_entropy, labelled
+from entropy_rft.difficulty.labels import NoProbeError, Thresholds, check_accuracy_and_entropy, labelled
 from entropy_rft.difficulty.strategies import NAMES
 
 _QUANTILES, _GAPS = 19, 20  # candidates for entropy_normal
@@ -93,7 +93,7 @@ def calibrate_thresholds(
         if check is not None:
             break
     else:
-        raise ValueError(
+        raise NoProbeError(
             f"no thresholds leave each of easy, normal and hard {100 * min_share:g} % of these {len(a)} questions "
             f"(accuracy {a.min():.2f} to {a.max():.2f}): collect questions of more difficulties, or give the thresholds"
         )

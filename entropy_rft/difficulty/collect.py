@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
-from entropy_rft.difficulty.store import ChunkStore, check_shard
+from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard
 from entropy_rft.difficulty.traces import write_card
-from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, verdicts
+from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, right_and_scored, verdicts
+from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.tasks import task_rows
 
@@ -88,10 +89,11 @@ def collect_traces(
     check_shard(shard, num_shards)
     check_layer(model, layer)
     rows = task_rows(task)
+    check_prompts(tokenizer, (row["prompt"] for row in rows))
     marker = ThinkEndMarker(tokenizer, think_end_token)
     settings: dict[str, Any] = {
         "model": model_name or str(getattr(model, "name_or_path", "")) or type(model).__name__,
-        "fingerprint": fingerprint(model),
+        "fingerprint": fingerprint(model, like=begun_with(output_dir)),
         "width": int(model.config.get_text_config().hidden_size),
         "layer": layer,
         "task": dict(source or {"name": task.name, "split": task.split}),
@@ -155,7 +157,7 @@ def _trace(
     answers: Sequence[Answer],
     level: str | None,
 ) -> dict[str, Any]:
-    known = [value for value in right if value is not None]
+    known, scored = right_and_scored(right)
     own = row.get("difficulty") if level is None else level
     trace: dict[str, Any] = {
         "index": index,
@@ -163,7 +165,7 @@ def _trace(
         "prompt": row["prompt"],
         "solution": None if row.get("solution") is None else str(row["solution"]),
         "level": None if own is None else str(own),
-        "accuracy": sum(known) / len(known) if known else None,
+        "accuracy": known / scored if scored else None,
         "tokens": sum(answer.tokens for answer in answers) / len(answers),
         "prompt_tokens": prompt_tokens,
         "correct": list(right),

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.difficulty.calibration import calibrate_thresholds
-from entropy_rft.difficulty.labels import Thresholds, labelled
+from entropy_rft.difficulty.labels import NoProbeError, Thresholds, labelled
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.optimisation import split_groups
 from entropy_rft.difficulty.probe import DifficultyProbe
+from entropy_rft.difficulty.states import is_old
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces
 
@@ -68,7 +69,7 @@ def train_probe(
     counts = np.bincount(known, minlength=len(NAMES))
     if (counts > 0).sum() < 2:
         only = NAMES[int(counts.argmax())]
-        raise ValueError(
+        raise NoProbeError(
             f"all {len(known)} questions are {only} by {thresholds}: calibrate the thresholds, or give others"
         )
     probe = DifficultyProbe(
@@ -140,11 +141,18 @@ def baselines_of(probe: DifficultyProbe, traces: Traces, *, force: bool = False)
 
 def check_weights(traces: Traces, probe: DifficultyProbe, force: bool = False) -> None:
     """Raise a ValueError unless the traces are of the weights that the probe was made for, or `force` is given."""
-    if not force and probe.fingerprint is not None and probe.fingerprint != traces.fingerprint:
+    if force or probe.fingerprint is None or probe.fingerprint == traces.fingerprint:
+        return
+    if is_old(probe.fingerprint) != is_old(traces.fingerprint):
+        older, newer = ("probe was", "traces") if is_old(probe.fingerprint) else ("traces were", "probe")
         raise ValueError(
-            f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with "
-            "other weights: collect traces with the probe's model"
+            f"the {older} made by an earlier version, whose fingerprint of the weights ({probe.fingerprint!r} or "
+            f"{traces.fingerprint!r}) cannot be compared with that of the {newer}: make both anew, or give --force"
         )
+    raise ValueError(
+        f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with other "
+        "weights: collect traces with the probe's model"
+    )
 
 
 def labels_of(traces: Traces, thresholds: Thresholds) -> np.ndarray:

@@ -13,6 +13,11 @@ from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty
 _EASY, _NORMAL, _HARD = range(3)
 
 
+class NoProbeError(ValueError):
+    """The questions themselves make no probe possible: they are too much alike for the model. That is a finding, where
+    any other ValueError (a damaged file, a setting out of range) is a mistake."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Where the classes meet.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from entropy_rft.difficulty.labels import NoProbeError
 from entropy_rft.difficulty.network import initial_weights, logits
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 
@@ -76,7 +77,7 @@ def fit_weights(
     weights = class_weights(targets[train]) if balanced else torch.ones(len(DIFFICULTIES))
     if not bool(weights[targets[held_out]].sum() > 0):
         absent = ", ".join(NAMES[int(index)] for index in targets[held_out].unique())
-        raise ValueError(
+        raise NoProbeError(
             f"the {len(held_out)} validation rows are all {absent}, which none of the {len(train)} training rows is: "
             "collect more questions, or take another seed"
         )

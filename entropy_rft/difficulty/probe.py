@@ -270,7 +270,7 @@ class DifficultyProbe:
             matches = self.base_model is None or same_model(self.base_model, name)
         else:
             name = str(getattr(base_model, "name_or_path", "")) or type(base_model).__name__
-            found = fingerprint(base_model) if self.fingerprint is not None else None
+            found = fingerprint(base_model, like=self.fingerprint) if self.fingerprint is not None else None
             matches = found == self.fingerprint if found else same_model(self.base_model or name, name)
         return None if matches else f"the probe was made for the base model {self.base_model!r}, not for {name!r}"
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_BLOCK = 2**18  # values of a weight that are summed at a time: what a cache holds; fingerprints depend on it
 
 
 def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int = -1) -> Tensor:
@@ -60,13 +64,64 @@ def check_layer(model: Any, layer: int) -> int:
     return layer if layer >= 0 else layer + count + 1
 
 
-def fingerprint(model: Any) -> str:
-    """16 hex digits of a model's weights: shapes, and the first values of each, as float32.
+def fingerprint(model: Any, like: str | None = None) -> str:
+    """32 hex digits of all of a model's weights: names, shapes and, as float32, every value.
 
     A model that was moved has the same one; one that was trained further, quantised or loaded in a smaller dtype than
     it was saved in has another.
+
+    Args:
+        model: a causal language model or a PEFT model (LoRA), whose adapter counts.
+        like: a fingerprint that the result is to be compared with. One of an earlier version (16 digits, of the first
+            64 values of each parameter) is compared with the same of this model.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if is_old(like):
+        return _first_values(model)
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:  # tied weights are one
+            seen.add(id(tensor))
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(_sums(tensor.detach()).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def is_old(recorded: str | None) -> bool:
+    """Whether a fingerprint is of an earlier version, so that only a model can be compared with it."""
+    return recorded is not None and len(recorded) == 16
+
+
+def _sums(values: Tensor) -> Tensor:
+    """One int64 for each `_BLOCK` values, which any change of a single value changes, on the CPU.
+
+    A sum of the values' bits times odd numbers, modulo 2^64: where one value alone differs, so does the sum; where
+    several do, chance would have to hide it, once in 2^64. It is computed where the weights are, and only the sums
+    travel.
+    """
+    flat = values.reshape(-1)
+    factors = _factors().to(flat.device)
+    sums = []
+    for start in range(0, flat.numel(), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        own = factors[: len(block)]
+        rounded = block.float()
+        total = (rounded.view(torch.int32).long() * own).sum()
+        if block.dtype == torch.float64:  # what float32 leaves off; 0 for a float32 model that was loaded as float64
+            total += ((block - rounded.double()).view(torch.int64) * own).sum()
+        sums.append(total)
+    return torch.stack(sums).cpu() if sums else torch.empty(0, dtype=torch.int64)
+
+
+@lru_cache(maxsize=1)
+def _factors() -> Tensor:
+    """Odd int64 numbers, (_BLOCK,), the same for ever: NumPy promises that of a bit generator."""
+    return torch.from_numpy(np.random.PCG64(0).random_raw(_BLOCK).astype(np.uint64).view(np.int64) | 1)
+
+
+def _first_values(model: Any) -> str:
+    """The fingerprint of earlier versions."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().reshape(-1)[:64].float().cpu()

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SETTINGS, DATA = "settings.json", "data"
 SCHEMA = 1
@@ -125,6 +128,13 @@ class ChunkStore:
         check_same(self.directory, {**dict.fromkeys(found), **self.settings}, found)
 
 
+def begun_with(directory: str | os.PathLike[str]) -> str | None:
+    """The fingerprint that the work in `directory` was begun with; ``None`` where there is none yet."""
+    path = Path(directory).expanduser()
+    found = read_settings(path).get("fingerprint") if (path / SETTINGS).is_file() else None
+    return None if found is None else str(found)
+
+
 def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first of `settings` which `found`, of the work in `directory`, has otherwise.
 
@@ -170,22 +180,85 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a chunk is corrupted, or a question occurs twice.
     """
+    return [row for _, row in _read(directory, None)[0]]
+
+
+def read_rows_and_vectors(directory: Path, column: str) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The same with one column of vectors kept apart, as an array: as Python numbers it would take 13 times the memory.
+
+    Args:
+        directory: of a store.
+        column: its name; a list of as many float32 in each row.
+
+    Returns:
+        The rows without that column, and (rows, D) float32 in the same order.
+
+    Raises:
+        ValueError: as `read_rows`, or the column is missing or holds something else.
+    """
+    found, vectors = _read(directory, column)
+    places = [place for place, _ in found]
+    # Processes that share the work may write chunks in any order, but each holds what its number says.
+    ordered = vectors if places == list(range(len(places))) else vectors[places]
+    return [row for _, row in found], ordered
+
+
+def _read(directory: Path, column: str | None) -> tuple[list[tuple[int, dict[str, Any]]], np.ndarray]:
+    """Rows by their index, each with its place in the array of the column's vectors."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: dict[int, dict[str, Any]] = {}
-    for path in sorted((directory / DATA).glob("chunk-*.parquet")):
-        try:
-            read = pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{str(path)!r} is corrupted ({' '.join(str(error).split())[:120]}): delete it and collect again"
-            ) from error
+    rows: dict[int, tuple[int, dict[str, Any]]] = {}
+    vectors = np.empty((0, 0), np.float32)
+    paths, place = sorted((directory / DATA).glob("chunk-*.parquet")), 0
+    total = 0
+    for path in paths:
+        with _readable(path):
+            total += pq.read_metadata(path).num_rows
+    for path in paths:
+        with _readable(path):
+            table = pq.read_table(path)
+            if column is not None:
+                own = _vectors(table, column)
+                if not vectors.size:  # of all chunks, so that nothing is there twice
+                    vectors = np.empty((total, own.shape[1]), np.float32)
+                if own.shape[1] != vectors.shape[1]:
+                    raise pa.ArrowInvalid(f"{column} has {own.shape[1]} numbers, not {vectors.shape[1]}")
+                vectors[place : place + len(own)] = own
+                table = table.drop_columns([column])
+            read = table.to_pylist()
         for row in read:
             if row["index"] in rows:
                 raise ValueError(f"{str(path)!r} repeats question {row['index']}")
-            rows[row["index"]] = row
-    return [rows[index] for index in sorted(rows)]
+            rows[row["index"]] = place, row
+            place += 1
+    return [rows[index] for index in sorted(rows)], vectors
+
+
+def _vectors(table: Any, column: str) -> np.ndarray:
+    """(rows, D), without a copy where Arrow has them in one piece."""
+    import pyarrow as pa
+
+    if column not in table.column_names:
+        raise pa.ArrowInvalid(f"there is no column {column}")
+    values = table.column(column).combine_chunks()
+    if not pa.types.is_fixed_size_list(values.type) or values.null_count or values.values.null_count:
+        raise pa.ArrowInvalid(f"{column} does not hold as many numbers in each row")
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float32).reshape(len(values), values.type.list_size)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One line that names the file and what to do about it, where it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} is corrupted ({' '.join(str(error).split())[:120]}): delete it and collect again"
+        ) from error
 
 
 def _flush_directory(directory: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
@@ -30,13 +30,47 @@ class Difficulty(Enum):
 DIFFICULTIES = (Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD)
 
 
+Placement = Literal["system", "user_end"]
+"""Where an instruction goes: the system message, or the end of the user's turn (templates that know no system role)."""
+_INSTRUCTED_ROLES = ("system", "developer")
+
+
+def instructed(messages: Sequence[Mapping[str, Any]], instruction: str, placement: Placement = "system") -> list[Any]:
+    """The conversation with the instruction; the messages themselves are left as they were.
+
+    Args:
+        messages: as OpenAI's; a content may be text or a list of parts.
+        instruction: to be added.
+        placement: ``system``: at the end of the first message where that is a system (or developer) message, else in a
+            new one before it. ``user_end``: at the end of the last user message; without one it is left away.
+    """
+    if placement == "system":
+        if not messages or messages[0]["role"] not in _INSTRUCTED_ROLES:
+            return [{"role": "system", "content": instruction}, *messages]
+        index = 0
+    else:
+        last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+        if last is None:
+            return list(messages)
+        index = last
+    return [*messages[:index], _with_ending(messages[index], instruction), *messages[index + 1 :]]
+
+
+def _with_ending(message: Mapping[str, Any], text: str) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [*content, {"type": "text", "text": f"\n\n{text}" if content else text}]}
+    return {**message, "content": f"{content}\n\n{text}" if content else text}
+
+
 @dataclass(frozen=True)
 class Strategy:
     """How to ask a question that was found to be of some difficulty.
 
     Attributes:
         difficulty: for which questions.
-        instruction: a system message; "" adds none.
+        instruction: a system message, or the end of the user's turn where the chat template knows no system role; ""
+            adds none.
         temperature: of sampling; 0 is greedy.
         max_tokens_fraction: of the tokens that an answer may have, above 0 and at most 1.
 
@@ -73,8 +107,8 @@ class Strategy:
         """The strategy's share of a budget of tokens, at least 1."""
         return max(1, int(self.max_tokens_fraction * budget))
 
-    def prompt(self, prompt: Any) -> Any:
-        """`prompt` with the instruction: in its system message, or in a new one; plain text is preceded by it.
+    def prompt(self, prompt: Any, placement: Placement = "system") -> Any:
+        """`prompt` with the instruction, where `placement` says (see `instructed`); plain text is preceded by it.
 
         The prompt itself is left as it was.
         """
@@ -82,10 +116,7 @@ class Strategy:
             return prompt
         if isinstance(prompt, str):
             return f"{self.instruction}\n\n{prompt}"
-        if prompt and prompt[0].get("role") == "system":
-            first = {**prompt[0], "content": f"{prompt[0]['content']}\n\n{self.instruction}"}
-            return [first, *prompt[1:]]
-        return [{"role": "system", "content": self.instruction}, *prompt]
+        return instructed(prompt, self.instruction, placement)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the difficulty, which is the key in a file."""

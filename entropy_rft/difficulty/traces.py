@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from entropy_rft.difficulty.states import same_model
-from entropy_rft.difficulty.store import read_rows, read_settings
+from entropy_rft.difficulty.store import read_rows_and_vectors, read_settings
 from entropy_rft.difficulty.wording import wordless_id
 
 CARD = "README.md"
@@ -31,6 +32,7 @@ class Traces:
         hidden: hidden states, (N, D) float32.
         unscorable: questions left out because no answer of theirs could be scored.
         uncollected: questions that the collection has not come to yet.
+        sizes: how many of the questions are of each directory, in order; all of them are of the first by default.
     """
 
     settings: list[dict[str, Any]]
@@ -38,6 +40,7 @@ class Traces:
     hidden: np.ndarray
     unscorable: int = 0
     uncollected: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,10 +90,23 @@ class Traces:
 
     def take(self, chosen: np.ndarray) -> Traces:
         """The questions where `chosen`, (N,) bool, is true."""
+        chosen = np.asarray(chosen, dtype=bool)
+        if chosen.all():
+            return self
         rows = [row for row, keep in zip(self.rows, chosen, strict=True) if keep]
-        return Traces(
-            self.settings, rows, self.hidden[np.asarray(chosen, dtype=bool)], self.unscorable, self.uncollected
-        )
+        sizes = tuple(int(chosen[span].sum()) for span in self._spans())
+        return Traces(self.settings, rows, self.hidden[chosen], self.unscorable, self.uncollected, sizes)
+
+    def by_directory(self) -> list[Traces]:
+        """The questions of each directory; the hidden states are views of these."""
+        return [
+            Traces([settings], self.rows[span], self.hidden[span])
+            for settings, span in zip(self.settings, self._spans(), strict=True)
+        ]
+
+    def _spans(self) -> list[slice]:
+        sizes = self.sizes or (len(self.rows), *[0] * (len(self.settings) - 1))
+        return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def load_traces(*directories: str | os.PathLike[str]) -> Traces:
@@ -104,6 +120,8 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         raise ValueError("give at least one directory of traces")
     settings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
+    hidden: list[np.ndarray] = []
+    collected = 0
     places: dict[str, str] = {}  # of each question
     for directory in directories:
         path = Path(directory).expanduser()
@@ -118,7 +136,8 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
                     f"{os.fspath(directories[0])!r} with {settings[0][name]!r}"
                 )
         settings.append(found)
-        own, options = read_rows(path), found["task"].get("options") or {}
+        own, states = read_rows_and_vectors(path, "hidden_state")
+        options = found["task"].get("options") or {}
         for row in own:
             row["question"] = wordless_id(row, options)
             if row["id"] in places:
@@ -128,15 +147,24 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
                     "directory and each question once"
                 )
         places |= dict.fromkeys((row["id"] for row in own), os.fspath(directory))
-        rows += own
-    if not rows:
+        scorable = [row["accuracy"] is not None and row["entropy"] is not None for row in own]
+        rows += [row for row, kept in zip(own, scorable, strict=True) if kept]
+        hidden.append(states if all(scorable) else states[scorable])
+        collected += len(own)
+    if not collected:
         raise ValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
-    uncollected = sum(found["questions"] for found in settings) - len(rows)
-    scorable = [row for row in rows if row["accuracy"] is not None and row["entropy"] is not None]
-    if not scorable:
+    if not rows:
         raise ValueError(f"no answer in {os.fspath(directories[0])!r} could be scored by the task's reward")
-    hidden = np.asarray([row.pop("hidden_state") for row in scorable], dtype=np.float32)
-    return Traces(settings, scorable, hidden, len(rows) - len(scorable), uncollected)
+    uncollected = sum(found["questions"] for found in settings) - collected
+    there = [states for states in hidden if len(states)]
+    return Traces(
+        settings,
+        rows,
+        there[0] if len(there) == 1 else np.concatenate(there),
+        collected - len(rows),
+        uncollected,
+        tuple(map(len, hidden)),
+    )
 
 
 def check_model(traces: Traces, name: str) -> None:

@@ -17,6 +17,7 @@ from entropy_rft.sampling import (
     ThinkEndMarker,
     TransformersSampler,
     progress_bar,
+    right_and_scored,
     score_completions,
     verdicts,
 )
@@ -189,9 +190,8 @@ def _sample(
 def _scores(groups: Sequence[Sequence[SampleNumbers]], samples: int) -> Scores:
     """Sum up the samples of some questions."""
     everything = [sample for group in groups for sample in group]
-    verdicts = [[s.correct for s in group if s.correct is not None] for group in groups]
-    verdicts = [group for group in verdicts if group]
-    correct, drawn = [sum(group) for group in verdicts], [len(group) for group in verdicts]
+    counts = [counted for counted in (_right_and_scored(group) for group in groups) if counted[1]]
+    correct, drawn = [right for right, _ in counts], [scored for _, scored in counts]
     means = question_means(correct, drawn) if drawn else None
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     passed = {k: [pass_at_k(n, c, k) for n, c in zip(drawn, correct, strict=True) if n >= k] for k in ks}
@@ -221,8 +221,12 @@ def _scores(groups: Sequence[Sequence[SampleNumbers]], samples: int) -> Scores:
 
 
 def _mean_of(group: Sequence[SampleNumbers]) -> float | None:
-    verdicts = [sample.correct for sample in group if sample.correct is not None]
-    return sum(verdicts) / len(verdicts) if verdicts else None
+    right, scored = _right_and_scored(group)
+    return right / scored if scored else None
+
+
+def _right_and_scored(group: Sequence[SampleNumbers]) -> tuple[int, int]:
+    return right_and_scored(sample.correct for sample in group)
 
 
 def _level_order(level: Any) -> tuple[bool, Any]:

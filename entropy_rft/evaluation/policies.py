@@ -11,6 +11,8 @@ import numpy as np
 from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
 
+ORACLE = "for each question the cheapest strategy that is right no less often than Normal"
+"""What the oracle takes, wherever it is explained; `oracle_choices` does it."""
 NEED_THE_PROBE = ("probe", "probe_no_fallback")
 """Ways to choose that take a question's prefill and the probe; the others cost nothing, or are no way to choose."""
 _ONE_HOT = np.eye(len(NAMES))
@@ -86,12 +88,14 @@ def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty
     - ``random_same_mix``: at random, but each as often as the probe chooses it. What the probe does better than this it
       owes to knowing the question.
     - those of `choices`, among them ``probe``.
-    - ``oracle``: for each question the strategy that is most often right, and of those the one with the fewest tokens.
-      It chooses on one half of the samples and is measured on the other, both ways round: chosen and measured on the
+    - ``oracle``: for each question the cheapest strategy that is right no less often than Normal (`oracle_choices`). It
+      chooses on all samples but one and is measured on that one, averaged over the samples: chosen and measured on the
       same samples it would profit from luck. With one sample there is no such oracle.
-    - ``oracle_in_sample``: that optimistic oracle, as the papers' numbers are; nobody can reach it.
+    - ``oracle_in_sample``: the same, chosen and measured on all samples, as the papers' numbers are; nobody can reach
+      it.
 
-    Questions where a strategy has no answer that can be scored (in either half) are left out of everything.
+    Answers that cannot be scored are left out (see `verdicts`), and questions for which that leaves a choice without
+    an answer, out of everything.
 
     Args:
         answers: of the three strategies.
@@ -105,31 +109,27 @@ def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty
         if correct.shape != tokens.shape or correct.shape[1] != len(chosen):
             raise ValueError(f"answers and choices differ: {correct.shape}, {tokens.shape} and {len(chosen)} choices")
     count, samples = correct.shape[1:]
-    halves = [np.arange(samples) % 2 == 0, np.arange(samples) % 2 == 1] if samples > 1 else []
     scorable = np.isfinite(correct)
     usable = scorable.any(2).all(0)
-    for half in halves:
-        usable &= scorable[:, :, half].any(2).all(0)
+    oracle = _cross_fitted(answers) if samples > 1 else None
+    if oracle is not None:
+        usable &= np.isfinite(oracle.right)
     if not usable.any():
         raise ValueError("no question has an answer of every strategy that can be scored")
     correct = np.where(usable[None, :, None], correct, 0.0)  # a mean of nothing would warn; they become NaN below
     right, length = np.nanmean(correct, axis=2), tokens.mean(2)  # (3, questions)
 
-    def measured(weights: np.ndarray, own: tuple[np.ndarray, np.ndarray] = (right, length)) -> Measured:
-        return Measured(_mixed(weights, own[0]), _mixed(weights, own[1]), _mixed(weights, seconds), weights)
+    def measured(weights: np.ndarray) -> Measured:
+        return Measured(_mixed(weights, right), _mixed(weights, length), _mixed(weights, seconds), weights)
 
     policies = {name: measured(np.tile(_ONE_HOT[index], (count, 1))) for index, name in enumerate(NAMES)}
     picked = {name: _ONE_HOT[[choice.index for choice in chosen]] for name, chosen in choices.items()}
     policies["random"] = measured(np.full((count, len(NAMES)), 1 / len(NAMES)))
     policies["random_same_mix"] = measured(np.tile(picked["probe"][usable].mean(0), (count, 1)))
     policies |= {name: measured(weights) for name, weights in picked.items()}
-    if halves:
-        sides = []
-        for choosing, measuring in (halves, halves[::-1]):
-            own = np.nanmean(correct[:, :, measuring], axis=2), tokens[:, :, measuring].mean(2)
-            sides.append(measured(_ONE_HOT[_oracle(correct[:, :, choosing], tokens[:, :, choosing])], own))
-        policies["oracle"] = _mean(sides)
-    policies["oracle_in_sample"] = measured(_ONE_HOT[_oracle(correct, tokens)])
+    if oracle is not None:
+        policies["oracle"] = oracle
+    policies["oracle_in_sample"] = measured(_ONE_HOT[oracle_choices(correct, tokens)])
     return {name: _only(policy, usable) for name, policy in policies.items()}
 
 
@@ -221,11 +221,54 @@ def _mixed(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.einsum("qs,sq->q", weights, values)
 
 
-def _oracle(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The cheapest of the strategies that are right most often, (questions,)."""
-    right, length = np.nanmean(correct, axis=2), tokens.mean(2)
-    best = right >= right.max(0) - 1e-12
-    return np.where(best, length, np.inf).argmin(0)
+def oracle_choices(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The cheapest strategy that is right no less often than Normal: its index for each question, (questions,).
+
+    A strategy without an answer that can be scored is not chosen; where Normal has none, there is nothing to be no
+    worse than, and Normal it is. Of equally cheap ones the first in the order Easy, Normal, Hard.
+
+    Args:
+        correct: 1, 0, or NaN where nothing could be scored; (3, questions, samples).
+        tokens: lengths, (3, questions, samples).
+    """
+    known = np.isfinite(correct)
+    counts = known.sum(2)
+    right = np.where(known, correct, 0.0).sum(2) / np.maximum(counts, 1)
+    normal = Difficulty.NORMAL.index
+    allowed = (right >= right[normal] - 1e-12) & (counts > 0) & (counts[normal] > 0)
+    allowed[normal] = True
+    return np.where(allowed, tokens.mean(2), np.inf).argmin(0)
+
+
+def _cross_fitted(answers: Answers) -> Measured:
+    """The oracle that chooses on all samples but one and is measured on that one; the mean over the samples.
+
+    Two of four samples to choose on would make it miss what it is to find, and so flatter what is compared with it.
+    """
+    correct, tokens = answers.correct, answers.tokens
+    samples = correct.shape[2]
+    every = np.arange(correct.shape[1])
+    right, length, chosen = [], [], []
+    for fold in range(samples):
+        rest = np.arange(samples) != fold
+        choice = oracle_choices(correct[:, :, rest], tokens[:, :, rest])
+        right.append(correct[choice, every, fold])
+        length.append(tokens[choice, every, fold])
+        chosen.append(_ONE_HOT[choice])
+    verdicts = np.stack(right)
+    known = np.isfinite(verdicts)
+    shares = np.mean(chosen, axis=0)
+    return Measured(
+        right=np.divide(
+            np.where(known, verdicts, 0.0).sum(0),
+            known.sum(0),
+            out=np.full(len(every), np.nan),
+            where=known.any(0),
+        ),
+        tokens=np.mean(length, axis=0),
+        seconds=_mixed(shares, answers.seconds),
+        shares=shares,
+    )
 
 
 def _mean(several: Sequence[Measured]) -> Measured:

@@ -21,7 +21,7 @@ from entropy_rft.difficulty.probe_files import CONFIG
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, load_traces
-from entropy_rft.evaluation.policies import Answers, Measured, measure_policies, pooled, summary, with_routing
+from entropy_rft.evaluation.policies import ORACLE, Answers, Measured, measure_policies, pooled, summary, with_routing
 from entropy_rft.evaluation.strategies import (
     Questions,
     answer_questions,
@@ -99,10 +99,10 @@ class Study:
     log: Any = print
 
     def __post_init__(self) -> None:
-        wanted = {"fingerprint": fingerprint(self.model), **self.settings.to_dict()}
         path = self.directory / "study.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        wanted = {"fingerprint": fingerprint(self.model, like=found.get("fingerprint")), **self.settings.to_dict()}
+        if found:
             different = [name for name in wanted if found.get(name) != wanted[name]]
             if different:
                 name = different[0]
@@ -268,6 +268,7 @@ def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]])
         "seeds": list(runs),
         "questions": len(traces[0]),
         "policies": policies,
+        "oracle": ORACLE,
         "classifier": reports,
         "macro_f1_minus_majority": advantage,
         **{name: spread(values) for name, values in seeds.items()},

@@ -18,11 +18,11 @@ from entropy_rft.difficulty.fitting import BASELINES, check_weights, labels_of, 
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.states import question_states
-from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Strategy
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
 from entropy_rft.evaluation.kept_answers import KeptAnswers
 from entropy_rft.evaluation.policies import Answers, compare_policies
-from entropy_rft.sampling import check_settings, encode_prompt, progress_bar, verdicts
+from entropy_rft.sampling import check_settings, encode_prompt, knows_system_role, progress_bar, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import Task, load_task, task_rows
 
@@ -71,8 +71,7 @@ def held_out_questions(
         )
     keep = ~traces.among(set(probe.questions))
     parts = []
-    for directory in directories:
-        part = load_traces(directory)
+    for directory, part in zip(directories, traces.by_directory(), strict=True):
         (settings,) = part.settings
         task = load_task(**{"name": "", **_task_arguments(settings["task"])})
         rows = task_rows(task)
@@ -132,6 +131,7 @@ def answer_questions(
     """
     check_settings(samples=samples, top_p=top_p, max_tokens=max_tokens)
     rows: list[dict[str, Any]] = []
+    placement = placement_for(sampler)
     settings = {
         "fingerprint": questions.traces.fingerprint,
         "sampler": sampler_name,
@@ -141,6 +141,7 @@ def answer_questions(
         "max_tokens": max_tokens,
         "top_p": top_p,
         "seed": seed,
+        **({} if placement == "system" else {"placement": placement}),
     }
     with progress_bar("questions", len(questions), progress) as advance:
         for task, chosen in questions.parts:
@@ -156,7 +157,7 @@ def answer_questions(
                     advance(0, f"chunk {gap.chunk + 1} of {gap.store.chunks}: {difficulty.value}")
                     started = time.perf_counter()
                     groups = sampler.sample(
-                        [strategy.prompt(row["prompt"]) for row in asked],
+                        [strategy.prompt(row["prompt"], placement) for row in asked],
                         samples=samples,
                         temperature=strategy.temperature,
                         top_p=top_p,
@@ -182,6 +183,12 @@ def answer_questions(
         tokens=np.asarray([[row[f"{name}_tokens"] for row in rows] for name in NAMES], dtype=np.float64),
         seconds=np.asarray([[row[f"{name}_seconds"] for row in rows] for name in NAMES], dtype=np.float64),
     )
+
+
+def placement_for(sampler: SamplerLike) -> Placement:
+    """Where a strategy's instruction goes for the model that `sampler` asks, by its chat template; as in the router."""
+    tokenizer = getattr(sampler, "tokenizer", None)
+    return "system" if tokenizer is None or knows_system_role(tokenizer) else "user_end"
 
 
 def by_level(traces: Traces) -> dict[str, Any]:

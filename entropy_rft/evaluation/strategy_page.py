@@ -16,6 +16,7 @@ from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
+from entropy_rft.evaluation.policies import ORACLE
 from entropy_rft.evaluation.strategy_plots import (
     POLICIES,
     frontier,
@@ -34,10 +35,11 @@ POLICY_HEADER = [
 ]  # fmt: skip
 _EXPLAINED = (
     "All rows are of the same answers: every question was answered by every strategy. Intervals: 95 %, bootstrap over "
-    "questions; differences are paired question by question. The oracle chooses for each question the cheapest "
-    "strategy that is right most often, on one half of the samples, and is measured on the other; in sample it chooses "
-    "and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, shared "
-    "out by tokens; the probe's have the time to choose on top, its prefill included, which a server would share."
+    "questions; differences are paired question by question. The oracle takes "
+    f"{ORACLE}: it chooses on all samples but one and is measured on that one, averaged over the samples; in sample it "
+    "chooses and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, "
+    "shared out by tokens; the probe's have the time to choose on top, its prefill included, which a server would "
+    "share."
 )
 
 

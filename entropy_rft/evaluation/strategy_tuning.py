@@ -13,8 +13,8 @@ from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.evaluation.policies import Answers, measure_policies
-from entropy_rft.evaluation.strategies import Questions
-from entropy_rft.sampling import Completion, check_settings, progress_bar, verdicts
+from entropy_rft.evaluation.strategies import Questions, placement_for
+from entropy_rft.sampling import Completion, check_settings, progress_bar, right_and_scored, verdicts
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -206,9 +206,10 @@ class _Asker:
         longest = max(strategies, key=lambda strategy: strategy.max_tokens_fraction)
         right: dict[int, list[float]] = {i: [] for i in range(len(strategies))}
         lengths: dict[int, list[int]] = {i: [] for i in range(len(strategies))}
+        placement = placement_for(self.sampler)
         for task, rows in self.parts:
             groups = self.sampler.sample(
-                [longest.prompt(row["prompt"]) for row in rows],
+                [longest.prompt(row["prompt"], placement) for row in rows],
                 samples=self.samples,
                 temperature=longest.temperature,
                 max_tokens=longest.max_tokens(self.max_tokens),
@@ -219,9 +220,9 @@ class _Asker:
                 limit = strategy.max_tokens(self.max_tokens)
                 short = [[shortened(completion, limit, self.tokenizer) for completion in group] for group in groups]
                 for group in verdicts(task.reward_funcs[0], rows, short):
-                    known = [value for value in group if value is not None]
-                    if known:
-                        right[i].append(sum(known) / len(known))
+                    known, scored = right_and_scored(group)
+                    if scored:
+                        right[i].append(known / scored)
                 lengths[i] += [len(completion.token_ids) for group in short for completion in group]
         if not all(right.values()):
             raise ValueError("the task's reward could score no answer to the validation questions")

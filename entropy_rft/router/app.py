@@ -20,7 +20,7 @@ from starlette.routing import Route
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError, error_body
-from entropy_rft.router.features import FeatureSource, build_features
+from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
 from entropy_rft.router.generate import OWN_HEADERS, Generate
 from entropy_rft.router.loading import load_probe, strategies_of
 from entropy_rft.router.metrics import Metrics
@@ -155,7 +155,8 @@ class RouterApp:
             stack.push_async_callback(self.features.close)
             await self.features.start()
         self.metrics.watch(self.pool, self.features)
-        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics)
+        knows = self.features.knows_system_role if isinstance(self.features, ProbedFeatures) else None
+        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics, knows)
         self._proxy = Proxy(settings, self.pool, self.metrics)
         self.generate = Generate(settings, routing, self._proxy, self.metrics, self.keys, lambda: self.draining)
         self._board = StatusBoard(self.metrics.registry)

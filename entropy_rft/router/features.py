@@ -102,6 +102,7 @@ class ProbedFeatures:
         states: where hidden states come from.
         probe: fitted, and made for that model.
         cache_size: questions that are remembered; 0 is none.
+        knows_system_role: what the model's chat template says of that; ``None`` where nobody looked.
 
     Attributes:
         hits: questions that were remembered.
@@ -117,8 +118,10 @@ class ProbedFeatures:
         states: HiddenStates,
         probe: DifficultyProbe,
         cache_size: int = 10_000,
+        knows_system_role: bool | None = None,
     ) -> None:
         self.states = states
+        self.knows_system_role = knows_system_role
         self.probe = probe
         self._tokenize = tokenize
         self._keys: LRUCache[bytes, bytes] = LRUCache(cache_size)
@@ -280,4 +283,5 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
         )
     else:
         raise ValueError(f"features.kind must be vllm_pooling, local or none, not {wanted.kind!r}")
-    return ProbedFeatures(ChatTokenizer.from_pretrained(model), states, probe, wanted.cache_size)
+    tokenize = ChatTokenizer.from_pretrained(model)
+    return ProbedFeatures(tokenize, states, probe, wanted.cache_size, tokenize.knows_system_role)

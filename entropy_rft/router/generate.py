@@ -37,6 +37,7 @@ OWN_HEADERS = (
 _LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
 _MOST_LINGERING = 256  # such bodies at the same time; a further one's connection is closed at once
 _INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would hold up every other request
+_REFUSED = (400, 422)  # what backends say to a role that the chat template does not know
 # How backends say that prompt and max_tokens together exceed their context.
 _TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
 
@@ -201,6 +202,17 @@ class Generate:
                 # The prompt leaves no room for our limit: it would have been answered without us, and so it is.
                 del request["max_tokens"]
                 upstream = await self._proxy.ask("POST", path, orjson.dumps(request), passed_on(headers, identity))
+            if upstream.status == 200:
+                self._routing.learn_system_role(body, request, endpoint, known=True)
+            elif upstream.status in _REFUSED:
+                other = self._routing.without_system_role(body, request, decision, endpoint)
+                if other is not None:
+                    again = await self._proxy.ask("POST", path, orjson.dumps(other), passed_on(headers, identity))
+                    if again.status == 200:
+                        self._routing.learn_system_role(body, request, endpoint, known=False)
+                        upstream = again
+                    else:
+                        again.close()
             exchange.status = str(upstream.status)
             if upstream.stream:
                 self._metrics.first_token.observe(perf_counter() - start)

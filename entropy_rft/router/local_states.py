@@ -119,7 +119,7 @@ class LocalStates:
         config = model.config.get_text_config()
         if self.width is not None and config.hidden_size != self.width:
             raise ValueError(f"the probe reads the width {self.width}, {self.name!r} has {config.hidden_size}")
-        if self.fingerprint is not None and fingerprint(model) != self.fingerprint:
+        if self.fingerprint is not None and fingerprint(model, like=self.fingerprint) != self.fingerprint:
             message = f"the probe was made for other weights than those of {self.name!r}"
             if not self.force:
                 raise ValueError(f"{message}: train it again, or set force_probe")

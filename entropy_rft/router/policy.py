@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Strategy
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy, instructed
 from entropy_rft.router.errors import RouterError
 from entropy_rft.suggestions import did_you_mean
 
@@ -16,7 +16,6 @@ DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
 CHOICES = (AUTO, *NAMES)
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
-_INSTRUCTED_ROLES = ("system", "developer")
 
 REASONS = (
     "probe",  # the probe was asked and is sure enough
@@ -150,6 +149,7 @@ def rewrite(
     budget: Budget,
     endpoint: Endpoint,
     model: str | None = None,
+    placement: Placement = "system",
 ) -> tuple[dict[str, Any], bool]:
     """The request for the backend: the strategy's instruction, temperature and share of the budget.
 
@@ -163,6 +163,7 @@ def rewrite(
         budget: of tokens.
         endpoint: of the request.
         model: in place of the request's.
+        placement: of the instruction; see `instructed`.
 
     Returns:
         The new request, and whether its token limit is ours alone, so that it may be left out if it does not fit.
@@ -172,7 +173,7 @@ def rewrite(
     if model is not None:
         new["model"] = model
     if endpoint == "chat" and strategy.instruction:
-        new["messages"] = instructed(body["messages"], strategy.instruction)
+        new["messages"] = instructed(body["messages"], strategy.instruction, placement)
     if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
         new["temperature"] = strategy.temperature  # n greedy answers are refused, and would be n times the same
     given = next((name for name in _LIMITS if body.get(name) is not None), None)
@@ -187,21 +188,6 @@ def rewrite(
         return new, False
     new["max_tokens"] = strategy.max_tokens(budget.tokens)
     return new, True
-
-
-def instructed(messages: Sequence[Mapping[str, Any]], instruction: str) -> list[Any]:
-    """The conversation with the instruction at the end of its first system (or developer) message, or in a new one.
-
-    The same as `Strategy.prompt`, also where a message is a list of parts.
-    """
-    first = messages[0]
-    if first["role"] not in _INSTRUCTED_ROLES:
-        return [{"role": "system", "content": instruction}, *messages]
-    content = first.get("content")
-    if isinstance(content, list):
-        parts = [*content, {"type": "text", "text": f"\n\n{instruction}" if content else instruction}]
-        return [{**first, "content": parts}, *messages[1:]]
-    return [{**first, "content": f"{content}\n\n{instruction}" if content else instruction}, *messages[1:]]
 
 
 def _count(body: Mapping[str, Any]) -> int:

@@ -1,11 +1,16 @@
-"""Asks backends until one answers: retries while nothing has reached the client, then hands over the open answer."""
+"""Asks a backend, and another one only while nothing can have been generated; hands over the open answer.
+
+A generation costs time and money, and one that kills an engine would kill the next one too. So it is begun a second
+time only where the first was surely not: there was no connection, or the backend said that it will not (429, 503) or
+that it is not the one to ask (a redirect). After anything else, such as a time-out, a 500 or a death, the client gets
+the error. What generates nothing (GET) may be asked again after any failure.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
@@ -13,6 +18,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.errors import RouterError, in_openai_shape
 from entropy_rft.router.metrics import Metrics
@@ -22,8 +28,9 @@ from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 
-_RETRIED = (500, 502, 503, 504)
-_BROKEN = (502, 503, 504)  # a 500 may be the request's own doing: it does not open the breaker
+_DECLINED = (429, 503)  # nothing was generated
+_BROKEN = (500, 502, 503, 504)
+_IDEMPOTENT = ("GET", "HEAD")
 _SLOWEST_BACKOFF_S = 5.0
 
 
@@ -50,14 +57,16 @@ class Proxy:
         }
 
     async def ask(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> Upstream:
-        """The first useful answer: any below 500 but 429, or the last bad one when there is no better.
+        """The first answer that is final, or the last one when the attempts are over.
+
+        Final is every answer but 429 and 503; for GET, any below 500 but 429.
 
         Raises:
             RouterError: no backend may be asked now, or none gave an answer.
         """
         loop = asyncio.get_running_loop()
         tried: list[Backend] = []
-        failure: RouterError | Upstream | None = None
+        outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
             backend = self._pool.choose(loop.time(), tried)
             if backend is None and tried:  # the others are gone: the same ones again, after a pause
@@ -68,13 +77,15 @@ class Proxy:
                 break
             if attempt:
                 self._metrics.retries.inc()
-            failure = await self._attempt(backend, method, path, payload, headers, loop)
-            if isinstance(failure, Upstream) and failure.status not in (429, *_RETRIED):
-                return failure
+            outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+            if isinstance(outcome, Upstream) and outcome.status not in (429, *_BROKEN):
+                return outcome
+            if generated and method not in _IDEMPOTENT:
+                break
             tried.append(backend)
-        if isinstance(failure, Upstream):
-            return failure
-        raise failure or self._unavailable(loop.time())
+        if isinstance(outcome, Upstream):
+            return outcome
+        raise outcome or self._unavailable(loop.time())
 
     async def _attempt(
         self,
@@ -84,7 +95,8 @@ class Proxy:
         payload: bytes | None,
         headers: dict[str, str],
         loop: asyncio.AbstractEventLoop,
-    ) -> Upstream | RouterError:
+    ) -> tuple[Upstream | RouterError, bool]:
+        """What came of it, and whether something can have been generated."""
         url = self._urls.get((backend, path))
         if url is None:
             url = self._urls[backend, path] = URL(backend.url + path, encoded=True)
@@ -106,25 +118,25 @@ class Proxy:
             logger.warning(
                 failure.message, extra={"backend": backend.name, "cause": f"{type(error).__name__}: {error}"}
             )
-            return failure
+            return failure, not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         except BaseException:  # the client left, or we are going down
             self._end(backend, trial, upstream)
             raise
 
     @staticmethod
-    def _judged(upstream: Upstream, now: float) -> Upstream | RouterError:
-        """What an answer says of its backend, and the answer as it goes on."""
+    def _judged(upstream: Upstream, now: float) -> tuple[Upstream | RouterError, bool]:
+        """What an answer says of its backend: what goes on, and whether something can have been generated."""
         backend, status = upstream.backend, upstream.status
         if 300 <= status < 400:  # it is not followed: requests go nowhere but where the configuration says
             upstream.close()
             backend.failed(now)
-            return RouterError(502, f"backend {backend.name} redirects: its url is not right", "backend_garbled")
+            return RouterError(502, f"backend {backend.name} redirects: its url is not right", "backend_garbled"), False
         if status in _BROKEN:
             backend.failed(now)
         else:
             backend.succeeded()
         if status < 400:
-            return upstream
+            return upstream, True
         if status == 429:
             pause = retry_after_s(upstream.headers)
             if pause is not None:
@@ -138,7 +150,7 @@ class Proxy:
         upstream.stream = False
         upstream.close()
         upstream.complete = True
-        return upstream
+        return upstream, status not in _DECLINED
 
     @staticmethod
     def _end(backend: Backend, trial: int, upstream: Upstream | None) -> None:
@@ -175,15 +187,8 @@ def _failure(backend: Backend, error: BaseException) -> RouterError:
 
 def retry_after_s(headers: Headers) -> float | None:
     """Seconds that a Retry-After header asks for, given in seconds or as a date; ``None`` where there is none."""
-    value = next((value.decode("latin-1").strip() for name, value in headers if name == b"retry-after"), None)
-    if not value:
-        return None
-    if value.isascii() and value.replace(".", "", 1).isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    value = next((value.decode("latin-1") for name, value in headers if name == b"retry-after"), None)
+    return retry_after_seconds(value, time())
 
 
 def passed_on(headers: dict[bytes, bytes], request_id: bytes) -> dict[str, str]:

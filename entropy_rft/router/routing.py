@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-from entropy_rft.difficulty.strategies import Difficulty, Strategy
+from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy, instructed
 from entropy_rft.router import policy
 from entropy_rft.router.deadline import within
 from entropy_rft.router.features import FeatureError, FeatureSource, Question
@@ -30,6 +30,8 @@ class Routing:
         features: ``None`` makes every question Normal.
         pool: whose context length is the budget where nobody says another.
         metrics: reasons and latencies go there.
+        knows_system_role: whether the model's chat template knows system messages; ``None`` finds it out by what the
+            backends answer.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Routing:
         features: FeatureSource | None,
         pool: Pool,
         metrics: Metrics,
+        knows_system_role: bool | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -47,6 +50,9 @@ class Routing:
         self._metrics = metrics
         self._deadline_s = settings.features.deadline_ms / 1000
         self._last_complaint = float("-inf")
+        self._knows_system_role = knows_system_role
+        if knows_system_role is False:
+            self._say_placement()
 
     async def decide(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
         """The difficulty of a checked request, and why.
@@ -98,7 +104,35 @@ class Routing:
             settings.client_max_tokens == "budget",
         )
         strategy = self._strategies[decision.difficulty]
-        return policy.rewrite(body, strategy, budget, endpoint, settings.served_model_name)
+        placement: Placement = "user_end" if self._knows_system_role is False else "system"
+        return policy.rewrite(body, strategy, budget, endpoint, settings.served_model_name, placement)
+
+    def without_system_role(
+        self, body: Mapping[str, Any], request: Mapping[str, Any], decision: Decision, endpoint: Endpoint
+    ) -> dict[str, Any] | None:
+        """A refused request in another form, where a system message of ours may be what was refused; else ``None``."""
+        instruction = self._strategies[decision.difficulty].instruction
+        if self._knows_system_role is not None or endpoint != "chat" or not instruction:
+            return None
+        if body["messages"][0]["role"] == request["messages"][0]["role"]:  # the first one is the client's own
+            return None
+        return {**request, "messages": instructed(body["messages"], instruction, "user_end")}
+
+    def learn_system_role(
+        self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint, known: bool
+    ) -> None:
+        """What an answer says about it: that a system message of ours was taken, or that it was what was refused."""
+        if self._knows_system_role is not None or endpoint != "chat":
+            return
+        if known and body["messages"][0]["role"] == request["messages"][0]["role"]:
+            return
+        self._knows_system_role = known
+        if not known:
+            self._say_placement()
+
+    @staticmethod
+    def _say_placement() -> None:
+        logger.info("the chat template knows no system role: instructions go to the end of the user's turn")
 
 
 def question(body: Mapping[str, Any], endpoint: Endpoint) -> Question:

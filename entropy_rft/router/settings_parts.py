@@ -62,7 +62,8 @@ class TimeoutSettings(Part):
 
 
 class RetrySettings(Part):
-    """Only while nothing of an answer has been sent to the client."""
+    """Only where nothing can have been generated: no connection, 429, 503. After a time-out, a 500 or a death the
+    client gets the error. A GET is asked again after any failure."""
 
     attempts: int = Field(default=3, ge=1, le=20)
     """Of one request in all, the first included; another backend is preferred."""
@@ -74,7 +75,7 @@ class BreakerSettings(Part):
     """A backend that keeps failing gets no requests for a while."""
 
     failures: int = Field(default=5, ge=1)
-    """In a row: no connection, no or a garbled answer, 502, 503 or 504."""
+    """In a row: no connection, no or a garbled answer, a time-out, 500, 502, 503 or 504."""
     cooldown_s: float = Field(default=5.0, gt=0)
     """Then one request is let through; it closes the breaker, or opens it again."""
 
@@ -142,7 +143,8 @@ class LimitSettings(Part):
     keep_alive_s: float = Field(default=75.0, gt=0)
     """An idle connection is closed after it."""
     max_buffered_bytes: int = Field(default=8 * 2**20, ge=0)
-    """An answer that is not streamed is held back up to this size, so that a backend's death can still be retried."""
+    """An answer that is not streamed is held back up to this size, so that a backend's death is an error in OpenAI's
+    shape; where a longer one breaks off, so does the client's connection."""
 
 
 class AuthSettings(Part):

@@ -43,10 +43,16 @@ class ChatTokenizer:
 
     Args:
         tokenizer: of the model.
+
+    Attributes:
+        knows_system_role: the template shows the model what a system message says.
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        from entropy_rft.sampling import knows_system_role
+
         self.tokenizer = tokenizer
+        self.knows_system_role = knows_system_role(tokenizer)
         self._allowed: dict[bool, frozenset[str]] = {}
         # The first call sets the tokenizer's padding and truncation, which no two threads may do at once, and compiles
         # the template, which would make the first question miss its deadline.

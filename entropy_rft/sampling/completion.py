@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -34,7 +34,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
     without a template.
 
     Raises:
-        ValueError: the prompt has no tokens, or is a conversation and the tokenizer has no chat template.
+        ValueError: the prompt has no tokens, or is a conversation and the tokenizer has no chat template, or one that
+            refuses it.
         TypeError: the prompt is neither text nor a list of messages.
     """
     if isinstance(prompt, str):
@@ -45,18 +46,65 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
                 "the prompt is a conversation but the tokenizer has no chat_template: set tokenizer.chat_template, or "
                 "give the prompt as plain text"
             )
-        ids = tokenizer.apply_chat_template(
-            conversation=prompt,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **(chat_template_kwargs or {}),
-        )["input_ids"]
+        try:
+            encoded = tokenizer.apply_chat_template(
+                conversation=prompt,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **(chat_template_kwargs or {}),
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            roles = ", ".join(str(message.get("role")) for message in prompt)
+            raise ValueError(
+                f"the chat template refuses a prompt of the roles {roles}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]} (put into the prompts what the template takes, for instance an "
+                "instruction into the question, or give the tokenizer another template)"
+            ) from error
+        ids = encoded["input_ids"]
     else:
         raise TypeError(f"a prompt must be a string or a list of messages, got {type(prompt).__name__}")
     if not ids:
         raise ValueError(f"prompt {prompt!r} has no tokens")
     return list(ids)
+
+
+def check_prompts(
+    tokenizer: Any, prompts: Iterable[Prompt], chat_template_kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Encode the first prompt of each form, that is of each sequence of roles; callers use it before slow work.
+
+    Raises:
+        ValueError, TypeError: one of them cannot be encoded; see `encode_prompt`.
+    """
+    seen = set()
+    for prompt in prompts:
+        form = None if isinstance(prompt, str) else tuple(str(message.get("role")) for message in prompt)
+        if form not in seen:
+            seen.add(form)
+            encode_prompt(tokenizer, prompt, chat_template_kwargs)
+
+
+def knows_system_role(tokenizer: Any) -> bool:
+    """Whether the chat template shows the model what a system message says.
+
+    Some raise an error (Gemma's), some leave it out. A template that renders no conversation at all, or none, says
+    nothing about that, and is left to fail where it is used.
+    """
+    if tokenizer.chat_template is None:
+        return True
+    user, sign = {"role": "user", "content": "2 + 2?"}, "Be brief (7391)."
+
+    def shown(*messages: dict[str, str]) -> str | None:
+        try:
+            return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        except Exception:  # a template may raise anything
+            return None
+
+    if shown(user) is None:
+        return True
+    with_system = shown({"role": "system", "content": sign}, user)
+    return with_system is not None and sign in with_system
 
 
 def check_settings(

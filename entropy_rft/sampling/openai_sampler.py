@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
-_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each new try
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each new try, where the server names none
+MAX_WAIT_S = 600.0
+"""How long a request waits in all, when a server tells it to."""
 
 
 class OpenAISampler:
@@ -23,6 +27,10 @@ class OpenAISampler:
     which may split it otherwise than the model wrote it. The same seed gives the same completions as far as the server
     keeps that promise.
 
+    A request that fails (no connection, 408, 429, 500 and above) is sent again up to four times, after 0.5, 1, 2 and 4
+    seconds. A server that says how long to wait (``Retry-After``, in seconds or as a date) is asked again after that
+    time and as often as it says so, until `max_wait` would be exceeded.
+
     Args:
         url: of the server, with or without ``/v1``.
         tokenizer: of the model that it serves.
@@ -32,9 +40,12 @@ class OpenAISampler:
         api_key: sent as a bearer token.
         chat_template_kwargs: further arguments of the chat template.
         vocabulary: how many tokens the model has that the completions are for; ``None`` checks nothing.
+        max_wait: seconds that one request waits in all because a server tells it to (`MAX_WAIT_S`).
+        transport, sleep, now: httpx's, and the clock's, for tests.
 
     Raises:
-        ValueError: the URL is no http address, `concurrency` or `timeout` is out of range, or httpx is missing.
+        ValueError: the URL is no http address, `concurrency`, `timeout` or `max_wait` is out of range, or httpx is
+            missing.
     """
 
     def __init__(
@@ -48,7 +59,10 @@ class OpenAISampler:
         api_key: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         vocabulary: int | None = None,
+        max_wait: float = MAX_WAIT_S,
         transport: Any = None,
+        sleep: Callable[[float], Any] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         try:
             import httpx
@@ -61,13 +75,19 @@ class OpenAISampler:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if not timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
+        if not max_wait >= 0:
+            raise ValueError(f"max_wait must be at least 0 seconds, got {max_wait}")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.tokenizer = tokenizer
         self.model = model
         self.concurrency = concurrency
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.vocabulary = vocabulary
+        self.max_wait = max_wait
         self._token_ids = True
+        self._failed = threading.Event()  # so that nobody waits on when one request has failed for good
+        self._sleep = self._failed.wait if sleep is None else sleep
+        self._now = now
         self._client = httpx.Client(
             base_url=self.url,
             timeout=timeout,
@@ -95,6 +115,7 @@ class OpenAISampler:
             OSError: the server cannot be reached, refuses, or answers with something else; one line.
         """
         check_settings(samples, temperature, top_p, max_tokens)
+        self._failed.clear()
         prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
         if prompt_ids:
             self.served_model()
@@ -122,6 +143,9 @@ class OpenAISampler:
                 for group in pool.map(ask, range(len(prompt_ids))):
                     groups.append([group[sample % drawn] for sample in range(samples)])
                     advance(1, "")
+            except BaseException:
+                self._failed.set()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure the other requests are of no use
         return groups
@@ -179,8 +203,9 @@ class OpenAISampler:
     def _request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         import httpx
 
-        failure = ""
-        for pause in (*_PAUSES, None):
+        pauses, waited = iter(_PAUSES), 0.0
+        while True:
+            told = None
             try:
                 response = self._client.request(method, path, json=body)
             except httpx.HTTPError as error:
@@ -193,9 +218,18 @@ class OpenAISampler:
                 if response.status_code not in _RETRIED:
                     return response.status_code, data
                 failure = f"{self.url} answered with status {response.status_code}: {_message(data)}"
-            if pause is not None:
-                time.sleep(pause)
-        raise OSError(" ".join(failure.split()))
+                told = retry_after_seconds(response.headers.get("retry-after"), self._now())
+            if told:
+                waited += told
+                if waited > self.max_wait:
+                    limit = f"and asks to wait {told:g} s, {waited:g} s in all, which is more than {self.max_wait:g} s"
+                    raise OSError(f"{' '.join(failure.split())} {limit}")
+                pause: float | None = max(told, _PAUSES[0])
+            else:
+                pause = next(pauses, None)
+            if pause is None or self._failed.is_set():
+                raise OSError(" ".join(failure.split()))
+            self._sleep(pause)
 
 
 def request_seed(seed: int, prompt: int) -> int:

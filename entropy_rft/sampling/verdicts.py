@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from entropy_rft.sampling.completion import Completion
@@ -10,6 +10,10 @@ from entropy_rft.sampling.completion import Completion
 
 def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]) -> list[list[Any]]:
     """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
+
+    One rule holds for a ``None`` everywhere (`evaluate`, probes, strategies, studies): the answer is left out of
+    whatever counts right answers, and its question too where that leaves none, while its length and its entropy count
+    like any other's. `right_and_scored` is that rule.
 
     Right is a reward above 0; TRL too reads NaN as "no reward". The reward is called once, as TRL calls it, with
     ``prompts``, ``completions``, ``completion_ids`` and the row's other columns repeated per completion.
@@ -36,3 +40,9 @@ def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Seque
         raise ValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
     flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
     return [[next(flat) for _ in group] for group in groups]
+
+
+def right_and_scored(group: Iterable[bool | None]) -> tuple[int, int]:
+    """How many answers of a question are right, and of how many that can be said; see `verdicts`."""
+    known = [verdict for verdict in group if verdict is not None]
+    return sum(known), len(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +66,8 @@ def sample_batches(settings: SamplingSettings, model: Any, tokenizer: Any, progr
         seed=settings.seed,
         progress=progress,
     )
-    correct = torch.tensor(verdicts(task.reward_funcs[0], rows, groups), dtype=torch.float64)
-    advantages = (correct - correct.mean(1, keepdim=True)) / (correct.std(1, keepdim=True) + 1e-4)
+    right = verdicts(task.reward_funcs[0], rows, groups)
+    advantages = torch.stack([group_advantages(group) for group in right])
     marker = tokenizer.encode("</think>", add_special_tokens=False)
     size = settings.questions
     return [
@@ -77,6 +78,15 @@ def sample_batches(settings: SamplingSettings, model: Any, tokenizer: Any, progr
         )
         for start in range(0, len(groups), size)
     ]
+
+
+def group_advantages(group: Sequence[bool | None]) -> Tensor:
+    """GRPO's advantages of a question's answers, (samples,) float64; 0 for one that cannot be scored, which is left out
+    of the group's mean and deviation."""
+    correct = torch.tensor([float("nan") if verdict is None else verdict for verdict in group], dtype=torch.float64)
+    known = correct[correct.isfinite()]
+    spread = known.std() if len(known) > 1 else torch.zeros((), dtype=torch.float64)
+    return ((correct - correct.nanmean()) / (spread + 1e-4)).nan_to_num(0.0)
 
 
 def _batch(completions: list[Completion], advantages: Tensor, marker: list[int]) -> Batch:

@@ -81,8 +81,10 @@ class Group:
         return Quantity(self._only(self._stacked(numerator), level), self._only(lower, level))
 
     def accuracy(self, level: float | None = None) -> Quantity:
-        """avg@k, a fraction."""
-        return self.ratio("correct", "completions", level)
+        """avg@k, a fraction; what cannot be scored is left out (see `sampling.verdicts`)."""
+        correct, scored = self._stacked("correct"), self._stacked("scored")
+        means = np.divide(correct, scored, out=np.zeros_like(correct), where=scored > 0)
+        return Quantity(self._only(means, level), self._only((scored > 0).astype(np.float64), level))
 
     def entropy(self) -> Quantity:
         """Nats per token, over all tokens."""
@@ -93,11 +95,14 @@ class Group:
         return self.ratio("thinking", "completions", level)
 
     def pass_at(self, k: int, level: float | None = None) -> Quantity:
-        """Unbiased pass@k, a fraction."""
-        n = self.samples
-        table = np.asarray([1 - comb(n - c, k) / comb(n, k) for c in range(n + 1)])
-        passed = table[self._stacked("correct").astype(int)]
-        return Quantity(self._only(passed, level), self._only(np.ones_like(passed), level))
+        """Unbiased pass@k, a fraction; over the questions with at least `k` answers that can be scored."""
+        correct, scored = self._stacked("correct").astype(int), self._stacked("scored").astype(int)
+        passed = np.zeros(correct.shape)
+        for n in np.unique(scored[scored >= k]):
+            table = np.asarray([1 - comb(int(n) - c, k) / comb(int(n), k) for c in range(n + 1)])
+            own = scored == n
+            passed[own] = table[correct[own]]
+        return Quantity(self._only(passed, level), self._only((scored >= k).astype(np.float64), level))
 
 
 def estimate(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.difficulty.labels import NoProbeError
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.evaluation.probe_study import Study, StudySettings, pool
 from entropy_rft.evaluation.table import number, percent
@@ -43,7 +44,10 @@ def study_models(
 
     Returns:
         Plain JSON values: for each model ``u_shape`` (of :func:`u_shape`), ``levels``, ``policies`` and the rest of
-        what the seeds are pooled to; or ``impossible``, the reason why no probe could be made.
+        what the seeds are pooled to; or ``impossible``, the reason why its answers make no probe.
+
+    Raises:
+        ValueError: anything else, such as a model or a file that cannot be read, or a directory of other settings.
     """
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
 
@@ -55,7 +59,7 @@ def study_models(
         study = Study(directory / name, replace(settings, model=str(source)), model, tokenizer, sampler, log)
         try:
             runs = {seed: study.run(seed) for seed in seeds}
-        except ValueError as error:  # such as no thresholds that give three classes: that, too, is a result
+        except NoProbeError as error:  # that, too, is a result, as no other error is
             log(f"{name}: {error}")
             found[name] = {"impossible": str(error)}
             continue
@@ -135,7 +139,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join([*cells, *ends])} | {shape['verdict']} |")
     lines += [
         "",
-        "Against the fixed Normal strategy, on the same test questions:",
+        f"Against the fixed Normal strategy, on the same test questions{_oracle(models)}:",
         "",
         "| model | Normal: accuracy, % | tokens | probe: accuracy, points | tokens saved, % | oracle saves, % | "
         "macro-F1 above majority |",
@@ -156,6 +160,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     if reasons:
         lines += ["", "No probe could be made:", "", *reasons]
     return "\n".join(lines) + "\n"
+
+
+def _oracle(models: Mapping[str, Any]) -> str:
+    """What the oracle was when these were measured; results of earlier versions, which chose otherwise, do not say."""
+    definition = next(iter(models.values())).get("oracle")
+    return f" (the oracle takes {definition})" if definition else ""
 
 
 def _with_interval(values: Sequence[float] | None, scale: float, digits: int) -> str:

@@ -23,8 +23,9 @@ class RunResult:
         digest: of the spec.
         curves: metric to ``{"steps": [...], "values": [...]}``, as it was logged.
         questions: column to one value a question, in the order they were asked: ``difficulty``, and sums over the
-            question's samples of ``correct``, ``tokens``, ``thinking``, ``answer``, ``truncated``,
-            ``marker_missing`` (completions) and ``entropy``, ``entropy_thinking``, ``entropy_answer`` (nats).
+            question's samples of ``correct``, ``scored`` (of how many that can be said), ``tokens``, ``thinking``,
+            ``answer``, ``truncated``, ``marker_missing`` (completions) and ``entropy``, ``entropy_thinking``,
+            ``entropy_answer`` (nats).
         samples: of each question.
         questions_digest: names the questions.
         about: seconds, device, versions, machine.
@@ -40,6 +41,8 @@ class RunResult:
 
     def column(self, name: str) -> np.ndarray:
         """(questions,) float64."""
+        if name == "scored" and name not in self.questions:  # before there was such a column all were
+            return np.full(len(self.questions["correct"]), float(self.samples))
         return np.asarray(self.questions[name], dtype=np.float64)
 
     def save(self, path: Path) -> None:

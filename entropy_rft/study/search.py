@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entropy_rft.study.compare import Group
 from entropy_rft.study.plan import Plan, RunSpec, finished
 from entropy_rft.study.results import Results, RunResult
 
@@ -13,7 +14,7 @@ def scores(result: RunResult) -> dict[str, float]:
     """What trials are compared by: avg@k (a fraction), entropy (nats per token), thinking (tokens per completion)."""
     completions = result.samples * len(result.questions["correct"])
     return {
-        "accuracy": float(result.column("correct").sum() / completions),
+        "accuracy": Group([result]).accuracy().value,
         "entropy": float(result.column("entropy").sum() / result.column("tokens").sum()),
         "thinking": float(result.column("thinking").sum() / completions),
     }

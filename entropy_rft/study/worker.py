@@ -157,6 +157,7 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
     columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
     sums = {
         "correct": lambda s: int(bool(s.correct)),
+        "scored": lambda s: int(s.correct is not None),
         "tokens": lambda s: s.tokens,
         "thinking": lambda s: s.thinking,
         "answer": lambda s: s.answer,

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.assets import model_source
 from entropy_rft.rewards import build_rewards
+from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
 from entropy_rft.threads import watch
@@ -54,8 +55,16 @@ class TrainingRun:
         self.recipe = recipe
         self.command = list(command)
         model = _local_model(recipe)
-        if "pear" in recipe.task.rewards:
-            _check_marker(model, recipe)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
+        )
+        if "pear" in recipe.task.rewards and not ThinkEndMarker(tokenizer, args.think_end_token):
+            # The trainer checks it too, but only after minutes of loading weights.
+            raise ValueError(missing_marker(args.think_end_token, tokenizer))
+        variables = args.chat_template_kwargs
+        for dataset in (task.dataset, evaluated):
+            if dataset is not None:
+                check_prompts(tokenizer, dataset["prompt"], variables if isinstance(variables, dict) else None)
         groups = args.generation_batch_size // args.num_generations
         if len(task.dataset) < groups:
             raise ValueError(
@@ -196,18 +205,6 @@ class TrainingRun:
                 f"anew, and the run will differ from an uninterrupted one (make save_steps a multiple of {every})",
                 file=sys.stderr,
             )
-
-
-def _check_marker(model: str, recipe: Recipe) -> None:
-    """The trainer checks it too, but only after minutes of loading weights."""
-    from transformers import AutoTokenizer
-
-    args = recipe.training
-    tokenizer = AutoTokenizer.from_pretrained(
-        model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
-    )
-    if not ThinkEndMarker(tokenizer, args.think_end_token):
-        raise ValueError(missing_marker(args.think_end_token, tokenizer))
 
 
 def _local_model(recipe: Recipe) -> str:

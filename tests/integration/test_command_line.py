@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from warm import warm_run
+
+from entropy_rft.cli.main import main
 
 pytestmark = pytest.mark.integration
 
@@ -208,6 +211,36 @@ def test_mistakes_are_one_line_and_exit_code_2(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("entropy-rft: error:")
     assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["raise_exception('System role\\nnot supported')", "1 / 0", "nothing.at.all"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "collect"])
+def test_a_template_that_refuses_the_prompts(
+    verb: str,
+    fault: str,
+    recipe: Path,
+    tmp_path: Path,
+    random_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever the template's program raises is one line that names the roles, and nothing is begun."""
+    model = shutil.copytree(random_model_dir, tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text(
+        f"{{% if messages[0]['role'] == 'system' %}}{{{{ {fault} }}}}{{% endif %}}" + template.read_text()
+    )
+    options = ("--task_options", '{"instruction": "Think."}')
+    small = ("--task", "arithmetic", "--task_option", "instruction=Think.", "--limit", "2", "--samples", "2")
+    words = {
+        "train": ("train", "--config", recipe, "--model_name_or_path", model, "--rewards", "pear", *options),
+        "evaluate": ("evaluate", "--model", model, *small),
+        "collect": ("probe", "collect", "--model", model, *small, "--output_dir", tmp_path / "traces"),
+    }[verb]
+    assert main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("entropy-rft: error: the chat template refuses a prompt of the roles system, user: ")
+    assert not (tmp_path / "traces").exists()
     assert not (tmp_path / "run").exists()
 
 

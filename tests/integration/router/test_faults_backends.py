@@ -64,7 +64,6 @@ BROKEN = {
     "chunked and cut": replace(Answer((PLAIN[:40], PLAIN[40:]), framing="chunked"), stop_before=1, stop="close"),
     "500": Answer.error(500),
     "502 in HTML": Answer((b"<html>Bad gateway</html>",), 502, content_type="text/html"),
-    "503": Answer.error(503),
     "status 999": Answer(status=999),
     "status 600": Answer(status=600),
     "status 101": Answer(raw=b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"),
@@ -72,41 +71,88 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_answer_costs_no_request(pair: RunningRouter, stub: Stub, other: Stub, fault: str) -> None:
-    """Whichever is asked first is broken; the other one answers."""
-    answered = threading.Event()
+DECLINED = {"429": Answer.error(429), "503": Answer.error(503), "a redirect": Answer(status=307)}
+"""What a backend answers that has generated nothing, and never will of this request."""
 
-    def once(request: object) -> Answer | None:
-        if answered.is_set():
-            return None
-        answered.set()
-        return BROKEN[fault]
 
-    stub.answer = other.answer = once
-    reply = exchange(pair.port, request())
-    assert (reply.status, reply.body, reply.whole) == (200, PLAIN, True)
-    assert len(stub.requests) == len(other.requests) == 1
+def status_of(fault: str) -> int:
+    return 504 if "silence" in fault else int(fault[:3]) if fault in ("429", "500", "503") else 502
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_backend_alone(router: RunningRouter, stub: Stub, fault: str, stream: bool) -> None:
-    stub.answer = lambda request: BROKEN[fault]
-    reply = exchange(router.port, request(STREAM) if stream else request())
-    assert reply.whole
-    assert reply.status == (504 if "silence" in fault else 503 if fault == "503" else 500 if fault == "500" else 502)
+def test_a_generation_that_may_have_begun_is_begun_once(
+    pair: RunningRouter, stub: Stub, other: Stub, fault: str, stream: bool
+) -> None:
+    """A request that kills an engine would kill them all: the client gets the error, and nobody else is asked."""
+    stub.answer = other.answer = lambda request: BROKEN[fault]
+    reply = exchange(pair.port, request(STREAM) if stream else request())
+    assert (reply.status, reply.whole) == (status_of(fault), True)
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-entropy-rft-difficulty"] == "normal"
     assert reply.headers["x-request-id"]
     assert reply.error
+    assert len(stub.requests) + len(other.requests) == 1
+    assert pair.metric("entropy_rft_retries_total") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("fault", DECLINED)
+def test_a_generation_that_was_declined_costs_no_request(
+    pair: RunningRouter, stub: Stub, other: Stub, fault: str, stream: bool
+) -> None:
+    """Whichever is asked first declines; the other one answers."""
+    declined = threading.Event()
+
+    def once(request: object) -> Answer | None:
+        if declined.is_set():
+            return None
+        declined.set()
+        return DECLINED[fault]
+
+    stub.answer = other.answer = once
+    reply = exchange(pair.port, request(STREAM) if stream else request())
+    assert (reply.status, reply.whole) == (200, True)
+    assert len(stub.requests) == len(other.requests) == 1
+
+
+@pytest.mark.parametrize("fault", DECLINED)
+def test_a_backend_that_declines_alone(router: RunningRouter, stub: Stub, fault: str) -> None:
+    stub.answer = lambda request: DECLINED[fault]
+    reply = exchange(router.port, request())
+    assert reply.status == status_of(fault)
+    assert reply.error
     assert len(stub.requests) == 3  # as the settings say
 
 
-def test_an_answer_after_two_failures(router: RunningRouter, stub: Stub) -> None:
-    stub.script(Answer.error(500), Answer.error(503))
+@pytest.mark.parametrize("fault", ["500", "502 in HTML", "nothing", "garbage"])
+def test_a_get_is_asked_again_after_any_failure(router: RunningRouter, stub: Stub, fault: str) -> None:
+    """It generates nothing."""
+    before = router.metric("entropy_rft_retries_total")
+    stub.gets["/v1/models"] = BROKEN[fault]
+    assert get(router.port, "/v1/models").status == status_of(fault)
+    assert router.metric("entropy_rft_retries_total") - before == 2
+    stub.gets.clear()
+    assert get(router.port, "/v1/models").status == 200
+
+
+def test_an_answer_after_two_refusals(router: RunningRouter, stub: Stub) -> None:
+    stub.script(Answer.error(429), Answer.error(503))
     assert exchange(router.port, request()).body == PLAIN
     assert len(stub.requests) == 3
+
+
+@pytest.mark.parametrize("fault", ["500", "silence", "reset"])
+def test_a_backend_that_keeps_failing_is_left_alone(stub: Stub, other: Stub, fault: str) -> None:
+    settings = {**FAST, "breaker": {"failures": 3, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.answer = lambda request: BROKEN[fault]
+        statuses = [exchange(router.port, request()).status for _ in range(12)]
+        assert statuses.count(status_of(fault)) == len(stub.requests) == 3
+        assert statuses.count(200) == len(other.requests) == 9
+        assert statuses[-6:] == [200] * 6
+        assert router.metric("entropy_rft_backend_breaker_open") == 1
+        router.assert_idle()
 
 
 @pytest.mark.parametrize("stop", ["abort", "close"])
@@ -180,14 +226,16 @@ def test_a_refusing_backend_costs_no_request(pair: RunningRouter, stub: Stub) ->
     assert {reply.status for reply in replies} == {200}
 
 
-def test_a_backend_that_restarts_costs_no_request(pair: RunningRouter, stub: Stub) -> None:
-    """It goes and comes ten times under load."""
+def test_a_backend_that_restarts_costs_what_it_had_begun(pair: RunningRouter, stub: Stub, other: Stub) -> None:
+    """It goes and comes ten times under load. What was under way there dies with it; no question is begun twice."""
     over = threading.Event()
 
     def ask(_: int) -> list[int]:
         found = []
         while not over.is_set():
-            found.append(exchange(pair.port, request()).status)
+            reply = exchange(pair.port, request())
+            assert reply.status == 200 or reply.error["code"] == "backend_died"
+            found.append(reply.status)
         return found
 
     with ThreadPoolExecutor(8) as threads:
@@ -199,7 +247,9 @@ def test_a_backend_that_restarts_costs_no_request(pair: RunningRouter, stub: Stu
             stub.wait_for(lambda stub, seen=seen: len(stub.requests) > seen)
         over.set()
         statuses = [status for future in running for status in future.result()]
-    assert set(statuses) == {200}
+    assert set(statuses) <= {200, 502}
+    assert statuses.count(502) <= 10 * 8
+    assert len(stub.requests) + len(other.requests) <= len(statuses)
 
 
 def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
@@ -216,7 +266,7 @@ def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
 
 
 def test_an_idle_connection_that_the_backend_closed(router: RunningRouter, stub: Stub) -> None:
-    """The backend ends each connection after an answer that had promised to keep it: a race that every proxy meets."""
+    """The backend ends each connection after an answer that had promised to keep it: it is not used again."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(PLAIN)
     stub.answer = lambda request: Answer(raw=head + PLAIN)
     assert [exchange(router.port, request()).status for _ in range(100)] == [200] * 100

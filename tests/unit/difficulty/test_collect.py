@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tracemalloc
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from entropy_rft.difficulty import collect_traces, load_traces, question_states
+from entropy_rft.difficulty.collect import _schema as collection_schema
+from entropy_rft.difficulty.states import fingerprint
+from entropy_rft.difficulty.store import ChunkStore
 from entropy_rft.difficulty.traces import levels
 from entropy_rft.sampling import TransformersSampler, encode_prompt, score_completions
 from entropy_rft.tasks import load_task
@@ -125,6 +131,22 @@ def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(chunks, co
     assert collect().added == 0
 
 
+def test_a_collection_of_an_earlier_version_goes_on(collect, model_and_tokenizer, tmp_path):
+    """Its settings hold the fingerprint of then; the weights are compared by that."""
+    model, tokenizer = model_and_tokenizer
+    with pytest.raises(Dies):
+        collect(sampler=Mortal(TransformersSampler(model, tokenizer), 1))
+    path = tmp_path / "traces" / "settings.json"
+    settings = json.loads(path.read_text())
+    old = fingerprint(model, like="0" * 16)
+    path.write_text(json.dumps({**settings, "fingerprint": old}))
+    collect()
+    assert load_traces(tmp_path / "traces").fingerprint == old
+    path.write_text(json.dumps({**settings, "fingerprint": "0" * 16}))
+    with pytest.raises(ValueError, match="begun with fingerprint"):
+        collect()
+
+
 def test_shards_make_the_same_traces(collect, tmp_path):
     collect("whole")
     states = [collect(shard=shard, num_shards=2) for shard in (1, 0)]
@@ -232,6 +254,76 @@ def test_nothing_counts_twice(collect, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="give each directory and each question once") as caught:
             load_traces(*directories)
         assert f"is in {directories[0]!r} and in {directories[1]!r}" in str(caught.value)
+
+
+WIDTH, MANY = 4096, 256
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Traces of a model of an ordinary width, in chunks of 64; two of the questions could not be scored."""
+    rows = [
+        {"index": i, "id": f"q{i}", "prompt": f"{i}?", "solution": "7", "level": None, "tokens": 5.0,
+         "accuracy": None if i in (0, 100) else 0.5, "entropy": 0.3, "prompt_tokens": 4,
+         "hidden_state": np.full(WIDTH, i, np.float32)}
+        for i in range(MANY)
+    ]  # fmt: skip
+    settings = {"model": "m", "fingerprint": "f", "layer": -1, "width": WIDTH, "think_end_token": "</think>"}
+    store = ChunkStore(tmp_path_factory.mktemp("wide"), {**settings, "task": {"name": "t"}, "digest": "d"}, MANY, 64)
+    for chunk in range(store.chunks):
+        store.write(chunk, [rows[i] for i in store.span(chunk)], collection_schema(rows, WIDTH))
+    return store.directory
+
+
+def test_hidden_states_are_read_as_an_array(wide):
+    """A question costs its D float32 once, and some words: as Python numbers it was 13 times as much."""
+    load_traces(wide)  # what is imported or remembered at first is no question's
+    tracemalloc.start()
+    traces = load_traces(wide)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert traces.unscorable == 2
+    assert traces.hidden.dtype == np.float32
+    assert traces.hidden[:, 0].tolist() == [i for i in range(MANY) if i not in (0, 100)]
+    vector = 4 * WIDTH
+    assert kept / MANY < vector + 4096
+    assert peak / MANY < 2 * vector + 8192  # the questions that were left out cost a copy
+
+
+def test_chunks_in_any_order(tmp_path, wide):
+    """Each row says which question it is; the array follows."""
+    shuffled = shutil.copytree(wide, tmp_path / "shuffled")
+    files = sorted((shuffled / "data").glob("*.parquet"))
+    for number, file in enumerate(files):
+        file.rename(file.with_suffix(f".{number}"))
+    for number, file in enumerate(reversed(files)):
+        files[number].with_suffix(f".{number}").rename(file)
+    same(load_traces(shuffled), load_traces(wide))
+
+
+@pytest.mark.parametrize("column", [None, [[1.0], [2.0, 3.0]], [[1.0], None], ["a", "b"]])
+def test_states_that_are_none_are_damage(tmp_path, wide, column):
+    damaged = shutil.copytree(wide, tmp_path / "damaged")
+    path = damaged / "data" / "chunk-000002.parquet"
+    table = pq.read_table(path).slice(0, 2).drop_columns(["hidden_state"])
+    pq.write_table(table if column is None else table.append_column("hidden_state", [column]), path)
+    with pytest.raises(ValueError, match=r"chunk-000002\.parquet' is corrupted .*hidden_state.*: delete it"):
+        load_traces(damaged)
+
+
+def test_each_directory_keeps_its_own(collect, tmp_path):
+    collect("one")
+    collect("two", task=load_task("arithmetic", split="test", limit=6))
+    both = load_traces(tmp_path / "one", tmp_path / "two")
+    keep = np.arange(len(both)) % 3 > 0
+    for traces in (both, both.take(np.ones(len(both), bool))):
+        for part, name in zip(traces.by_directory(), ("one", "two"), strict=True):
+            same(part, load_traces(tmp_path / name))
+            assert part.settings == load_traces(tmp_path / name).settings
+    first, second = both.take(keep).by_directory()
+    assert first.ids == [i for i, kept in zip(both.ids[:10], keep[:10], strict=True) if kept]
+    assert second.ids == [i for i, kept in zip(both.ids[10:], keep[10:], strict=True) if kept]
+    assert np.array_equal(second.hidden, both.hidden[10:][keep[10:]])
 
 
 def test_a_question_is_known_in_other_words(collect, tmp_path):

@@ -87,6 +87,16 @@ def test_baselines_are_of_the_probes_model(traces):
     assert baselines_of(probe, others, force=True).keys() == BASELINES.keys()
 
 
+def test_fingerprints_of_two_versions_are_not_called_other_weights(traces):
+    probe = train_probe(traces, thresholds=PUBLISHED_THRESHOLDS, epochs=2)
+    old, new = "0" * 16, "0" * 32
+    for ours, theirs, older in ((old, new, "the probe was"), (new, old, "the traces were")):
+        probe.fingerprint = ours
+        others = Traces([{**SETTINGS, "fingerprint": theirs}], traces.rows, traces.hidden)
+        with pytest.raises(ValueError, match=f"{older} made by an earlier version.*make both anew"):
+            baselines_of(probe, others)
+
+
 def test_the_test_questions_are_seen_by_nothing(traces):
     """Spoiling the questions set aside changes neither thresholds nor weights."""
     probe = train_probe(traces)

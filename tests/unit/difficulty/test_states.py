@@ -63,3 +63,73 @@ def test_a_state_that_is_not_finite(random_model_dir):
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         question_states(broken, PROMPTS)
+
+
+@pytest.fixture
+def other(random_model_dir):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(random_model_dir)
+
+
+def test_every_weight_is_in_the_fingerprint(model, other):
+    """The smallest change of the last value of any parameter: further training, of whatever part."""
+    assert fingerprint(other) == fingerprint(model)
+    for parameter in other.parameters():
+        last = parameter.data.view(-1)[-1:]
+        before = last.clone()
+        last.copy_(torch.nextafter(last, torch.tensor(float("inf"))))
+        assert fingerprint(other) != fingerprint(model)
+        last.copy_(before)
+    assert fingerprint(other) == fingerprint(model)
+
+
+def test_moving_values_is_a_change_too(model, other):
+    weight = other.get_input_embeddings().weight.data
+    weight[[0, -1]] = weight[[-1, 0]]  # the same values, hence the same plain sum
+    assert fingerprint(other) != fingerprint(model)
+
+
+def test_the_dtype_a_model_is_loaded_in_does_not_matter_unless_it_rounds(model, other):
+    assert fingerprint(other.double()) == fingerprint(model)
+    other.model.norm.weight.data[0] += 1e-12
+    assert fingerprint(other) != fingerprint(model)
+    rounded = other.bfloat16()
+    assert fingerprint(rounded) != fingerprint(model)
+    assert fingerprint(rounded.float()) == fingerprint(other.bfloat16())
+
+
+def test_buffers_hold_weights_too(other):
+    """Quantised layers keep theirs there."""
+    other.register_buffer("qweight", torch.arange(5, dtype=torch.int32))
+    before = fingerprint(other)
+    other.qweight[4] = 9
+    assert fingerprint(other) != before
+
+
+def test_a_weight_larger_than_a_block(monkeypatch):
+    from entropy_rft.difficulty import states
+
+    monkeypatch.setattr(states, "_BLOCK", 8)
+    states._factors.cache_clear()
+    try:
+        found = set()
+        for place in range(20):
+            linear = torch.nn.Linear(20, 1, bias=False)
+            linear.weight.data.zero_()
+            linear.weight.data[0, place] = 1.0
+            found.add(fingerprint(linear))
+        assert len(found) == 20
+    finally:
+        states._factors.cache_clear()
+
+
+def test_a_fingerprint_of_an_earlier_version_is_still_understood(model):
+    """What the package's own probe was first saved with, of the model that it still belongs to."""
+    from entropy_rft.sampling import load_model_and_tokenizer
+
+    tiny = load_model_and_tokenizer("tiny_reasoner", device="cpu")[0]
+    old = "e55299fcd9348baf"
+    assert fingerprint(tiny, like=old) == old != fingerprint(tiny)
+    assert fingerprint(model, like=old) != old
+    assert len(fingerprint(model, like=fingerprint(tiny))) == len(fingerprint(model)) == 32

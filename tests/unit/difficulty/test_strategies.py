@@ -82,6 +82,26 @@ def test_the_instruction_in_a_prompt():
     assert Strategy(EASY, "", 0.5, 0.4).prompt([user]) == [user]
 
 
+def test_the_instruction_at_the_end_of_the_users_turn():
+    strategy = Strategy(EASY, "Be quick.", 0.5, 0.4)
+    user, system = {"role": "user", "content": "1 + 1?"}, {"role": "system", "content": "You count."}
+    answer, parts = {"role": "assistant", "content": "2"}, [{"type": "text", "text": "And 2 + 2?"}]
+    ended = {"role": "user", "content": "1 + 1?\n\nBe quick."}
+    assert strategy.prompt([user], "user_end") == [ended]
+    assert strategy.prompt([system, user, answer], "user_end") == [system, ended, answer]
+    several = [user, answer, {"role": "user", "content": parts}, answer]
+    found = strategy.prompt(several, "user_end")
+    assert found == [
+        user,
+        answer,
+        {"role": "user", "content": [*parts, {"type": "text", "text": "\n\nBe quick."}]},
+        answer,
+    ]
+    assert len(parts) == 1
+    assert strategy.prompt([system, answer], "user_end") == [system, answer]  # nobody's turn: it is left away
+    assert strategy.prompt("1 + 1?", "user_end") == "Be quick.\n\n1 + 1?"
+
+
 def test_the_share_of_a_budget():
     strategy = Strategy(EASY, "", 0.5, 0.4)
     assert [strategy.max_tokens(budget) for budget in (100, 7, 1)] == [40, 2, 1]

@@ -58,6 +58,19 @@ def test_mistakes_are_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_that_refuses_the_prompts_is_one_line(model_dir):
+    template = model_dir / "chat_template.jinja"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
+    args = parsed("--model", model_dir, *SMALL, "--task_option", "instruction=Think.")
+    message = "the chat template refuses a prompt of the roles system, user: TemplateError: System role not supported"
+    with pytest.raises(ValueError, match=message) as caught:
+        args.run(args)
+    assert "\n" not in str(caught.value)
+    plain = parsed("--model", model_dir, *SMALL)
+    assert plain.run(plain) == 0
+
+
 def test_settings_are_checked_before_the_model_is_loaded():
     args = parsed("--model", "./nowhere", "--task", "arithmetic", "--temperature", "-1")
     with pytest.raises(ValueError, match="temperature"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, DifficultyProbe, collect_traces, load_traces
+from entropy_rft.difficulty.store import read_rows_and_vectors
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 from entropy_rft.evaluation.strategies import Questions, answer_questions, evaluate_probe, held_out_questions
 from entropy_rft.sampling import Completion, TransformersSampler
@@ -52,7 +54,8 @@ def collect(model, tmp_path_factory):
     base = tmp_path_factory.mktemp("traces")
 
     def run(name, sampler=None, **options):
-        source = {**SOURCE, "limit": options.pop("limit", 8), "options": options}
+        own = {name: options.pop(name, SOURCE[name]) for name in ("limit", "split")}
+        source = {**SOURCE, **own, "options": options}
         task = load_task(**{k: v for k, v in source.items() if k != "options"}, **options)
         collect_traces(
             *model, task, base / name, sampler=sampler or TransformersSampler(*model), model_name="m", source=source,
@@ -93,6 +96,22 @@ def test_fitted_questions_are_left_out(traces):
         held_out_questions([traces], probe_of(traces, 8))
 
 
+def test_traces_are_read_once(traces, collect, monkeypatch):
+    """Their hidden states are most of what they hold."""
+    other = collect("twelve", limit=12, split="test")
+    probe = probe_of(traces, 3)
+    read = []
+    monkeypatch.setattr(
+        "entropy_rft.difficulty.traces.read_rows_and_vectors",
+        lambda directory, column: read.append(directory) or read_rows_and_vectors(directory, column),
+    )
+    questions = held_out_questions([traces, other], probe)
+    assert read == [traces, other]
+    assert [len(rows) for _, rows in questions.parts] == [5, 12]
+    asked = [row["prompt"] for _, rows in questions.parts for row in rows]
+    assert asked == [row["prompt"] for row in questions.traces.rows]
+
+
 def test_fitted_questions_are_left_out_in_other_words_too(traces, collect):
     worded = collect("worded", instruction="Be brief.", answer_format="As a number.")
     questions = held_out_questions([worded], probe_of(traces, 3))
@@ -110,6 +129,23 @@ def test_a_task_that_has_other_questions_now_is_refused(traces, collect):
     (changed / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"'arithmetic' has other questions now than when .*changed.* was collected"):
         held_out_questions([changed], probe_of(traces, 3))
+
+
+def test_instructions_go_where_the_template_lets_them(traces, model, tmp_path):
+    """As in the router: at the end of the user's turn where a system message would be refused."""
+    questions = held_out_questions([traces], probe_of(traces, 3))
+    asking = Scripted()
+    asking.tokenizer = copy.deepcopy(model[1])
+    ask(questions, asking, tmp_path / "system")
+    assert asking.calls[0]["prompts"][0][0]["role"] == "system"
+    asking.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    asking.calls.clear()
+    ask(questions, asking, tmp_path / "user")
+    (message,) = asking.calls[0]["prompts"][0]
+    assert message["role"] == "user"
+    assert message["content"].endswith(DEFAULT_STRATEGIES[DIFFICULTIES[0]].instruction)
 
 
 def test_every_strategy_answers_the_same_questions_with_the_same_seed(traces, tmp_path):

@@ -56,6 +56,26 @@ def test_messages_in_every_form(shown):
     assert shown(messages=USER, tools=[{"name": "add"}]).startswith('tools:[{"name": "add"}]user:')
 
 
+SHOWS = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] | trim }};{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "known"),
+    [
+        (SHOWS, True),
+        ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + SHOWS, False),
+        ("{% if messages[0]['role'] == 'system' %}{{ 1 / 0 }}{% endif %}" + SHOWS, False),
+        ("{% for m in messages if m['role'] == 'user' %}### Instruction: {{ m['content'] }}{% endfor %}", False),
+        ("{{ raise_exception('no conversation at all') }}", True),
+        (None, True),
+    ],
+)
+def test_whether_a_template_knows_the_system_role(tokenizer, template, known):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    assert ChatTokenizer(own).knows_system_role is known
+
+
 def test_only_the_templates_own_variables_are_the_clients(shown):
     own = {"chat_template": "evil", "tokenize": False, "add_generation_prompt": False, "messages": [], "unknown": 1}
     assert shown(messages=USER, chat_template_kwargs=own) == "user:What is 17 + 25?;assistant:"

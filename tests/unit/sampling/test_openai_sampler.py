@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -98,6 +100,89 @@ def test_it_tries_again_when_the_server_is_busy(serve):
     assert len(seen) == 3
 
 
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self):
+        self.slept, self.time = [], 1_000_000_000.0  # Sun, 09 Sep 2001 01:46:40 GMT
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.time += seconds
+
+    def now(self):
+        return self.time
+
+
+def busy(*told):
+    """Answers 429 with these pauses, one after the other, and then well."""
+    left = list(told)
+
+    def answer(body):
+        if left:
+            value = left.pop(0)
+            return httpx.Response(429, text="slow down", headers={} if value is None else {"retry-after": value})
+        return [{"token_ids": [5], "finish_reason": "length"}]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("told", "slept"),
+    [
+        (["9"], [9]),
+        (["Sun, 09 Sep 2001 01:46:49 GMT"], [9]),
+        (["Sun, 09 Sep 2001 01:46:30 GMT"], [0.0]),  # past: the sampler's own pause
+        (["9"] * 20, [9] * 20),  # as often as it is told
+        (["0.1"], [0.5]),
+        ([None, "soon"], [0.0, 0.0]),
+        (["300", "300"], [300, 300]),
+    ],
+)
+def test_it_waits_as_long_as_it_is_told(serve, monkeypatch, told, slept):
+    monkeypatch.setattr(openai_sampler, "_PAUSES", (0.5,) if told == ["0.1"] else (0.0, 0.0))
+    clock = Clock()
+    sampler, seen = serve(busy(*told), model="m", sleep=clock.sleep, now=clock.now)
+    sampler.sample(["x"], progress=False)
+    assert clock.slept == slept
+    assert len(seen) == len(told) + 1
+
+
+@pytest.mark.parametrize(
+    ("told", "slept", "message"),
+    [
+        (["601"], [], "status 429: slow down and asks to wait 601 s, 601 s in all, which is more than 600 s"),
+        (["400", "300"], [400], "asks to wait 300 s, 700 s in all, which is more than 600 s"),
+        ([None, None, None], [0.0, 0.0], "answered with status 429: slow down"),
+    ],
+)
+def test_it_does_not_wait_for_ever(serve, told, slept, message):
+    clock = Clock()
+    sampler, _ = serve(busy(*told), model="m", sleep=clock.sleep, now=clock.now)
+    with pytest.raises(OSError, match=message):
+        sampler.sample(["x"], progress=False)
+    assert clock.slept == slept
+    assert serve(busy(), max_wait=0)[0].sample(["x"], progress=False)
+
+
+def test_nobody_waits_on_when_another_request_has_failed(serve):
+    """The first is told to wait five minutes, the second fails for good: both end at once."""
+    waiting = threading.Event()
+
+    def answer(body):
+        if len(body["prompt"]) == 1:
+            waiting.set()
+            return httpx.Response(503, text="busy", headers={"retry-after": "300"})
+        assert waiting.wait(30)
+        return httpx.Response(404, text="gone")
+
+    sampler, _ = serve(answer, model="m", concurrency=2)
+    start = time.monotonic()
+    with pytest.raises(OSError, match="refused with status 404"):
+        sampler.sample(["one two", "x"], progress=False)
+    assert time.monotonic() - start < 60
+
+
 def refuse(request):
     raise httpx.ConnectError("refused")
 
@@ -122,7 +207,12 @@ def test_failures_are_one_line(answer, message, serve):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"url": "here:8000"}, "url must start with"), ({"concurrency": 0}, "concurrency"), ({"timeout": 0}, "timeout")],
+    [
+        ({"url": "here:8000"}, "url must start with"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"timeout": 0}, "timeout"),
+        ({"max_wait": -1}, "max_wait"),
+    ],
 )
 def test_mistakes(options, message, random_tokenizer):
     with pytest.raises(ValueError, match=message):

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inventions import invented
+import torch
+from inventions import SAMPLES, invented
 
 from entropy_rft.evaluation import pass_at_k
 from entropy_rft.study import compare
+from entropy_rft.study.batches import group_advantages
 from entropy_rft.study.claims import FAILS, HOLDS, MISSING, UNDECIDED, Check, judge
 from entropy_rft.study.compare import Estimate, Group, Quantity, difference, estimate, proportion, trend
 from entropy_rft.study.plan import Plan
 from entropy_rft.study.report import entropy_at, write_report
 from entropy_rft.study.results import Results
-from entropy_rft.study.search import runs_due
+from entropy_rft.study.search import runs_due, scores
 
 
 def quantity(seed: int, seeds: int = 3, questions: int = 30) -> Quantity:
@@ -51,6 +53,34 @@ def test_interval_adds_up_seeds_and_questions(monkeypatch: pytest.MonkeyPatch) -
     assert (ratio.low, ratio.high) == pytest.approx(
         (ratio.value * math.exp(-half), ratio.value * math.exp(half)), rel=1e-4
     )
+
+
+def test_what_cannot_be_scored_is_no_wrong_answer(plan: Plan) -> None:
+    """As in `evaluate`: left out of avg@k and pass@k, with its question where nothing is left, and kept in lengths."""
+    spec = plan.mains("grpo", {"learning_rate": 1e-4})[0]
+    whole = invented(spec)
+    count = len(whole.questions["correct"])
+    # Two answers of every question could not be scored, all of the first one's, and all but one of the second's.
+    scored = [0, 1] + [SAMPLES - 2] * (count - 2)
+    correct = [0, 1] + [min(c, s) for c, s in zip(whole.questions["correct"][2:], scored[2:], strict=True)]
+    group = Group([replace(whole, questions={**whole.questions, "correct": correct, "scored": scored})])
+    rest = list(zip(correct, scored, strict=True))[1:]
+    assert group.accuracy().value == pytest.approx(np.mean([c / s for c, s in rest]))
+    assert group.pass_at(2).value == pytest.approx(np.mean([pass_at_k(s, c, 2) for c, s in rest[1:]]))
+    assert group.thinking().value == Group([whole]).thinking().value
+    assert scores(group.runs[0])["accuracy"] == group.accuracy().value
+    # What was measured before there was such a column was all scored.
+    assert "scored" not in whole.questions
+    assert Group([whole]).accuracy().value == pytest.approx(np.mean(whole.questions["correct"]) / SAMPLES)
+
+
+def test_an_unscored_answer_moves_nothing() -> None:
+    known = group_advantages([True, False, True])
+    assert group_advantages([True, None, False, True]).tolist() == [known[0], 0.0, known[1], known[2]]
+    assert group_advantages([None, None]).tolist() == [0.0, 0.0]
+    assert group_advantages([None, True]).tolist() == [0.0, 0.0]
+    rewards = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(known, (rewards - rewards.mean()) / (rewards.std() + 1e-4))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

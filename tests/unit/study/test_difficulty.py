@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from entropy_rft.difficulty.labels import NoProbeError
 from entropy_rft.difficulty.traces import Traces
-from entropy_rft.study.difficulty import NO_U, UNDECIDED, U, u_shape
+from entropy_rft.evaluation.probe_study import StudySettings
+from entropy_rft.study.difficulty import NO_U, UNDECIDED, U, study_models, u_shape
 
 
 def traces(entropies: list[float], noise: float = 0.01, questions: int = 40, seed: int = 0) -> Traces:
@@ -46,6 +52,42 @@ def test_numbers() -> None:
     one = u_shape([traces([0.4, 0.2, 0.3, 0.5], noise=0.1)])
     twice = u_shape([traces([0.4, 0.2, 0.3, 0.5], noise=0.1)] * 2)
     assert twice == one
+
+
+@pytest.fixture
+def study(random_model_dir: Path, tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """Of the random model, which is never right: at a size that takes a second."""
+    settings = StudySettings(train_questions=40, test_questions=6, samples=1, answer_samples=1, max_tokens=2)
+    return lambda: study_models({"m": str(random_model_dir)}, settings, [0], tmp_path, log=lambda text: None)
+
+
+def test_questions_that_make_no_probe_are_a_finding(study: Callable[[], dict[str, Any]]) -> None:
+    found = study()["models"]["m"]
+    assert found.keys() == {"impossible"}
+    assert "no thresholds leave each of easy, normal and hard" in found["impossible"]
+
+
+def test_a_damaged_file_is_no_finding(study: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    study()
+    chunk = next((tmp_path / "m" / "seed-0" / "train" / "data").glob("*.parquet"))
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"is corrupted .*: delete it and collect again"):
+        study()
+
+
+@pytest.mark.parametrize("error", [NoProbeError("alike"), ValueError("something else")])
+def test_only_that_error_is_a_finding(
+    error: ValueError, study: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("entropy_rft.study.difficulty.Study.run", fails)
+    if isinstance(error, NoProbeError):
+        assert study()["models"] == {"m": {"impossible": "alike"}}
+    else:
+        with pytest.raises(ValueError, match="something else"):
+            study()
 
 
 def test_ten_comes_after_nine() -> None:
