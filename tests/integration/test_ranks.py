@@ -50,7 +50,7 @@ ALONE = "alone"
 
 @pytest.fixture(scope="module")
 def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[bool, Results]]:
-    """``trained(engine)[lora]``: what two processes do, and a single one with the whole batch; each is launched once."""
+    """``trained(engine)[lora]``: what two processes do, and one with the whole batch; each is launched once."""
 
     @functools.cache
     def run(engine: str) -> dict[bool, Results]:
