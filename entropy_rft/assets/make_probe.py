@@ -108,7 +108,7 @@ def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: Recipe,
 
     from entropy_rft.difficulty.strategies import NAMES
     from entropy_rft.evaluation.strategies import answer_questions, held_out_questions
-    from entropy_rft.sampling import TransformersSampler
+    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler
 
     questions = held_out_questions([work / "validation"], probe)
     answers = answer_questions(
@@ -119,6 +119,7 @@ def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: Recipe,
         samples=recipe.validation_samples,
         max_tokens=recipe.max_tokens,
         seed=recipe.seed,
+        marker=ThinkEndMarker(tokenizer, questions.traces.think_end_token),
     )
     tokens, right = answers.tokens.mean((1, 2)), np.nanmean(answers.correct, axis=(1, 2))
     return {

@@ -275,6 +275,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
     from entropy_rft.evaluation.strategy_page import check_plots, remarks, save_evaluation, short_policy_lines
     from entropy_rft.evaluation.table import lined_table
+    from entropy_rft.sampling import ThinkEndMarker
 
     check_plots()
     probe, questions, model, tokenizer, sampler = _prepared(args)
@@ -293,6 +294,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         sampler_name=flags.sampler_name(args),
         served_model=flags.served_model(sampler),
         chunk_size=args.chunk_size,
+        marker=ThinkEndMarker(tokenizer, questions.traces.think_end_token),
     )
     settings = {
         "probe": args.probe,

@@ -126,7 +126,7 @@ def collect_traces(
                 seed=chunk_seed(seed, chunk),
                 progress=False,
             )
-            right = verdicts(task.reward_funcs[0], chosen, groups)
+            right = verdicts(task.reward_funcs[0], chosen, groups, marker)
             advance(0, f"chunk {chunk + 1} of {store.chunks}: scoring")
             answers = describe(model, groups, marker, batch_size)
             # As the sampler encoded them: the state is of the very prompt that was answered.

@@ -62,6 +62,11 @@ class Traces:
         return int(self.settings[0]["layer"])
 
     @property
+    def think_end_token(self) -> str:
+        """The text that ends the thinking of the answers."""
+        return str(self.settings[0]["think_end_token"])
+
+    @property
     def ids(self) -> list[str]:
         """What each question is called with its wording: its answers belong to that."""
         return [row["id"] for row in self.rows]

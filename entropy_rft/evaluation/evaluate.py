@@ -110,7 +110,7 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, completions) for verdict in group]
+    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, completions, marker) for verdict in group]
     flat = [completion for group in completions for completion in group]
     described = describe_completions(model, flat, correct, marker, max(1, batch_size // 4), progress)
     groups = [described[start : start + samples] for start in range(0, len(described), samples)]

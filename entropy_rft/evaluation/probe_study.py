@@ -33,6 +33,7 @@ from entropy_rft.evaluation.strategies import (
     rule_probabilities,
 )
 from entropy_rft.evaluation.strategy_tuning import tune_confidence
+from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.tasks import load_task
 
 _AT_ONCE = 512  # completions
@@ -221,6 +222,7 @@ class Study:
                 max_tokens=self.settings.max_tokens,
                 seed=_part_of(seed, what),
                 chunk_size=max(1, _AT_ONCE // self.settings.answer_samples),
+                marker=ThinkEndMarker(self.tokenizer, questions.traces.think_end_token),
             )
 
     @contextmanager

@@ -22,7 +22,14 @@ from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, P
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
 from entropy_rft.evaluation.kept_answers import KeptAnswers
 from entropy_rft.evaluation.policies import Answers, compare_policies
-from entropy_rft.sampling import check_settings, encode_prompt, knows_system_role, progress_bar, verdicts
+from entropy_rft.sampling import (
+    ThinkEndMarker,
+    check_settings,
+    encode_prompt,
+    knows_system_role,
+    progress_bar,
+    verdicts,
+)
 from entropy_rft.sampling.identity import digest
 from entropy_rft.tasks import Task, load_task, task_rows
 
@@ -105,6 +112,7 @@ def answer_questions(
     served_model: str | None = None,
     chunk_size: int = 32,
     progress: bool = True,
+    marker: ThinkEndMarker | None = None,
 ) -> Answers:
     """Answer every question with every strategy, with the same seed for each.
 
@@ -125,6 +133,7 @@ def answer_questions(
         served_model: what a server calls the model, if one answers.
         chunk_size: questions that are lost by a kill.
         progress: show a bar, on a terminal.
+        marker: ends the thinking; see :func:`~entropy_rft.sampling.verdicts`.
 
     Raises:
         ValueError: an argument is out of range, or the directory was begun with other settings.
@@ -168,7 +177,7 @@ def answer_questions(
                     )
                     seconds = time.perf_counter() - started
                     total = sum(len(completion.token_ids) for group in groups for completion in group)
-                    right = verdicts(task.reward_funcs[0], asked, groups)
+                    right = verdicts(task.reward_funcs[0], asked, groups, marker)
                     for row, group, verdict in zip(made, groups, right, strict=True):
                         lengths = [len(completion.token_ids) for completion in group]
                         row[f"{difficulty.value}_correct"] = verdict

@@ -14,7 +14,14 @@ from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.evaluation.policies import Answers, measure_policies
 from entropy_rft.evaluation.strategies import Questions, placement_for
-from entropy_rft.sampling import Completion, check_settings, progress_bar, right_and_scored, verdicts
+from entropy_rft.sampling import (
+    Completion,
+    ThinkEndMarker,
+    check_settings,
+    progress_bar,
+    right_and_scored,
+    verdicts,
+)
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8)
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -91,6 +98,7 @@ def tune_strategies(
         for difficulty in DIFFICULTIES
     }
     chosen = choose(probe.predict_proba(questions.traces.hidden), min_confidence)
+    marker = ThinkEndMarker(tokenizer, questions.traces.think_end_token)
     found = dict(probe.strategies)
     tried: dict[Difficulty, list[Trial]] = {difficulty: [] for difficulty in DIFFICULTIES}
     with progress_bar("trials", len(DIFFICULTIES) * (len(temperatures) + 1), progress) as advance:
@@ -99,7 +107,7 @@ def tune_strategies(
             if not own:
                 advance(len(temperatures) + 1, "")
                 continue
-            ask = _Asker(own, sampler, tokenizer, samples, max_tokens, seed)
+            ask = _Asker(own, sampler, tokenizer, marker, samples, max_tokens, seed)
             (normal,) = ask.trials([replace(probe.strategies[Difficulty.NORMAL], difficulty=difficulty)])
             tried[difficulty].append(normal)
             advance(1, difficulty.value)
@@ -197,6 +205,7 @@ class _Asker:
     parts: list[tuple[Any, list[dict[str, Any]]]]
     sampler: SamplerLike
     tokenizer: Any
+    marker: ThinkEndMarker
     samples: int
     max_tokens: int
     seed: int
@@ -219,7 +228,7 @@ class _Asker:
             for i, strategy in enumerate(strategies):
                 limit = strategy.max_tokens(self.max_tokens)
                 short = [[shortened(completion, limit, self.tokenizer) for completion in group] for group in groups]
-                for group in verdicts(task.reward_funcs[0], rows, short):
+                for group in verdicts(task.reward_funcs[0], rows, short, self.marker):
                     known, scored = right_and_scored(group)
                     if scored:
                         right[i].append(known / scored)

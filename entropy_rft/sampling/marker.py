@@ -1,13 +1,16 @@
-"""The text that ends the thinking, as a tokenizer writes it."""
+"""The text that ends the thinking: where a tokenizer writes it, and how it stays in the text that rewards read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
+from entropy_rft.rewards.tags import opening_tag
 
 # Stands for a token that is not the model's own; no token's text holds it.
 _NOT_OURS = "\0"
@@ -25,6 +28,7 @@ class ThinkEndMarker:
         text: the marker.
 
     Attributes:
+        text: the marker.
         ids: the marker's token ids when it stands alone; empty when the tokenizer cannot write it.
 
     Raises:
@@ -34,8 +38,10 @@ class ThinkEndMarker:
     def __init__(self, tokenizer: Any, text: str) -> None:
         if not isinstance(text, str) or not text:
             raise ValueError(f"think_end_token must be the text that ends the thinking, such as </think>, got {text!r}")
+        self.text = text
         self.ids: list[int] = _ids_of(tokenizer, text)
         self._tokenizer = tokenizer
+        self._opening = opening_tag(text)
         self._written = text
         if len(self.ids) > 1:  # SentencePiece puts a word boundary before a text that stands alone
             self._written = "".join(tokenizer.convert_ids_to_tokens(self.ids)).lstrip("▁")
@@ -59,6 +65,38 @@ class ThinkEndMarker:
             thinking[row, start:] = False
             answer[row, end:] = valid[row, end:]
         return thinking, answer
+
+    def reward_text(self, text: str, ids: Sequence[int]) -> str:
+        """What a reward reads of the completion `ids`: `text`, decoded without special tokens, but with the tags.
+
+        Decoding leaves the tags out where they are special tokens, and a parser of answers cuts the thinking off. The
+        phases are those of the ids, so the reward must find the same end of the thinking.
+        """
+        if not self._special_tags and (not self.ids or self.text in text):
+            return text
+        kept = [i for i in ids if i not in self._special or i in self._special_tags]
+        decoded = str(self._tokenizer.decode(kept, skip_special_tokens=False))
+        return decoded if self._special_tags or self.text in decoded else text
+
+    def opened(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens the thinking, as some chat templates do."""
+        if self._opening is None:
+            return False
+        end = list(prompt_ids)[-len(self._opening) - 8 :]  # a token is a character at least; some space may follow
+        return str(self._tokenizer.decode(end, skip_special_tokens=False)).rstrip().endswith(self._opening)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """The tokens that decoding leaves out."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        named = getattr(self._tokenizer, "all_special_ids", ())
+        return frozenset([*named, *(i for i, token in added.items() if token.special)])
+
+    @cached_property
+    def _special_tags(self) -> frozenset[int]:
+        """Those of them that a tag of the thinking is made of."""
+        tags = [*self.ids, *([] if self._opening is None else _ids_of(self._tokenizer, self._opening))]
+        return self._special.intersection(tags)
 
     def _span(self, ids: list[int], own: list[bool]) -> tuple[int, int]:
         """Positions of the first token with a part of the marker and of the first one after it."""

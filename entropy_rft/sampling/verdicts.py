@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.completion import Completion
+from entropy_rft.sampling.marker import ThinkEndMarker
 
 
-def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]) -> list[list[Any]]:
+def verdicts(
+    reward: Any,
+    rows: Sequence[dict[str, Any]],
+    groups: Sequence[Sequence[Completion]],
+    marker: ThinkEndMarker | None = None,
+) -> list[list[Any]]:
     """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
 
     One rule holds for a ``None`` everywhere (`evaluate`, probes, strategies, studies): the answer is left out of
@@ -16,7 +23,9 @@ def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Seque
     like any other's. `right_and_scored` is that rule.
 
     Right is a reward above 0; TRL too reads NaN as "no reward". The reward is called once, as TRL calls it, with
-    ``prompts``, ``completions``, ``completion_ids`` and the row's other columns repeated per completion.
+    ``prompts``, ``completions``, ``completion_ids`` and the row's other columns repeated per completion. With `marker`
+    it reads what :meth:`ThinkEndMarker.reward_text` gives, and TRL's own look for that marker; without one they look
+    for ``</think>`` in the text as it is.
 
     Raises:
         ValueError: the reward gave another number of values.
@@ -25,15 +34,23 @@ def verdicts(reward: Any, rows: Sequence[dict[str, Any]], groups: Sequence[Seque
     if not pairs:
         return [[] for _ in groups]
     own = ("prompt", "completion", "completion_ids")
+    texts = [completion.text for _, completion in pairs]
+    extra: dict[str, list[Any]] = {}
+    if marker is not None:
+        texts = [marker.reward_text(completion.text, completion.token_ids) for _, completion in pairs]
+    reward = fitted(reward, "</think>" if marker is None else marker.text)
+    if marker is not None and THINKING_OPENED in parameters_of(reward):
+        extra = {THINKING_OPENED: [marker.opened(completion.prompt_ids) for _, completion in pairs]}
     values = reward(
         prompts=[row["prompt"] for row, _ in pairs],
         # As in TRL: a conversation is answered by a conversation, plain text by plain text.
         completions=[
-            completion.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": completion.text}]
-            for row, completion in pairs
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for text, (row, _) in zip(texts, pairs, strict=True)
         ],
         completion_ids=[completion.token_ids for _, completion in pairs],
         **{key: [row[key] for row, _ in pairs] for key in rows[0] if key not in own},
+        **extra,
     )
     if len(values) != len(pairs):
         name = getattr(reward, "__name__", type(reward).__name__)

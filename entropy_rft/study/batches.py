@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
-from entropy_rft.sampling import TransformersSampler, verdicts
+from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
 from entropy_rft.sampling.completion import Completion
 from entropy_rft.tasks import load_task, task_rows
 
@@ -66,15 +66,15 @@ def sample_batches(settings: SamplingSettings, model: Any, tokenizer: Any, progr
         seed=settings.seed,
         progress=progress,
     )
-    right = verdicts(task.reward_funcs[0], rows, groups)
+    marker = ThinkEndMarker(tokenizer, "</think>")
+    right = verdicts(task.reward_funcs[0], rows, groups, marker)
     advantages = torch.stack([group_advantages(group) for group in right])
-    marker = tokenizer.encode("</think>", add_special_tokens=False)
     size = settings.questions
     return [
         _batch(
             [completion for group in groups[start : start + size] for completion in group],
             advantages[start : start + size].flatten(),
-            marker,
+            marker.ids,
         )
         for start in range(0, len(groups), size)
     ]

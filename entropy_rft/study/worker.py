@@ -150,9 +150,9 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
         seed=asked.seed,
         progress=False,
     )
-    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups) for verdict in group]
-    flat = [completion for group in groups for completion in group]
     marker = ThinkEndMarker(tokenizer, "</think>")
+    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups, marker) for verdict in group]
+    flat = [completion for group in groups for completion in group]
     described = describe_completions(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
     columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
     sums = {

@@ -26,6 +26,7 @@ from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
+from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit
@@ -52,6 +53,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
     `token_entropies` stands in its signature; once there, every reward function gets `phase_entropies`, a
     ``(H_think, H_answer)`` pair in nats per completion.
 
+    TRL's own accuracy and format rewards look for `think_end_token`, in text that keeps the tags of the thinking also
+    where they are special tokens; an answer whose check does not end (a tower of powers) is wrong.
+
     The rule looks at the whole optimisation batch: the trainer therefore prepares (generates and scores) all
     micro-batches of a step before the first loss. In evaluation nothing is clipped; the ``entropy_clip/*`` metrics say
     what the rule would drop.
@@ -71,12 +75,17 @@ class EntropyGRPOTrainer(GRPOTrainer):
         elif not isinstance(args, EntropyGRPOConfig):
             args = EntropyGRPOConfig.from_grpo(args)
         self.entropy_clip = args.build_entropy_clip()
+        if reward_funcs is not None:
+            several = isinstance(reward_funcs, list)
+            rewards = [fitted(r, args.think_end_token) for r in (reward_funcs if several else [reward_funcs])]
+            reward_funcs = rewards if several else rewards[0]
         with _vllm_for(args):
             super().__init__(model, reward_funcs, args, *positional, **keywords)
 
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
         self._rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
         self._rewards_want_token_entropies = "token_entropies" in wanted
+        self._rewards_want_openings = THINKING_OPENED in wanted
         wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0
         self._needs_statistics = self.entropy_clip is not None or self._rewards_need_entropies or wanted_anyway
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
@@ -90,6 +99,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._old_policy: TokenStatistics | None = None
         self._awaiting_old_policy_pass = False
         self._generated_lengths: list[int] = []
+        self._generated_prompts: list[list[int]] = []
         self._generated_tool_mask: list[list[int]] | None = None
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
@@ -122,6 +132,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         # TRL tells the rewards nothing of the tool mask, and a tool's output has no phase entropy.
         with self._generation_batch_shrinking():
             generated = super()._generate(prompts)
+        self._generated_prompts = generated[0]
         self._generated_lengths = [len(ids) for ids in generated[1]]
         self._generated_tool_mask = generated[2]
         return generated
@@ -226,18 +237,34 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
+        completions = [
+            self._reward_text(completion, ids) for completion, ids in zip(completions, completion_ids_list, strict=True)
+        ]
+        columns: dict[str, list] = {}
+        if self._rewards_want_openings:
+            columns[THINKING_OPENED] = [self._marker.opened(ids) for ids in self._generated_prompts]
         if self._old_policy is not None:
-            columns: dict[str, list] = {"phase_entropies": self._phase_entropies(completion_ids_list)}
+            columns["phase_entropies"] = self._phase_entropies(completion_ids_list)
             if self._rewards_want_token_entropies:
                 on_cpu = self._old_policy.entropy.cpu()
                 columns["token_entropies"] = [
                     row[: len(ids)].clone() for row, ids in zip(on_cpu, completion_ids_list, strict=True)
                 ]
+        if columns:
             # TRL hands each key of an example to the rewards as a column.
             inputs = [
                 example | {name: column[i] for name, column in columns.items()} for i, example in enumerate(inputs)
             ]
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _reward_text(self, completion: Any, ids: list[int]) -> Any:
+        """What the rewards read of a completion; a conversation with tools is TRL's to take apart."""
+        if isinstance(completion, str):
+            return self._marker.reward_text(completion, ids)
+        if len(completion) != 1 or not isinstance(text := completion[0].get("content"), str):
+            return completion
+        read = self._marker.reward_text(text, ids)
+        return completion if read == text else [completion[0] | {"content": read}]
 
     def _phase_entropies(self, completion_ids_list: list[list[int]]) -> list[tuple[float, float]]:
         assert self._old_policy is not None
@@ -396,10 +423,7 @@ def _micro_batch(inputs: Mapping[str, Any]) -> MicroBatch:
 def _parameters(reward: Any) -> set[str]:
     if isinstance(reward, torch.nn.Module):
         return set()
-    try:
-        return set(inspect.signature(reward).parameters)
-    except ValueError:  # a callable written in C names no parameters
-        return set()
+    return parameters_of(reward)
 
 
 def _warn_outside_tested_trl() -> None:

@@ -103,3 +103,32 @@ def test_tokenizers_that_drop_or_refuse_a_part_of_it_cannot_write_it(unknown: st
 def test_a_marker_without_text_is_a_mistake(splitting: Any) -> None:
     with pytest.raises(ValueError, match="think_end_token must be the text"):
         ThinkEndMarker(splitting, "")
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(("opening", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_the_reward_reads_the_tags(splitting: Any, special: bool, opening: str, end: str) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(splitting)
+    tokenizer.add_tokens([opening, end], special_tokens=special)
+    ids = [*tokenizer.encode(f"{opening}ab{end}cd", add_special_tokens=False), tokenizer.eos_token_id]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded == ("abcd" if special else f"{opening}ab{end}cd")
+    marker = ThinkEndMarker(tokenizer, end)
+    assert marker.reward_text(decoded, ids) == f"{opening}ab{end}cd"
+    assert marker.reward_text("cd", ids) == f"{opening}ab{end}cd"  # a parser of answers cut the thinking off
+    assert marker.reward_text("cd", ids[-3:]) == "cd"
+
+
+def test_a_prompt_that_opens_the_thinking(splitting: Any) -> None:
+    def ids(text: str) -> list[int]:
+        return splitting.encode(text, add_special_tokens=False)
+
+    marker = ThinkEndMarker(splitting, "</think>")
+    assert marker.opened(ids("What is it?" + "x" * 50 + "<think>\n"))
+    assert marker.opened(ids("<think>"))
+    assert not marker.opened(ids("<think></think>"))
+    assert not marker.opened(ids("What is <think>?"))
+    assert not marker.opened([])
+    assert not ThinkEndMarker(splitting, "####").opened(ids("####"))
