@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from entropy_rft.tasks.gold_check import check_golds
 from entropy_rft.tasks.math_task import BOXED, math_task
 from entropy_rft.tasks.rows import Row, read_rows
 from entropy_rft.tasks.task import Task
@@ -34,7 +35,9 @@ def load(
     `reward_model.ground_truth`, `answer` or `solution`. The original's request to write "Answer: ..." is taken off the
     problem, since `answer_format` asks for `\\boxed{}`.
     """
-    pairs = [(_question(row), _gold(row)) for row in read_rows(path, HUB, _CONFIG, split)]
+    rows = read_rows(path, HUB, _CONFIG, split)
+    pairs = [(_question(row), _gold(row)) for row in rows]
+    check_golds(rows, [_first(row, _ANSWER_FIELDS) for row in rows], [gold for _, gold in pairs])
     return math_task("dapo_math", split, pairs, {}, limit, seed, instruction, answer_format, thinking)
 
 

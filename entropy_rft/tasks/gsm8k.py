@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 from entropy_rft.tasks.answers import is_number, normalise_answer
+from entropy_rft.tasks.gold_check import check_golds
 from entropy_rft.tasks.math_task import BOXED, math_task
 from entropy_rft.tasks.rows import Row, read_rows
 from entropy_rft.tasks.task import Task
@@ -25,6 +26,7 @@ def load(
     """GSM8K; the hub has the splits `train` (7,473) and `test` (1,319)."""
     rows = read_rows(path, HUB, "main", split)
     pairs = [(row.text("question"), gold(row)) for row in rows]
+    check_golds(rows, ["answer"] * len(rows), [answer for _, answer in pairs])
     return math_task("gsm8k", split, pairs, {}, limit, seed, instruction, answer_format, thinking)
 
 

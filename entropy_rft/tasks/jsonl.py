@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from entropy_rft.tasks.gold_check import check_golds
 from entropy_rft.tasks.math_task import BOXED, math_task
 from entropy_rft.tasks.rows import Row, read_jsonl
 from entropy_rft.tasks.task import Task
@@ -47,6 +48,7 @@ def load(
         raise ValueError("task 'jsonl' reads a file: give its path")
     rows = read_jsonl(path)
     pairs = [(row.text(question_column), row.answer(answer_column)) for row in rows]
+    check_golds(rows, [answer_column] * len(rows), [gold for _, gold in pairs])
     columns = _columns(rows, leave_out=(question_column, answer_column))
     return math_task("jsonl", split, pairs, columns, limit, seed, instruction, answer_format, thinking)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from entropy_rft.tasks.answers import normalise_answer
+from entropy_rft.tasks.answers import normalise_answer, number_text
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class Row:
         value = self.fields[field]
         # bool is an int to Python, but true is no answer.
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise self.error(f"field {field!r} must be {expected}, not {_shown(value)}")
+            raise self.error(f"field {field!r} must be {expected}, not {shown(value)}")
         return value
 
     def text(self, field: str) -> str:
@@ -45,8 +46,10 @@ class Row:
     def answer(self, field: str) -> str:
         """The normalised gold answer in the field, text or a number; raises ValueError as `text` does."""
         value = self.value(field, (str, int, float), "text or a number")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise self.error(f"field {field!r} is too large a number: write it as text")
+            value = number_text(value)
         return normalise_answer(self.checked(field, str(value)))
 
     def checked(self, field: str, value: str) -> str:
@@ -122,7 +125,7 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: invalid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a row must be a JSON object, not {_shown(value)}")
+        raise ValueError(f"{where}: a row must be a JSON object, not {shown(value)}")
     return value
 
 
@@ -130,6 +133,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error message has it, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -38,3 +38,15 @@ def test_names_load_on_first_use() -> None:
         assert getattr(entropy_rft, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         entropy_rft.nonsense  # noqa: B018
+
+
+def test_the_readme_lists_every_extra() -> None:
+    import re
+    from importlib.metadata import metadata
+    from pathlib import Path
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    sentence = re.search(r"the extras are (.*?)\.\n", readme, re.DOTALL)
+    assert sentence is not None
+    listed = re.findall(r"`([a-z]+)`", sentence[1])
+    assert sorted(listed) == sorted(metadata("entropy_rft").get_all("Provides-Extra") or [])
