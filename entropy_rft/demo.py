@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 
 from entropy_rft.assets import TINY_REASONER
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
@@ -53,12 +54,12 @@ class Demo:
     def __init__(self, output_dir: str, steps: int | None, questions: int, samples: int, seed: int) -> None:
         for name, value in (("steps", steps), ("questions", questions), ("samples", samples)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserValueError(f"{name} must be at least 1, got {value}")
         if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError('the report needs matplotlib: pip install "entropy_rft[report]"')
+            raise UserValueError('the report needs matplotlib: pip install "entropy_rft[report]"')
         self.output_dir = Path(output_dir)
         if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"output_dir {output_dir!r} is a file")
+            raise UserValueError(f"output_dir {output_dir!r} is a file")
         self.steps = steps
         self.seed = seed
         self.samples = samples

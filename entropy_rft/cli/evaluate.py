@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
+from entropy_rft.errors import UserValueError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     options = parse_options(args.task_option)
     output = Path(args.output) if args.output else default_output(args.model, args.task, args.split)
     if output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a directory: give a file name")
+        raise UserValueError(f"--output {str(output)!r} is a directory: give a file name")
 
     from rich.console import Console
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluation.save(output)
     except OSError as error:
-        raise ValueError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+        raise UserValueError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
     console.print(f"result: {output}", markup=False, highlight=False)
     return 0
 

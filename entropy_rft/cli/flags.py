@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.errors import UserValueError
+
 Add = Callable[..., Any]
 """``parser.add_argument``."""
 
@@ -103,7 +105,7 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     if args.shard is None and args.num_shards is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.shard is None or args.num_shards is None:
-        raise ValueError("--shard and --num_shards belong together: give both, or none under torchrun")
+        raise UserValueError("--shard and --num_shards belong together: give both, or none under torchrun")
     return args.shard, args.num_shards
 
 
@@ -128,11 +130,11 @@ def sampler_name(args: argparse.Namespace) -> str:
         ValueError: two were asked for, vLLM is not installed, or its memory is out of range; before anything slow.
     """
     if not 0 < args.vllm_memory <= 1:
-        raise ValueError(f"vllm_memory must be above 0 and at most 1, got {args.vllm_memory}")
+        raise UserValueError(f"vllm_memory must be above 0 and at most 1, got {args.vllm_memory}")
     if args.url and args.vllm:
-        raise ValueError("--url and --vllm exclude each other: give one")
+        raise UserValueError("--url and --vllm exclude each other: give one")
     if args.vllm and find_spec("vllm") is None:
-        raise ValueError('--vllm needs vLLM: pip install "entropy_rft[vllm]"')
+        raise UserValueError('--vllm needs vLLM: pip install "entropy_rft[vllm]"')
     return "openai" if args.url else "vllm" if args.vllm else "transformers"
 
 
@@ -184,9 +186,9 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(f"--task_option {pair!r} must have the form key=value")
+            raise UserValueError(f"--task_option {pair!r} must have the form key=value")
         if key in options:
-            raise ValueError(f"--task_option {key!r} is given twice")
+            raise UserValueError(f"--task_option {key!r} is given twice")
         options[key] = _typed(value)
     return options
 

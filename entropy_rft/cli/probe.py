@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.cli import flags
+from entropy_rft.errors import UserValueError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -155,7 +156,7 @@ def _one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         try:
             return run(args)
         except FloatingPointError as error:
-            raise ValueError(str(error)) from error
+            raise UserValueError(str(error)) from error
 
     return checked
 
@@ -386,7 +387,7 @@ def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any,
         _print(f"note: {questions.fitted} questions that the probe was fitted to are left out")
     name = args.model or probe.base_model
     if name is None:
-        raise ValueError(f"probe {args.probe!r} does not know its base model: give --model")
+        raise UserValueError(f"probe {args.probe!r} does not know its base model: give --model")
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
     return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)

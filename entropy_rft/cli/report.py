@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from entropy_rft.errors import UserValueError
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the verb."""
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         write_report(runs, args.output, title=args.title)
     except ImportError as error:
-        raise ValueError(str(error)) from error
+        raise UserValueError(str(error)) from error
     except OSError as error:
-        raise ValueError(f"--output {args.output!r} cannot be written: {error.strerror}") from error
+        raise UserValueError(f"--output {args.output!r} cannot be written: {error.strerror}") from error
     console.print(f"report: {args.output}", markup=False, highlight=False)
     return 0

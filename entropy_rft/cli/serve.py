@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from entropy_rft.errors import UserValueError
+
 # The settings that have one value; the others are for the file and the environment. A test compares them with
 # RouterSettings, which is not imported here: the help of every verb must not wait for pydantic.
 FLAGS: dict[str, str] = {
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         from entropy_rft.router.serve import check, serve
         from entropy_rft.router.settings import load_settings
     except ImportError as error:
-        raise ValueError(f'the router needs {error.name}: pip install "entropy_rft[router]"') from error
+        raise UserValueError(f'the router needs {error.name}: pip install "entropy_rft[router]"') from error
 
     overrides = {name: value for name in FLAGS if (value := getattr(args, name)) is not None}
     settings = load_settings(args.config, overrides)

@@ -9,6 +9,7 @@ import numpy as np
 
 from entropy_rft.difficulty.labels import NoProbeError, Thresholds, check_accuracy_and_entropy, labelled
 from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.errors import UserValueError
 
 _QUANTILES, _GAPS = 19, 20  # candidates for entropy_normal
 
@@ -71,14 +72,18 @@ def calibrate_thresholds(
     """
     a, h = np.asarray(accuracy, dtype=np.float64), np.asarray(entropy, dtype=np.float64)
     if a.ndim != 1 or a.shape != h.shape:
-        raise ValueError(f"accuracy and entropy must be one number a question, got the shapes {a.shape} and {h.shape}")
+        raise UserValueError(
+            f"accuracy and entropy must be one number a question, got the shapes {a.shape} and {h.shape}"
+        )
     check_accuracy_and_entropy(a, h)
     if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+        raise UserValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
     if not 0 <= min_share <= 1 / 3:
-        raise ValueError(f"min_share must lie between 0 and 1/3, got {min_share}")
+        raise UserValueError(f"min_share must lie between 0 and 1/3, got {min_share}")
     if len(a) < 20:
-        raise ValueError(f"thresholds cannot be calibrated on {len(a)} questions: collect at least 20, or give them")
+        raise UserValueError(
+            f"thresholds cannot be calibrated on {len(a)} questions: collect at least 20, or give them"
+        )
     order = np.random.default_rng(seed).permutation(len(a))
     held_out = max(1, round(validation_fraction * len(a)))
     validation, fitted = order[:held_out], order[held_out:]

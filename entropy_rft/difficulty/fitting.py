@@ -16,6 +16,7 @@ from entropy_rft.difficulty.probe import DifficultyProbe
 from entropy_rft.difficulty.states import is_old
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces
+from entropy_rft.errors import UserValueError
 
 BASELINES = {"prompt_length": "prompt_tokens", "pass_rate": "accuracy"}
 """What can be had without a hidden state, by name, with the column of the traces that it sees."""
@@ -57,7 +58,7 @@ def train_probe(
     """
     questions = set(traces.questions)
     if len(questions) < 10:
-        raise ValueError(f"a probe needs at least 10 different questions, the traces have {len(questions)}")
+        raise UserValueError(f"a probe needs at least 10 different questions, the traces have {len(questions)}")
     testing = split_groups(traces.questions, test_fraction, seed)
     seen, unseen = traces.take(~testing), traces.take(testing)
     metrics: dict[str, Any] = {}
@@ -128,10 +129,12 @@ def baselines_of(probe: DifficultyProbe, traces: Traces, *, force: bool = False)
     """
     check_weights(traces, probe, force)
     if probe.thresholds is None:
-        raise ValueError("the probe has no thresholds: without them the questions have no labels")
+        raise UserValueError("the probe has no thresholds: without them the questions have no labels")
     own = traces.among(set(probe.questions))
     if not own.any():
-        raise ValueError("the probe was fitted to none of these traces' questions: give those that it was trained on")
+        raise UserValueError(
+            "the probe was fitted to none of these traces' questions: give those that it was trained on"
+        )
     fit = probe.metrics.get("fit", {})  # older probes do not say how they were fitted: as by default
     made = {
         name: fit[key] for name, key in (("epochs", "max_epochs"), ("learning_rate", "learning_rate")) if key in fit
@@ -145,11 +148,11 @@ def check_weights(traces: Traces, probe: DifficultyProbe, force: bool = False) -
         return
     if is_old(probe.fingerprint) != is_old(traces.fingerprint):
         older, newer = ("probe was", "traces") if is_old(probe.fingerprint) else ("traces were", "probe")
-        raise ValueError(
+        raise UserValueError(
             f"the {older} made by an earlier version, whose fingerprint of the weights ({probe.fingerprint!r} or "
             f"{traces.fingerprint!r}) cannot be compared with that of the {newer}: make both anew, or give --force"
         )
-    raise ValueError(
+    raise UserValueError(
         f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with other "
         "weights: collect traces with the probe's model"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty
+from entropy_rft.errors import UserTypeError, UserValueError
 
 _EASY, _NORMAL, _HARD = range(3)
 
@@ -38,10 +39,10 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, not {value!r}")
+                raise UserTypeError(f"{name} must be a number, not {value!r}")
             if not 0 <= value < math.inf or (name != "entropy_normal" and value > 1):
                 high = "" if name == "entropy_normal" else " and at most 1"
-                raise ValueError(f"{name} must be at least 0{high}, got {value}")
+                raise UserValueError(f"{name} must be at least 0{high}, got {value}")
 
 
 PUBLISHED_THRESHOLDS = Thresholds(accuracy_normal=0.85, entropy_normal=0.35, accuracy_hard=0.60)
@@ -69,7 +70,7 @@ def label(accuracy: Any, entropy: Any, thresholds: Thresholds) -> Any:
     """
     a, h = np.asarray(accuracy, dtype=np.float64), np.asarray(entropy, dtype=np.float64)
     if a.shape != h.shape:
-        raise ValueError(f"accuracy and entropy must have the same shape, got {a.shape} and {h.shape}")
+        raise UserValueError(f"accuracy and entropy must have the same shape, got {a.shape} and {h.shape}")
     check_accuracy_and_entropy(a, h)
     return np.array(DIFFICULTIES, dtype=object)[labelled(a, h, thresholds)]
 
@@ -88,7 +89,7 @@ def check_accuracy_and_entropy(accuracy: np.ndarray, entropy: np.ndarray) -> Non
         if bad.any():
             where = f" at index {int(np.flatnonzero(bad)[0])}" if values.ndim else ""
             bounds = "between 0 and 1" if high == 1 else "0 or a positive number"
-            raise ValueError(f"{name} must be {bounds}, got {values[bad].flat[0]}{where}")
+            raise UserValueError(f"{name} must be {bounds}, got {values[bad].flat[0]}{where}")
 
 
 def class_indices(labels: Any) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.errors import UserValueError
+
 CLASSES = 3
 
 
@@ -13,7 +15,7 @@ def confusion_matrix(true: Any, predicted: Any) -> np.ndarray:
     """Counts, (true class, predicted class); classes are the columns of a probe's probabilities."""
     truth, guess = np.asarray(true, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if truth.shape != guess.shape or truth.ndim != 1 or not len(truth):
-        raise ValueError(f"true and predicted must name the same questions, got {truth.shape} and {guess.shape}")
+        raise UserValueError(f"true and predicted must name the same questions, got {truth.shape} and {guess.shape}")
     return np.bincount(truth * CLASSES + guess, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from entropy_rft.difficulty.strategies import DIFFICULTIES
+from entropy_rft.errors import UserValueError
 
 KINDS = ("mlp", "linear")
 
@@ -47,8 +48,10 @@ def checked_states(hidden: Any) -> Tensor:
     if states.ndim == 1:
         states = states[None]
     if states.ndim != 2 or not states.shape[1]:
-        raise ValueError(f"hidden must have the shape (N, D), got {tuple(states.shape)}")
+        raise UserValueError(f"hidden must have the shape (N, D), got {tuple(states.shape)}")
     bad = ~states.isfinite().all(-1)
     if bool(bad.any()):
-        raise ValueError(f"hidden has NaN or infinite values in row {int(bad.nonzero()[0])}: check the model's dtype")
+        raise UserValueError(
+            f"hidden has NaN or infinite values in row {int(bad.nonzero()[0])}: check the model's dtype"
+        )
     return states

@@ -15,6 +15,7 @@ from torch.nn import functional
 from entropy_rft.difficulty.labels import NoProbeError
 from entropy_rft.difficulty.network import initial_weights, logits
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
+from entropy_rft.errors import UserValueError
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ def fit_weights(
     """
     for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+            raise UserValueError(f"{name} must be at least 1, got {count}")
     if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
+        raise UserValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
     validating = split_groups(groups, validation_fraction, seed)
     train, held_out = np.flatnonzero(~validating), np.flatnonzero(validating)
     if not len(train) or not len(held_out):
-        raise ValueError(f"a probe needs at least 2 different questions, got {len(set(groups))}")
+        raise UserValueError(f"a probe needs at least 2 different questions, got {len(set(groups))}")
     generator = torch.Generator().manual_seed(seed)
     mean = states[train].mean(0)
     deviation = states[train].std(0, correction=0)
@@ -100,7 +101,7 @@ def fit_weights(
         elif epoch - best_epoch >= patience:
             break
     if not best_epoch:
-        raise ValueError(
+        raise UserValueError(
             f"the validation loss was not finite in any of {epoch} epochs with learning_rate {learning_rate:g}: "
             "take a smaller one"
         )
@@ -126,7 +127,7 @@ def split_groups(groups: Sequence[str], fraction: float, seed: int) -> np.ndarra
         ValueError: `fraction` is out of range.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+        raise UserValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     names = sorted(set(groups))  # so that the order of the rows plays no part
     order = np.random.default_rng(seed).permutation(len(names))
     count = min(max(1, round(fraction * len(names))), len(names) - 1)

@@ -27,6 +27,7 @@ from entropy_rft.difficulty.strategies import (
     Strategy,
     strategies_from,
 )
+from entropy_rft.errors import UserValueError
 
 
 class DifficultyProbe:
@@ -68,12 +69,12 @@ class DifficultyProbe:
         seed: int = 0,
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind must be mlp or linear, not {kind!r}")
+            raise UserValueError(f"kind must be mlp or linear, not {kind!r}")
         if isinstance(hidden_units, bool) or not isinstance(hidden_units, int) or hidden_units < 1:
-            raise ValueError(f"hidden_units must be a whole number of at least 1, got {hidden_units!r}")
+            raise UserValueError(f"hidden_units must be a whole number of at least 1, got {hidden_units!r}")
         missing = [difficulty.value for difficulty in DIFFICULTIES if difficulty not in strategies]
         if missing:
-            raise ValueError(f"strategies has none for {', '.join(missing)}")
+            raise UserValueError(f"strategies has none for {', '.join(missing)}")
         self.kind = kind
         self.hidden_units = hidden_units
         self.base_model = base_model
@@ -135,7 +136,7 @@ class DifficultyProbe:
         targets = torch.from_numpy(class_indices(labels))
         names = [str(i) for i in range(len(states))] if groups is None else [str(group) for group in groups]
         if not len(states) == len(targets) == len(names):
-            raise ValueError(
+            raise UserValueError(
                 f"hidden, labels and groups must have the same length, got {len(states)}, {len(targets)}, {len(names)}"
             )
         fit = fit_weights(
@@ -171,10 +172,10 @@ class DifficultyProbe:
             ValueError: the probe is not fitted, or `hidden` has another width, or NaN or infinite values.
         """
         if not self._tensors:
-            raise ValueError("the probe is not fitted: call fit, or load one with from_pretrained")
+            raise UserValueError("the probe is not fitted: call fit, or load one with from_pretrained")
         states = checked_states(hidden)
         if states.shape[1] != self.width:
-            raise ValueError(
+            raise UserValueError(
                 f"hidden has the width {states.shape[1]}, but this probe reads {self.width}{self._whose()}"
             )
         return (logits(self._tensors, states) / self.temperature).softmax(-1)
@@ -190,7 +191,7 @@ class DifficultyProbe:
             ValueError: the probe is not fitted.
         """
         if not self._tensors:
-            raise ValueError("the probe is not fitted: call fit before save_pretrained")
+            raise UserValueError("the probe is not fitted: call fit before save_pretrained")
         write_probe(Path(directory), self.to_dict(), self._tensors, model_card(self))
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,13 +249,15 @@ class DifficultyProbe:
             probe.temperature = float(data["temperature"])
             probe.metrics, probe.questions, width = data["metrics"], data["questions"], data["width"]
             if data["classes"] != list(NAMES) or not 0 < probe.temperature < math.inf or width < 1:
-                raise ValueError("classes, temperature or width is out of range")
+                raise UserValueError("classes, temperature or width is out of range")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"probe {str(source / CONFIG)!r} is malformed: {error}") from error
+            raise UserValueError(f"probe {str(source / CONFIG)!r} is malformed: {error}") from error
         probe._tensors = read_weights(source, probe._shapes(width))
         difference = probe._difference(base_model)
         if difference and not force:
-            raise ValueError(f"{difference}: its hidden states mean something else (force=True uses it all the same)")
+            raise UserValueError(
+                f"{difference}: its hidden states mean something else (force=True uses it all the same)"
+            )
         if difference:
             warnings.warn(f"{difference}: what it says of this model's questions is a guess", stacklevel=2)
         return probe
@@ -296,12 +299,12 @@ def choose(proba: Any, min_confidence: float = 0.0) -> Any:
         ValueError: another shape, a value that is no probability, or `min_confidence` out of range.
     """
     if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence must lie between 0 and 1, got {min_confidence}")
+        raise UserValueError(f"min_confidence must lie between 0 and 1, got {min_confidence}")
     values = np.asarray(proba, dtype=np.float64)
     if values.ndim not in (1, 2) or values.shape[-1] != len(DIFFICULTIES):
-        raise ValueError(f"proba must have the shape (N, 3) or (3,), got {values.shape}")
+        raise UserValueError(f"proba must have the shape (N, 3) or (3,), got {values.shape}")
     if not (np.isfinite(values) & (values >= 0) & (values <= 1 + 1e-6)).all():
-        raise ValueError("proba must hold probabilities, between 0 and 1")
+        raise UserValueError("proba must hold probabilities, between 0 and 1")
     chosen = [
         DIFFICULTIES[int(row.argmax())] if row.max() >= min_confidence else Difficulty.NORMAL
         for row in np.atleast_2d(values)

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from entropy_rft.errors import UserValueError
+
 CONFIG, WEIGHTS, CARD = "probe.json", "probe.safetensors", "README.md"
 SCHEMA = 1
 _Kind: TypeAlias = "tuple[tuple[type, ...], str]"
@@ -55,23 +57,23 @@ def read_config(source: Path) -> dict[str, Any]:
     """
     path = source / CONFIG
     if not path.is_file():
-        raise ValueError(f"probe {str(source)!r} has no {CONFIG}: give a directory that save_pretrained wrote")
+        raise UserValueError(f"probe {str(source)!r} has no {CONFIG}: give a directory that save_pretrained wrote")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"probe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"probe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"probe {str(path)!r} is of schema {found!r}, not {SCHEMA}")
+        raise UserValueError(f"probe {str(path)!r} is of schema {found!r}, not {SCHEMA}")
     for name, (kinds, expected) in _FIELDS.items():
         if name not in data:
-            raise ValueError(f"probe {str(path)!r} has no field {name!r}")
+            raise UserValueError(f"probe {str(path)!r} has no field {name!r}")
         value = data[name]
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"probe {str(path)!r} is malformed: {name} must be {expected}, not {value!r}")
+            raise UserValueError(f"probe {str(path)!r} is malformed: {name} must be {expected}, not {value!r}")
     for name in ("classes", "questions"):
         if not all(isinstance(item, str) for item in data[name]):
-            raise ValueError(f"probe {str(path)!r} is malformed: {name} must hold texts alone")
+            raise UserValueError(f"probe {str(path)!r} is malformed: {name} must hold texts alone")
     return data
 
 
@@ -89,17 +91,17 @@ def read_weights(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise ValueError(f"probe {str(path)!r} cannot be read: {reason}") from error
+        raise UserValueError(f"probe {str(path)!r} cannot be read: {reason}") from error
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != dict(expected):
         wrong = next(name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name))
-        raise ValueError(
+        raise UserValueError(
             f"probe {str(path)!r} does not fit its {CONFIG}: {wrong} has the shape {found.get(wrong)}, "
             f"expected {expected.get(wrong)}"
         )
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise ValueError(f"probe {str(path)!r} is corrupted: {name} is not finite float32")
+            raise UserValueError(f"probe {str(path)!r} is corrupted: {name} is not finite float32")
     # In the order of the formula, whatever the file's.
     return {name: tensors[name] for name in expected}
 

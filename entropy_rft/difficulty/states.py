@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entropy_rft.errors import UserValueError
+
 _BLOCK = 2**18  # values of a weight that are summed at a time: what a cache holds; fingerprints depend on it
 
 
@@ -43,7 +45,7 @@ def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int 
         with torch.no_grad():
             for ids in prompt_ids:
                 if not ids:
-                    raise ValueError("a prompt has no tokens, hence no last one")
+                    raise UserValueError("a prompt has no tokens, hence no last one")
                 inputs = torch.tensor([list(ids)], device=device)
                 output = model.base_model(input_ids=inputs, use_cache=False, output_hidden_states=not last)
                 hidden = output.last_hidden_state if last else output.hidden_states[index]
@@ -60,7 +62,7 @@ def check_layer(model: Any, layer: int) -> int:
     """The layer's number from 0 (embedding) to the number of layers; raises ValueError when there is none such."""
     count = int(model.config.get_text_config().num_hidden_layers)
     if isinstance(layer, bool) or not isinstance(layer, int) or not -count - 1 <= layer <= count:
-        raise ValueError(f"layer must lie between {-count - 1} and {count} for this model, got {layer!r}")
+        raise UserValueError(f"layer must lie between {-count - 1} and {count} for this model, got {layer!r}")
     return layer if layer >= 0 else layer + count + 1
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.errors import UserValueError
+
 SETTINGS, DATA = "settings.json", "data"
 SCHEMA = 1
 LATER = ("served_model",)
@@ -39,7 +41,7 @@ class ChunkStore:
         self, directory: str | os.PathLike[str], settings: Mapping[str, Any], total: int, chunk_size: int
     ) -> None:
         if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+            raise UserValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.directory = Path(directory).expanduser()
         self.total = total
         self.chunk_size = chunk_size
@@ -112,7 +114,7 @@ class ChunkStore:
         path = self.directory / SETTINGS
         if not path.is_file():
             if any((self.directory / DATA).glob("*.parquet")):
-                raise ValueError(f"{str(self.directory)!r} holds data without {SETTINGS}: give another directory")
+                raise UserValueError(f"{str(self.directory)!r} holds data without {SETTINGS}: give another directory")
             partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             try:
                 with partial.open("w", encoding="utf-8") as stream:
@@ -142,7 +144,7 @@ def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str,
     """
     for name, value in json.loads(json.dumps(settings)).items():
         if found.get(name) != value and (name in found or name not in LATER):
-            raise ValueError(
+            raise UserValueError(
                 f"{str(directory)!r} was begun with {name} = {found.get(name)!r}, not {value!r}: "
                 "go on with the same settings, or give another directory"
             )
@@ -151,9 +153,9 @@ def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str,
 def check_shard(shard: int, num_shards: int) -> None:
     """Raise a ValueError unless ``0 <= shard < num_shards``."""
     if num_shards < 1:
-        raise ValueError(f"num_shards must be at least 1, got {num_shards}")
+        raise UserValueError(f"num_shards must be at least 1, got {num_shards}")
     if not 0 <= shard < num_shards:
-        raise ValueError(f"shard must lie between 0 and {num_shards - 1} for {num_shards} shards, got {shard}")
+        raise UserValueError(f"shard must lie between 0 and {num_shards - 1} for {num_shards} shards, got {shard}")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -166,11 +168,13 @@ def read_settings(directory: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{str(directory)!r} has no {SETTINGS}: give a directory that `probe collect` wrote") from None
+        raise UserValueError(
+            f"{str(directory)!r} has no {SETTINGS}: give a directory that `probe collect` wrote"
+        ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
-        raise ValueError(f"{str(path)!r} is not of schema {SCHEMA}")
+        raise UserValueError(f"{str(path)!r} is not of schema {SCHEMA}")
     return settings
 
 
@@ -229,7 +233,7 @@ def _read(directory: Path, column: str | None) -> tuple[list[tuple[int, dict[str
             read = table.to_pylist()
         for row in read:
             if row["index"] in rows:
-                raise ValueError(f"{str(path)!r} repeats question {row['index']}")
+                raise UserValueError(f"{str(path)!r} repeats question {row['index']}")
             rows[row["index"]] = place, row
             place += 1
     return [rows[index] for index in sorted(rows)], vectors
@@ -256,7 +260,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
+        raise UserValueError(
             f"{str(path)!r} is corrupted ({' '.join(str(error).split())[:120]}): delete it and collect again"
         ) from error
 

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 
@@ -88,20 +89,20 @@ class Strategy:
             try:
                 object.__setattr__(self, "difficulty", Difficulty(self.difficulty))
             except ValueError:
-                raise ValueError(
+                raise UserValueError(
                     f"difficulty must be easy, normal or hard, not {self.difficulty!r}"
                     f"{did_you_mean(self.difficulty, NAMES)}"
                 ) from None
         if not isinstance(self.instruction, str):
-            raise TypeError(f"instruction must be text, not {self.instruction!r}")
+            raise UserTypeError(f"instruction must be text, not {self.instruction!r}")
         for name in ("temperature", "max_tokens_fraction"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, not {value!r}")
+                raise UserTypeError(f"{name} must be a number, not {value!r}")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
+            raise UserValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
         if not 0 < self.max_tokens_fraction <= 1:
-            raise ValueError(f"max_tokens_fraction must be above 0 and at most 1, got {self.max_tokens_fraction}")
+            raise UserValueError(f"max_tokens_fraction must be above 0 and at most 1, got {self.max_tokens_fraction}")
 
     def max_tokens(self, budget: int) -> int:
         """The strategy's share of a budget of tokens, at least 1."""
@@ -149,23 +150,23 @@ def strategies_from(data: Any, where: str = "strategies") -> dict[Difficulty, St
         ValueError: an unknown name, or a value out of range or of another type; one line that names it.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must map easy, normal and hard to their fields, not be a {type(data).__name__}")
+        raise UserValueError(f"{where} must map easy, normal and hard to their fields, not be a {type(data).__name__}")
     strategies = dict(DEFAULT_STRATEGIES)
     for name, fields in data.items():
         if name not in NAMES:
-            raise ValueError(
+            raise UserValueError(
                 f"{where}: there is no difficulty {name!r}{did_you_mean(name, NAMES)}; known: easy, normal, hard"
             )
         if not isinstance(fields, Mapping):
-            raise ValueError(f"{where}: {name} must map {', '.join(_FIELDS)} to values, not be {fields!r}")
+            raise UserValueError(f"{where}: {name} must map {', '.join(_FIELDS)} to values, not be {fields!r}")
         for field in fields:
             if field not in _FIELDS:
-                raise ValueError(f"{where}: {name} has no field {field!r}{did_you_mean(field, _FIELDS)}")
+                raise UserValueError(f"{where}: {name} has no field {field!r}{did_you_mean(field, _FIELDS)}")
         difficulty = Difficulty(name)
         try:
             strategies[difficulty] = Strategy(difficulty, **{**DEFAULT_STRATEGIES[difficulty].to_dict(), **fields})
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {name}: {error}") from error
+            raise UserValueError(f"{where}: {name}: {error}") from error
     return strategies
 
 
@@ -180,9 +181,9 @@ def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
     try:
         data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+        raise UserValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"strategies {os.fspath(path)!r} are no YAML: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"strategies {os.fspath(path)!r} are no YAML: {' '.join(str(error).split())}") from error
     return strategies_from({} if data is None else data, f"strategies {os.fspath(path)!r}")
 
 

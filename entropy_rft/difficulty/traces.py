@@ -15,6 +15,7 @@ import numpy as np
 from entropy_rft.difficulty.states import same_model
 from entropy_rft.difficulty.store import read_rows_and_vectors, read_settings
 from entropy_rft.difficulty.wording import wordless_id
+from entropy_rft.errors import UserValueError
 
 CARD = "README.md"
 # Traces that differ in one of these do not belong to one probe.
@@ -122,7 +123,7 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
             made with different models, layers or markers; one line.
     """
     if not directories:
-        raise ValueError("give at least one directory of traces")
+        raise UserValueError("give at least one directory of traces")
     settings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     hidden: list[np.ndarray] = []
@@ -133,10 +134,10 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         found = read_settings(path)
         missing = [name for name in ("model", *_SHARED, "task", "digest") if name not in found]
         if missing:
-            raise ValueError(f"{os.fspath(directory)!r} holds no traces: its settings have no {', '.join(missing)}")
+            raise UserValueError(f"{os.fspath(directory)!r} holds no traces: its settings have no {', '.join(missing)}")
         for name in _SHARED:
             if settings and settings[0][name] != found[name]:
-                raise ValueError(
+                raise UserValueError(
                     f"{os.fspath(directory)!r} was collected with {name} {found[name]!r}, "
                     f"{os.fspath(directories[0])!r} with {settings[0][name]!r}"
                 )
@@ -147,7 +148,7 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
             row["question"] = wordless_id(row, options)
             if row["id"] in places:
                 # Counted twice it would make every interval too narrow.
-                raise ValueError(
+                raise UserValueError(
                     f"question {row['id']} is in {places[row['id']]!r} and in {os.fspath(directory)!r}: give each "
                     "directory and each question once"
                 )
@@ -157,9 +158,9 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         hidden.append(states if all(scorable) else states[scorable])
         collected += len(own)
     if not collected:
-        raise ValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
+        raise UserValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
     if not rows:
-        raise ValueError(f"no answer in {os.fspath(directories[0])!r} could be scored by the task's reward")
+        raise UserValueError(f"no answer in {os.fspath(directories[0])!r} could be scored by the task's reward")
     uncollected = sum(found["questions"] for found in settings) - collected
     there = [states for states in hidden if len(states)]
     return Traces(
@@ -175,7 +176,7 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
 def check_model(traces: Traces, name: str) -> None:
     """Raise a ValueError unless the traces are of the model called `name`."""
     if not same_model(traces.model, name):
-        raise ValueError(f"the traces are of the model {traces.model!r}, not of {name!r}")
+        raise UserValueError(f"the traces are of the model {traces.model!r}, not of {name!r}")
 
 
 def write_card(directory: Path, settings: Mapping[str, Any], done: int) -> None:

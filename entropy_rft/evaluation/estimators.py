@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from entropy_rft.errors import UserValueError
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of the chance that at least one of `k` samples of a question is right.
@@ -21,9 +23,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         ValueError: unless ``0 <= c <= n`` and ``1 <= k <= n``.
     """
     if not 0 <= c <= n:
-        raise ValueError(f"c must lie between 0 and n = {n}, got {c}")
+        raise UserValueError(f"c must lie between 0 and n = {n}, got {c}")
     if not 1 <= k <= n:
-        raise ValueError(f"k must lie between 1 and n = {n}, got {k}")
+        raise UserValueError(f"k must lie between 1 and n = {n}, got {k}")
     if n - c < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
@@ -45,10 +47,12 @@ def avg_at_k(correct: Sequence[int], drawn: Sequence[int]) -> float:
 def question_means(correct: Sequence[int], drawn: Sequence[int]) -> np.ndarray:
     """The fraction of right samples of each question, (questions,); raises as :func:`avg_at_k`."""
     if len(correct) != len(drawn) or not len(drawn):
-        raise ValueError(f"correct and drawn must name the same questions, got {len(correct)} and {len(drawn)} of them")
+        raise UserValueError(
+            f"correct and drawn must name the same questions, got {len(correct)} and {len(drawn)} of them"
+        )
     for c, n in zip(correct, drawn, strict=True):
         if not 0 <= c <= n or n < 1:
-            raise ValueError(f"a question has {c} right samples of {n}")
+            raise UserValueError(f"a question has {c} right samples of {n}")
     return np.asarray(correct, dtype=np.float64) / np.asarray(drawn, dtype=np.float64)
 
 
@@ -79,9 +83,9 @@ def bootstrap_interval(
     """
     values = np.asarray(means, dtype=np.float64)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"means must be one number per question, got the shape {values.shape}")
+        raise UserValueError(f"means must be one number per question, got the shape {values.shape}")
     if not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"means must lie between 0 and 1, got {values.min()} to {values.max()}")
+        raise UserValueError(f"means must lie between 0 and 1, got {values.min()} to {values.max()}")
     _check(confidence, resamples)
     tail = (1 - confidence) / 2
     reach = 1 - tail ** (1 / len(values))
@@ -116,10 +120,10 @@ def paired_difference(
         ValueError: lengths that differ, no question in common, or an argument out of range.
     """
     if len(first) != len(second):
-        raise ValueError(f"the two models answered {len(first)} and {len(second)} questions, not the same ones")
+        raise UserValueError(f"the two models answered {len(first)} and {len(second)} questions, not the same ones")
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not pairs:
-        raise ValueError("no question was scored for both models")
+        raise UserValueError("no question was scored for both models")
     _check(confidence, resamples)
     values = np.asarray([b - a for a, b in pairs], dtype=np.float64)
     return float(values.mean()), *_percentiles(values, (1 - confidence) / 2, resamples, seed)
@@ -127,9 +131,9 @@ def paired_difference(
 
 def _check(confidence: float, resamples: int) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise UserValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+        raise UserValueError(f"resamples must be at least 1, got {resamples}")
 
 
 def _percentiles(values: np.ndarray, tail: float, resamples: int, seed: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.difficulty.strategies import NAMES, Difficulty
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference
 
 ORACLE = "for each question the cheapest strategy that is right no less often than Normal"
@@ -107,7 +108,9 @@ def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty
     correct, tokens, seconds = answers.correct, answers.tokens, answers.seconds
     for chosen in choices.values():
         if correct.shape != tokens.shape or correct.shape[1] != len(chosen):
-            raise ValueError(f"answers and choices differ: {correct.shape}, {tokens.shape} and {len(chosen)} choices")
+            raise UserValueError(
+                f"answers and choices differ: {correct.shape}, {tokens.shape} and {len(chosen)} choices"
+            )
     count, samples = correct.shape[1:]
     scorable = np.isfinite(correct)
     usable = scorable.any(2).all(0)
@@ -115,7 +118,7 @@ def measure_policies(answers: Answers, choices: Mapping[str, Sequence[Difficulty
     if oracle is not None:
         usable &= np.isfinite(oracle.right)
     if not usable.any():
-        raise ValueError("no question has an answer of every strategy that can be scored")
+        raise UserValueError("no question has an answer of every strategy that can be scored")
     correct = np.where(usable[None, :, None], correct, 0.0)  # a mean of nothing would warn; they become NaN below
     right, length = np.nanmean(correct, axis=2), tokens.mean(2)  # (3, questions)
 
@@ -157,7 +160,7 @@ def pooled(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
     """
     counts = {len(run["normal"].right) for run in runs}
     if len(counts) != 1:
-        raise ValueError(f"only runs over the same questions can be pooled, got {sorted(counts) or 'none'}")
+        raise UserValueError(f"only runs over the same questions can be pooled, got {sorted(counts) or 'none'}")
     return {name: _mean([run[name] for run in runs]) for name in runs[0] if all(name in run for run in runs)}
 
 

@@ -21,6 +21,7 @@ from entropy_rft.difficulty.probe_files import CONFIG
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, load_traces
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.policies import ORACLE, Answers, Measured, measure_policies, pooled, summary, with_routing
 from entropy_rft.evaluation.strategies import (
     Questions,
@@ -107,7 +108,7 @@ class Study:
             different = [name for name in wanted if found.get(name) != wanted[name]]
             if different:
                 name = different[0]
-                raise ValueError(
+                raise UserValueError(
                     f"{str(self.directory)!r} was begun with {name} = {found.get(name)!r}, not {wanted[name]!r}: give "
                     "another directory, or delete it"
                 )
@@ -252,7 +253,7 @@ def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]])
     results = [result for result, _, _ in runs.values()]
     traces = [own for _, _, own in runs.values()]
     if any(own.ids != traces[0].ids for own in traces):
-        raise ValueError("the seeds were measured on different questions: only the same ones can be pooled")
+        raise UserValueError("the seeds were measured on different questions: only the same ones can be pooled")
     policies = summary(pooled([measured for _, measured, _ in runs.values()]))
     everything = Traces(traces[0].settings, [row for own in traces for row in own.rows], _stacked(traces))
     reports = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
 from entropy_rft.evaluation.result import Evaluation
@@ -45,7 +46,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str =
         ImportError: matplotlib is not installed.
     """
     if not runs:
-        raise ValueError("a report needs at least one run")
+        raise UserValueError("a report needs at least one run")
     labels = run_labels(runs)
     rows = evaluation_rows(runs)
     document = page(

@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.errors import UserValueError
+
 SCHEMA = 1
 
 
@@ -59,7 +61,7 @@ class Scores:
         optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
         missing = [f.name for f in fields(cls) if f.name not in data and f.name not in optional]
         if missing:
-            raise ValueError(f"the evaluation has no {', '.join(missing)}")
+            raise UserValueError(f"the evaluation has no {', '.join(missing)}")
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         known["pass_at_k"] = {int(k): value for k, value in known["pass_at_k"].items()}
         if known["avg_interval"] is not None:
@@ -109,7 +111,7 @@ class Evaluation(Scores):
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"not an evaluation of schema {SCHEMA}: schema is {found!r}")
+            raise UserValueError(f"not an evaluation of schema {SCHEMA}: schema is {found!r}")
         evaluation: Evaluation = super().from_dict(data)
         evaluation.by_difficulty = {
             level: Scores.from_dict(scores)  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ class Evaluation(Scores):
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            raise UserValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:

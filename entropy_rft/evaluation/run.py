@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.result import Evaluation
 
 _FILES = ("run.json", "recipe.yaml", "metrics.jsonl")
@@ -74,10 +75,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """
     path = Path(directory)
     if not path.is_dir():
-        raise ValueError(f"run {os.fspath(directory)!r} is not a directory")
+        raise UserValueError(f"run {os.fspath(directory)!r} is not a directory")
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
-        raise ValueError(f"{os.fspath(directory)!r} is not a run directory: it has no {', '.join(missing)}")
+        raise UserValueError(f"{os.fspath(directory)!r} is not a run directory: it has no {', '.join(missing)}")
     described = _mapping(path / "run.json", json.loads)
     run = Run(
         directory=path,
@@ -103,11 +104,11 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         data = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if data is None:  # an empty YAML file
         return {}
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a mapping, not a {type(data).__name__}")
+        raise UserValueError(f"{path} must hold a mapping, not a {type(data).__name__}")
     return {str(key): value for key, value in data.items()}
 
 

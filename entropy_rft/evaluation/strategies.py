@@ -20,6 +20,7 @@ from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.states import question_states
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.kept_answers import KeptAnswers
 from entropy_rft.evaluation.policies import Answers, compare_policies
 from entropy_rft.sampling import (
@@ -72,7 +73,7 @@ def held_out_questions(
     traces = load_traces(*directories)
     check_weights(traces, probe, force)
     if (traces.layer, traces.hidden.shape[1]) != (probe.layer, probe.width):
-        raise ValueError(
+        raise UserValueError(
             f"the probe reads layer {probe.layer} of width {probe.width}, the traces hold layer {traces.layer} of "
             f"width {traces.hidden.shape[1]}"
         )
@@ -83,14 +84,16 @@ def held_out_questions(
         task = load_task(**{"name": "", **_task_arguments(settings["task"])})
         rows = task_rows(task)
         if digest(rows) != settings["digest"]:
-            raise ValueError(
+            raise UserValueError(
                 f"task {task.name!r} has other questions now than when {os.fspath(directory)!r} was collected: "
                 "collect them again"
             )
         new = ~part.among(set(probe.questions))
         parts.append((task, [rows[row["index"]] for row, is_new in zip(part.rows, new, strict=True) if is_new]))
     if not keep.any():
-        raise ValueError(f"the probe was fitted to all {len(keep)} questions of these traces: collect another split")
+        raise UserValueError(
+            f"the probe was fitted to all {len(keep)} questions of these traces: collect another split"
+        )
     return Questions(traces.take(keep), parts, int((~keep).sum()))
 
 
@@ -320,7 +323,7 @@ def classifier_reports(
         ValueError: the probe has no thresholds.
     """
     if probe.thresholds is None:
-        raise ValueError("the probe has no thresholds: without them the questions have no labels")
+        raise UserValueError("the probe has no thresholds: without them the questions have no labels")
     truth = labels_of(traces, probe.thresholds)
     counts = probe.metrics.get("labels") or dict(zip(NAMES, np.bincount(truth, minlength=3).tolist(), strict=True))
     reports = {

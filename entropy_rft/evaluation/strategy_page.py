@@ -14,6 +14,7 @@ from entropy_rft.difficulty.fitting import labels_of
 from entropy_rft.difficulty.labels import Thresholds
 from entropy_rft.difficulty.strategies import NAMES, Difficulty
 from entropy_rft.difficulty.traces import Traces
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.markup import Key, figure, page, table
 from entropy_rft.evaluation.policies import ORACLE
@@ -93,7 +94,7 @@ def confusion_lines(report: Mapping[str, Any]) -> list[list[str]]:
 def check_plots() -> None:
     """Raise a ValueError where the figures could not be drawn: before hours of sampling, rather than after them."""
     if find_spec("matplotlib") is None:
-        raise ValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
+        raise UserValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
 from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.policies import Answers, measure_policies
 from entropy_rft.evaluation.strategies import Questions, placement_for
 from entropy_rft.sampling import (
@@ -141,7 +142,7 @@ def tune_confidence(
         ValueError: a candidate is out of range, or there is none.
     """
     if not confidences:
-        raise ValueError("confidences needs at least one value")
+        raise UserValueError("confidences needs at least one value")
     trials = []
     for confidence in sorted(confidences):
         measured = measure_policies(answers, {"probe": choose(proba, confidence)})
@@ -163,20 +164,20 @@ def tune_confidence(
 def check_grid(temperatures: Sequence[float], fractions: Sequence[float], tolerance: float) -> None:
     """Raise a ValueError that names what is out of range; callers use it before slow work."""
     if not temperatures or not fractions:
-        raise ValueError("temperatures and fractions need at least one value each")
+        raise UserValueError("temperatures and fractions need at least one value each")
     for temperature in temperatures:
         Strategy(Difficulty.NORMAL, "", temperature, 1.0)
     for fraction in fractions:
         Strategy(Difficulty.NORMAL, "", 0.0, fraction)
     if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")
+        raise UserValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")
 
 
 def check_splits(questions: Questions) -> None:
     """Raise a ValueError when the questions are of a split called test, of a part of it, or of a sum with it."""
     for task, _ in questions.parts:
         if _TEST.search(task.split.lower()):
-            raise ValueError(
+            raise UserValueError(
                 f"the traces are of the split {task.split!r} of {task.name}: strategies are tuned on a validation "
                 "split, so that test questions can still measure them"
             )
@@ -234,7 +235,7 @@ class _Asker:
                         right[i].append(known / scored)
                 lengths[i] += [len(completion.token_ids) for group in short for completion in group]
         if not all(right.values()):
-            raise ValueError("the task's reward could score no answer to the validation questions")
+            raise UserValueError("the task's reward could score no answer to the validation questions")
         return [
             Trial(strategy, float(np.mean(right[i])), float(np.mean(lengths[i])), len(right[i]))
             for i, strategy in enumerate(strategies)

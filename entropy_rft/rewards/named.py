@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.pear import PEARReward
 from entropy_rft.suggestions import did_you_mean
 
@@ -32,7 +33,7 @@ def build_rewards(
         ValueError: for a name that is none of these, naming the nearest.
     """
     if not names:
-        raise ValueError(f"rewards is empty: name at least one of {', '.join(REWARD_NAMES)}, or module:function")
+        raise UserValueError(f"rewards is empty: name at least one of {', '.join(REWARD_NAMES)}, or module:function")
     rewards: list[Callable[..., Any]] = []
     for name in names:
         if name == "task":
@@ -47,7 +48,7 @@ def build_rewards(
         elif ":" in name:
             rewards.append(_own(name))
         else:
-            raise ValueError(
+            raise UserValueError(
                 f"rewards: there is no reward {name!r}{did_you_mean(name, REWARD_NAMES)} (known: "
                 f"{', '.join(REWARD_NAMES)}, or module:function)"
             )
@@ -59,7 +60,7 @@ def _own(name: str) -> Callable[..., Any]:
     try:
         reward = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards: {name!r} cannot be imported: {error}") from error
+        raise UserValueError(f"rewards: {name!r} cannot be imported: {error}") from error
     if not callable(reward):
-        raise ValueError(f"rewards: {name!r} is not callable")
+        raise UserValueError(f"rewards: {name!r} is not callable")
     return reward

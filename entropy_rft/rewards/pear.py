@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from entropy_rft.errors import UserTypeError, UserValueError
+
 Reward = Callable[..., "list[float | None]"]
 
 
@@ -60,20 +62,22 @@ class PEARReward:
         floor: float | None = None,
     ) -> None:
         if not callable(correctness) or isinstance(correctness, type):
-            raise TypeError(f"correctness must be a TRL reward function, got {correctness!r}")
+            raise UserTypeError(f"correctness must be a TRL reward function, got {correctness!r}")
         if inspect.iscoroutinefunction(correctness) or inspect.iscoroutinefunction(
             getattr(correctness, "__call__", None)  # noqa: B004 - the bound method is what is inspected
         ):
-            raise TypeError("correctness must be a synchronous reward function, got a coroutine function")
+            raise UserTypeError("correctness must be a synchronous reward function, got a coroutine function")
         for name, value in (("alpha", alpha), ("score", score), ("format_score", format_score), ("floor", floor)):
             if value is None and name == "floor":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+                raise UserTypeError(f"{name} must be a number, got {value!r}")
             if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
+                raise UserValueError(f"{name} must be finite, got {value}")
         if floor is not None and floor > min(1.0, score):
-            raise ValueError(f"floor must not be above the best reward min(1, score) = {min(1.0, score)}, got {floor}")
+            raise UserValueError(
+                f"floor must not be above the best reward min(1, score) = {min(1.0, score)}, got {floor}"
+            )
         self.correctness = correctness
         self.alpha = alpha
         self.score = score
@@ -95,7 +99,7 @@ class PEARReward:
     ) -> list[float | None]:
         """One reward per completion; `phase_entropies` holds its ``(H_think, H_answer)``, nats."""
         if phase_entropies is None:
-            raise ValueError(
+            raise UserValueError(
                 "PEARReward got no phase_entropies: train with entropy_rft.EntropyGRPOTrainer, which computes them "
                 "(a plain trl.GRPOTrainer does not; a reward that wraps this one must name phase_entropies in its own "
                 "signature)"
@@ -104,7 +108,7 @@ class PEARReward:
             kwargs["log_metric"] = log_metric
         correct = self.correctness(completions=completions, **kwargs)
         if not len(correct) == len(phase_entropies) == len(completions):
-            raise ValueError(
+            raise UserValueError(
                 f"{len(completions)} completions need as many phase_entropies and correctness values, got "
                 f"{len(phase_entropies)} and {len(correct)}"
             )

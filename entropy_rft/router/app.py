@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError, error_body
@@ -54,7 +55,7 @@ class RouterApp:
 
     def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
         if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
-            raise ValueError(
+            raise UserValueError(
                 "features.kind is missing: a probe needs hidden states, from local, or from vllm_pooling at its url "
                 "(none: only clients choose)"
             )

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from entropy_rft.errors import UserValueError
+
 
 class FeatureError(Exception):
     """A hidden state, or what the probe makes of it, cannot be had; one line that says why."""
@@ -61,7 +63,7 @@ class MicroBatcher:
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_queue", max_queue), ("concurrency", concurrency)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserValueError(f"{name} must be at least 1, got {value}")
         self._run = run
         self.batch_size = batch_size
         self.wait = wait

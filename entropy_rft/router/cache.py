@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
+from entropy_rft.errors import UserValueError
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -23,7 +25,7 @@ class LRUCache(Generic[K, V]):
 
     def __init__(self, size: int) -> None:
         if size < 0:
-            raise ValueError(f"cache_size must be at least 0, got {size}")
+            raise UserValueError(f"cache_size must be at least 0, got {size}")
         self.size = size
         self._entries: OrderedDict[K, V] = OrderedDict()
 

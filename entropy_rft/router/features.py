@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import Abandoned, FeatureError
 from entropy_rft.router.cache import LRUCache
 from entropy_rft.router.tokenizing import ChatTokenizer, Question
@@ -250,12 +251,12 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
     if wanted.kind == "none":
         return NoFeatures()
     if probe is None:
-        raise ValueError(
+        raise UserValueError(
             f"features.kind is {wanted.kind!r}, which needs a probe: give one, or set features.kind to none"
         )
     model = settings.model or probe.base_model
     if not model:
-        raise ValueError("the probe does not know its base model: set model to its name or directory")
+        raise UserValueError("the probe does not know its base model: set model to its name or directory")
     states: HiddenStates
     if wanted.kind == "local":
         from entropy_rft.router.local_states import LocalStates
@@ -282,6 +283,6 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
             batch_size=wanted.batch_size,
         )
     else:
-        raise ValueError(f"features.kind must be vllm_pooling, local or none, not {wanted.kind!r}")
+        raise UserValueError(f"features.kind must be vllm_pooling, local or none, not {wanted.kind!r}")
     tokenize = ChatTokenizer.from_pretrained(model)
     return ProbedFeatures(tokenize, states, probe, wanted.cache_size, tokenize.knows_system_role)

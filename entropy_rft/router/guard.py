@@ -11,6 +11,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.errors import error_body
 from entropy_rft.router.settings_parts import LimitSettings
 
@@ -106,7 +107,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._head_count += 1
         if self._head_count > self.limits.max_header_count:
             self._refusal = (431, f"at most {self.limits.max_header_count} headers are read", "too_many_headers")
-            raise ValueError(self._refusal[1])  # the parser stops, and what it raises is answered
+            raise UserValueError(self._refusal[1])  # the parser stops, and what it raises is answered
         if self._in_head:  # else it is a trailer, which changes nothing of what the head said
             super().on_header(name, value)
 
@@ -116,17 +117,17 @@ class GuardedConnection(HttpToolsProtocol):
         if size > self.limits.max_header_bytes:
             limit = self.limits.max_header_bytes
             self._refusal = (431, f"headers may have at most {limit} bytes", "headers_too_large")
-            raise ValueError(self._refusal[1])
+            raise UserValueError(self._refusal[1])
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise ValueError("CONNECT is not answered")
+                raise UserValueError("CONNECT is not answered")
             version = self.parser.get_http_version().encode()
             lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
             lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
             self._again = b"\r\n".join([*lines, b"", b""])
             return
         if len(self.pipeline) >= _MOST_AHEAD:
-            raise ValueError("too many requests were sent before the first one's answer")
+            raise UserValueError("too many requests were sent before the first one's answer")
         super().on_headers_complete()
         self._in_head = False
 

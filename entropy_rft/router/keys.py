@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from entropy_rft.errors import UserValueError
+
 
 def read_key(whose: str, env: str | None, file: str | None) -> str | None:
     """The one key that `env` (a variable's name) or `file` holds; ``None`` when neither is given.
@@ -33,7 +35,7 @@ def read_keys(env: str | None, file: str | None) -> tuple[str, ...]:
     else:
         keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
-        raise ValueError(f"auth: {env or file!r} holds no key")
+        raise UserValueError(f"auth: {env or file!r} holds no key")
     for key in keys:
         _check("auth", key, env or file)
     return tuple(dict.fromkeys(keys))
@@ -41,21 +43,21 @@ def read_keys(env: str | None, file: str | None) -> tuple[str, ...]:
 
 def _text(whose: str, env: str | None, file: str | None, names: tuple[str, str]) -> str:
     if env is not None and file is not None:
-        raise ValueError(f"{whose}: give {names[0]} or {names[1]}, not both")
+        raise UserValueError(f"{whose}: give {names[0]} or {names[1]}, not both")
     if env is not None:
         if not os.environ.get(env, "").strip():
-            raise ValueError(f"{whose}: {names[0]} names the environment variable {env!r}, which is not set")
+            raise UserValueError(f"{whose}: {names[0]} names the environment variable {env!r}, which is not set")
         return os.environ[env]
     assert file is not None
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ValueError(f"{whose}: {names[1]} {file!r} cannot be read: {reason}") from error
+        raise UserValueError(f"{whose}: {names[1]} {file!r} cannot be read: {reason}") from error
 
 
 def _check(whose: str, key: str, where: str | None) -> None:
     if not key:
-        raise ValueError(f"{whose}: {where!r} holds no key")
+        raise UserValueError(f"{whose}: {where!r} holds no key")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(f"{whose}: {where!r} holds a key that is not one word of printable ASCII")
+        raise UserValueError(f"{whose}: {where!r} holds a key that is not one word of printable ASCII")

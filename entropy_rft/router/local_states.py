@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
 
 logger = logging.getLogger(__name__)
@@ -118,11 +119,11 @@ class LocalStates:
         check_layer(model, self.layer)
         config = model.config.get_text_config()
         if self.width is not None and config.hidden_size != self.width:
-            raise ValueError(f"the probe reads the width {self.width}, {self.name!r} has {config.hidden_size}")
+            raise UserValueError(f"the probe reads the width {self.width}, {self.name!r} has {config.hidden_size}")
         if self.fingerprint is not None and fingerprint(model, like=self.fingerprint) != self.fingerprint:
             message = f"the probe was made for other weights than those of {self.name!r}"
             if not self.force:
-                raise ValueError(f"{message}: train it again, or set force_probe")
+                raise UserValueError(f"{message}: train it again, or set force_probe")
             logger.warning("%s: what it says of this model's questions is a guess", message)
         if self.max_tokens is None:
             self.max_tokens = getattr(config, "max_position_embeddings", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.router.app import RouterApp, create_app
 from entropy_rft.router.guard import guarded
 from entropy_rft.router.logs import configure_logs
@@ -88,7 +89,7 @@ def embedded_defaults(settings: RouterSettings) -> RouterSettings:
     if settings.backends:
         return settings
     if settings.probe not in (None, EMBEDDED) or settings.features.kind == "vllm_pooling":
-        raise ValueError("backends is missing: give the addresses of the servers that the probe was made for")
+        raise UserValueError("backends is missing: give the addresses of the servers that the probe was made for")
     features = settings.features.model_copy(update={"kind": "local"})  # which also marks it as set
     return settings.model_copy(update={"probe": EMBEDDED, "model": "tiny_reasoner", "features": features})
 
@@ -135,5 +136,5 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        raise UserOSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener

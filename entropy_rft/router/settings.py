@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.settings_parts import (
     AuthSettings,
     BackendSettings,
@@ -134,9 +135,9 @@ class RouterSettings(BaseSettings):
         names = [backend.name for backend in self.backends]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"backends: {name!r} occurs twice: give each a name of its own")
+                raise UserValueError(f"backends: {name!r} occurs twice: give each a name of its own")
         if self.features.kind != "none" and self.probe is None:
-            raise ValueError("probe is missing: features need a probe that reads them")
+            raise UserValueError("probe is missing: features need a probe that reads them")
         return self
 
     @classmethod
@@ -159,7 +160,7 @@ def _listed(value: Any) -> Any:
         try:
             decoded = json.loads(value)
         except ValueError:
-            raise ValueError("must be a JSON list, or addresses separated by commas") from None
+            raise UserValueError("must be a JSON list, or addresses separated by commas") from None
         return [decoded] if isinstance(decoded, dict) else decoded
     return [word.strip() for word in value.split(",") if word.strip()]
 
@@ -178,7 +179,7 @@ class _Environment(EnvSettingsSource):
             first = rest.lower().split("__")[0]
             if first not in settings_cls.model_fields:
                 known = [PREFIX + field.upper() for field in settings_cls.model_fields]
-                raise ValueError(f"environment variable {name} sets nothing{did_you_mean(name, known)}")
+                raise UserValueError(f"environment variable {name} sets nothing{did_you_mean(name, known)}")
 
 
 def load_settings(
@@ -209,9 +210,9 @@ def load_settings(
     try:
         return Loaded(**dict(overrides or {}))
     except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        raise UserValueError(_one_line(error)) from None
     except SettingsError as error:
-        raise ValueError(f"environment: {' '.join(str(error).split())} (it must be JSON)") from error
+        raise UserValueError(f"environment: {' '.join(str(error).split())} (it must be JSON)") from error
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -221,13 +222,13 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
+        raise UserValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"configuration {where!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"configuration {where!r} is no YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ValueError(f"configuration {where!r} must map names to values, not be a {type(data).__name__}")
+        raise UserValueError(f"configuration {where!r} must map names to values, not be a {type(data).__name__}")
     return {key: value for key, value in data.items() if value is not None}  # a part whose keys are all comments
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.keys import read_key, read_keys
 
 
@@ -35,9 +36,9 @@ class BackendSettings(Part):
     @classmethod
     def _http(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")) or len(url.split("/", 3)[2]) == 0:
-            raise ValueError("must be an address such as http://10.0.0.1:8000")
+            raise UserValueError("must be an address such as http://10.0.0.1:8000")
         if "@" in url.split("/", 3)[2]:
-            raise ValueError("must not hold a user or a password: give api_key_env or api_key_file")
+            raise UserValueError("must not hold a user or a password: give api_key_env or api_key_file")
         return url.rstrip("/").removesuffix("/v1")
 
     @model_validator(mode="after")
@@ -114,7 +115,7 @@ class FeatureSettings(Part):
     @model_validator(mode="after")
     def _url_when_needed(self) -> FeatureSettings:
         if self.kind == "vllm_pooling" and not (self.url or "").startswith(("http://", "https://")):
-            raise ValueError("vllm_pooling needs url, the address of a server started with --runner pooling")
+            raise UserValueError("vllm_pooling needs url, the address of a server started with --runner pooling")
         return self
 
     def api_key(self) -> str | None:

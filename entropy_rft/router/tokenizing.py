@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
 
 # transformers' own tags, which plain Jinja does not know
@@ -74,7 +75,7 @@ class ChatTokenizer:
         try:
             return cls(AutoTokenizer.from_pretrained(model_source(name)))
         except (OSError, ValueError) as error:
-            raise ValueError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise UserValueError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
     def __call__(self, question: Question) -> list[int]:
         """The question's tokens.

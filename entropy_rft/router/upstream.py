@@ -7,6 +7,7 @@ import re
 import aiohttp
 import orjson
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
 
 Headers = list[tuple[bytes, bytes]]
@@ -120,10 +121,10 @@ class Upstream:
     def _check_head(self) -> None:
         """A server that finds this out while it sends has sent nothing, and cannot send anything else any more."""
         if not 200 <= self.status <= 599:
-            raise ValueError(f"status {self.status}")
+            raise UserValueError(f"status {self.status}")
         names, values = zip(*self.headers, strict=True) if self.headers else ((), ())
         if _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join(values)):
-            raise ValueError("a header with characters that none may have")
+            raise UserValueError("a header with characters that none may have")
 
     def _bound_silence(self) -> None:
         """From now on the time between two pieces is bounded, no longer the time to the first."""

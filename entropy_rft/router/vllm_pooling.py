@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class VLLMPooling:
         timeout: float = 10.0,
     ) -> None:
         if layer != -1:
-            raise ValueError(
+            raise UserValueError(
                 f"the probe reads layer {layer}, but a pooling server gives only the last one (-1): "
                 "set features.kind to local, or collect traces with --layer -1"
             )
@@ -95,7 +96,7 @@ class VLLMPooling:
         except FeatureError as error:
             if self._refused is not None:
                 await self.close()
-                raise ValueError(str(error)) from error
+                raise UserValueError(str(error)) from error
             logger.warning("the feature source is not there yet: %s", error)
 
     async def close(self) -> None:
@@ -151,7 +152,7 @@ class VLLMPooling:
         status, data = await self._request("GET", "/v1/models")
         try:
             if status != 200:
-                raise ValueError(f"status {status}{_message(data)}")
+                raise UserValueError(f"status {status}{_message(data)}")
             named = {str(entry["id"]): entry for entry in data["data"]}
             model = self.model or next(iter(named))
         except (ValueError, KeyError, TypeError, StopIteration) as error:
@@ -212,7 +213,7 @@ class VLLMPooling:
             entries = sorted(data["data"], key=lambda entry: entry["index"])
             states = [np.frombuffer(base64.b64decode(entry["data"], validate=True), "<f4") for entry in entries]
             if len(states) != len(batch) or any(state.ndim != 1 or not len(state) for state in states):
-                raise ValueError(f"{len(states)} states for {len(batch)} questions")
+                raise UserValueError(f"{len(states)} states for {len(batch)} questions")
         except (ValueError, KeyError, TypeError) as error:
             raise FeatureError(f"{self.url}/pooling gave something else than states ({error})") from error
         return states

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from entropy_rft.errors import UserTypeError, UserValueError
+
 Prompt: TypeAlias = "str | list[dict[str, Any]]"
 """Plain text, or a conversation: a list of messages ``{"role": ..., "content": ...}``."""
 
@@ -42,7 +44,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
         ids = tokenizer(text=prompt)["input_ids"]
     elif isinstance(prompt, list) and all(isinstance(message, Mapping) for message in prompt):
         if tokenizer.chat_template is None:
-            raise ValueError(
+            raise UserValueError(
                 "the prompt is a conversation but the tokenizer has no chat_template: set tokenizer.chat_template, or "
                 "give the prompt as plain text"
             )
@@ -56,16 +58,16 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
             )
         except Exception as error:  # a template is a program, and may raise anything
             roles = ", ".join(str(message.get("role")) for message in prompt)
-            raise ValueError(
+            raise UserValueError(
                 f"the chat template refuses a prompt of the roles {roles}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]} (put into the prompts what the template takes, for instance an "
                 "instruction into the question, or give the tokenizer another template)"
             ) from error
         ids = encoded["input_ids"]
     else:
-        raise TypeError(f"a prompt must be a string or a list of messages, got {type(prompt).__name__}")
+        raise UserTypeError(f"a prompt must be a string or a list of messages, got {type(prompt).__name__}")
     if not ids:
-        raise ValueError(f"prompt {prompt!r} has no tokens")
+        raise UserValueError(f"prompt {prompt!r} has no tokens")
     return list(ids)
 
 
@@ -113,8 +115,8 @@ def check_settings(
     """Raise a ValueError that names the first setting which is out of range; callers use it before slow work."""
     for name, count in (("samples", samples), ("max_tokens", max_tokens), ("batch_size", batch_size)):
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+            raise UserValueError(f"{name} must be at least 1, got {count}")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+        raise UserValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+        raise UserValueError(f"top_p must be above 0 and at most 1, got {top_p}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.assets import model_source
+from entropy_rft.errors import UserValueError
 from entropy_rft.threads import watch
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -31,17 +32,19 @@ def load_model_and_tokenizer(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        raise UserValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     text = model_source(os.fspath(name))
     path = Path(text).expanduser()
     if path.is_dir():
         text = str(path)
         adapter = (path / "adapter_config.json").is_file()
         if not adapter and not (path / "config.json").is_file():
-            raise ValueError(f"model {text!r} holds neither config.json nor adapter_config.json: give a saved model")
+            raise UserValueError(
+                f"model {text!r} holds neither config.json nor adapter_config.json: give a saved model"
+            )
     elif path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         # Hub names without an owner ("gpt2") are legacy; a bare word that is no directory is far more often a typo.
-        raise ValueError(f"model {text!r} is not a directory here, nor a hub name of the form owner/name")
+        raise UserValueError(f"model {text!r} is not a directory here, nor a hub name of the form owner/name")
     else:
         adapter = False
     if device is None:
@@ -56,11 +59,11 @@ def load_model_and_tokenizer(
             model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(text, model, adapter))
     except (OSError, SafetensorError) as error:  # OSError: transformers' word for "not found", here and on the hub
-        raise ValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
         return watch(model.to(device)), tokenizer
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is unknown, or not there
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _tokenizer_source(text: str, model: Any, adapter: bool) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
+from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.tags import opening_tag
 
 # Stands for a token that is not the model's own; no token's text holds it.
@@ -37,7 +38,9 @@ class ThinkEndMarker:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         if not isinstance(text, str) or not text:
-            raise ValueError(f"think_end_token must be the text that ends the thinking, such as </think>, got {text!r}")
+            raise UserValueError(
+                f"think_end_token must be the text that ends the thinking, such as </think>, got {text!r}"
+            )
         self.text = text
         self.ids: list[int] = _ids_of(tokenizer, text)
         self._tokenizer = tokenizer

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
@@ -67,16 +68,16 @@ class OpenAISampler:
         try:
             import httpx
         except ImportError as error:
-            raise ValueError('sampling from a URL needs httpx: pip install "entropy_rft[router]"') from error
+            raise UserValueError('sampling from a URL needs httpx: pip install "entropy_rft[router]"') from error
 
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url must start with http:// or https://, got {url!r}")
+            raise UserValueError(f"url must start with http:// or https://, got {url!r}")
         if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+            raise UserValueError(f"concurrency must be at least 1, got {concurrency}")
         if not timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
+            raise UserValueError(f"timeout must be above 0 seconds, got {timeout}")
         if not max_wait >= 0:
-            raise ValueError(f"max_wait must be at least 0 seconds, got {max_wait}")
+            raise UserValueError(f"max_wait must be at least 0 seconds, got {max_wait}")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.tokenizer = tokenizer
         self.model = model
@@ -133,7 +134,7 @@ class OpenAISampler:
             }
             choices = self._completions(body)
             if len(choices) != drawn:
-                raise OSError(f"{self.url} gave {len(choices)} completions instead of {drawn}")
+                raise UserOSError(f"{self.url} gave {len(choices)} completions instead of {drawn}")
             return [self._completion(prompt_ids[index], choice) for choice in choices]
 
         groups: list[list[Completion]] = []
@@ -167,10 +168,10 @@ class OpenAISampler:
             self._token_ids = False
             return self._completions(body)
         if status != 200:
-            raise OSError(f"{self.url} refused with status {status}: {_message(data)}")
+            raise UserOSError(f"{self.url} refused with status {status}: {_message(data)}")
         choices = data.get("choices") if isinstance(data, dict) else None
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise OSError(f"{self.url} answered without choices: {_message(data)}")
+            raise UserOSError(f"{self.url} answered without choices: {_message(data)}")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
 
     def _completion(self, prompt_ids: list[int], choice: dict[str, Any]) -> Completion:
@@ -180,7 +181,7 @@ class OpenAISampler:
         ids = list(ids)
         if self.vocabulary is not None and ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             wrong = next(i for i in ids if not 0 <= i < self.vocabulary)
-            raise ValueError(
+            raise UserValueError(
                 f"{self.url} answered with the token {wrong}, but the model here has {self.vocabulary} tokens: it "
                 f"serves another model, {self.model!r}; give the URL of a server of the same one"
             )
@@ -195,10 +196,10 @@ class OpenAISampler:
         status, data = self._request("GET", "/v1/models")
         try:
             if status != 200:
-                raise ValueError(f"status {status}")
+                raise UserValueError(f"status {status}")
             return str(data["data"][0]["id"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise OSError(f"{self.url} does not name its model ({error}): give it") from error
+            raise UserOSError(f"{self.url} does not name its model ({error}): give it") from error
 
     def _request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         import httpx
@@ -223,12 +224,12 @@ class OpenAISampler:
                 waited += told
                 if waited > self.max_wait:
                     limit = f"and asks to wait {told:g} s, {waited:g} s in all, which is more than {self.max_wait:g} s"
-                    raise OSError(f"{' '.join(failure.split())} {limit}")
+                    raise UserOSError(f"{' '.join(failure.split())} {limit}")
                 pause: float | None = max(told, _PAUSES[0])
             else:
                 pause = next(pauses, None)
             if pause is None or self._failed.is_set():
-                raise OSError(" ".join(failure.split()))
+                raise UserOSError(" ".join(failure.split()))
             self._sleep(pause)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
 from entropy_rft.entropy.statistics import check_temperature
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling.completion import Completion
 
 
@@ -36,17 +37,17 @@ def score_completions(
     """
     check_temperature(temperature)
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise UserValueError(f"batch_size must be at least 1, got {batch_size}")
     for index, completion in enumerate(completions):
         if not completion.prompt_ids:
-            raise ValueError(f"completion {index} has no prompt_ids: nothing predicts its first token")
+            raise UserValueError(f"completion {index} has no prompt_ids: nothing predicts its first token")
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     vocabulary = vocabulary_size(model)
     for index, completion in enumerate(completions):
         for name, ids in (("prompt_ids", completion.prompt_ids), ("token_ids", completion.token_ids)):
             if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
                 wrong = next(i for i in ids if not 0 <= i < vocabulary)
-                raise ValueError(
+                raise UserValueError(
                     f"completion {index} has the token {wrong} in its {name}, but this model's vocabulary is 0 to "
                     f"{vocabulary - 1}: score it with the model that wrote it"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.completion import Completion
 from entropy_rft.sampling.marker import ThinkEndMarker
@@ -54,7 +55,7 @@ def verdicts(
     )
     if len(values) != len(pairs):
         name = getattr(reward, "__name__", type(reward).__name__)
-        raise ValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
+        raise UserValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
     flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
     return [[next(flat) for _ in group] for group in groups]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.assets import model_source
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.openai_sampler import request_seed
 
@@ -44,15 +45,17 @@ class VLLMSampler:
         engine: Any = None,
     ) -> None:
         if not 0 < memory <= 1:
-            raise ValueError(f"memory must be above 0 and at most 1, got {memory}")
+            raise UserValueError(f"memory must be above 0 and at most 1, got {memory}")
         source = model_source(model)
         if (Path(source).expanduser() / "adapter_config.json").is_file():
-            raise ValueError(f"model {model!r} is a LoRA adapter: merge it into its base model, or sample without vLLM")
+            raise UserValueError(
+                f"model {model!r} is a LoRA adapter: merge it into its base model, or sample without vLLM"
+            )
         if engine is None:
             try:
                 from vllm import LLM
             except ImportError as error:
-                raise ValueError('a vLLM engine needs vllm: pip install "entropy_rft[vllm]"') from error
+                raise UserValueError('a vLLM engine needs vllm: pip install "entropy_rft[vllm]"') from error
             path = Path(source).expanduser()
             name = str(path) if path.is_dir() else source
             kind, _, number = (device or "").partition(":")
@@ -63,7 +66,7 @@ class VLLMSampler:
             except TypeError as error:
                 if "device_ids" not in str(error):
                     raise
-                raise ValueError(
+                raise UserValueError(
                     f"this vllm cannot be put on the device {device!r}: install vllm 0.31, or let each process see one "
                     "GPU alone with CUDA_VISIBLE_DEVICES"
                 ) from error

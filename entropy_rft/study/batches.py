@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
 from entropy_rft.sampling.completion import Completion
 from entropy_rft.tasks import load_task, task_rows
@@ -35,9 +36,9 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         for name in ("batches", "questions", "samples", "max_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.samples < 2:
-            raise ValueError(f"samples must be at least 2 to give a group's advantages, got {self.samples}")
+            raise UserValueError(f"samples must be at least 2 to give a group's advantages, got {self.samples}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from operator import ge, gt, le, lt
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.study.compare import Estimate, Group, Quantity, difference, proportion, trend
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
@@ -99,7 +100,7 @@ def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float]])
     """
     everything = [*groups.values(), *(group for points in sweeps.values() for group in points.values())]
     if len({(group.questions_digest, group.samples) for group in everything}) > 1:
-        raise ValueError("the runs were measured on different questions: only the same ones can be compared")
+        raise UserValueError("the runs were measured on different questions: only the same ones can be compared")
 
     def missing(*names: str) -> list[str]:
         return [name for name in names if name not in groups]

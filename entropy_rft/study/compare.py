@@ -9,6 +9,7 @@ from math import comb
 import numpy as np
 from scipy.stats import norm, t
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.study.results import RunResult
 
 RESAMPLES = 4000
@@ -57,10 +58,12 @@ class Group:
 
     def __init__(self, runs: Sequence[RunResult]) -> None:
         if not runs:
-            raise ValueError("no run to compare")
+            raise UserValueError("no run to compare")
         if len({(run.questions_digest, run.samples) for run in runs}) > 1:
             names = ", ".join(run.spec["name"] for run in runs)
-            raise ValueError(f"the runs {names} were measured on different questions: only the same can be compared")
+            raise UserValueError(
+                f"the runs {names} were measured on different questions: only the same can be compared"
+            )
         self.runs = list(runs)
         self.samples = runs[0].samples
         self.questions_digest = runs[0].questions_digest
@@ -125,7 +128,7 @@ def estimate(
     """
     shapes = {quantity.numerator.shape for quantity in quantities}
     if len(shapes) > 1:
-        raise ValueError(f"only runs of the same seeds and questions can be compared, got {sorted(shapes)}")
+        raise UserValueError(f"only runs of the same seeds and questions can be compared, got {sorted(shapes)}")
     ((seeds, questions),) = shapes
     scale, back = (np.log, np.exp) if positive else (np.asarray, np.asarray)
     drawn = np.random.default_rng(seed).integers(questions, size=(RESAMPLES, questions))

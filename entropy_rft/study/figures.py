@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
 
 
@@ -20,7 +21,7 @@ def panels(count: int, *, columns: int | None = None) -> tuple[Any, list[Any]]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError('the figures need matplotlib: pip install "entropy_rft[report]"') from error
+        raise UserValueError('the figures need matplotlib: pip install "entropy_rft[report]"') from error
     columns = columns or count
     rows = -(-count // columns)
     with matplotlib.rc_context(plots._STYLE):

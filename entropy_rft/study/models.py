@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from entropy_rft.assets import make, model_source
+from entropy_rft.errors import UserValueError
 from entropy_rft.study.plan import Plan
 from entropy_rft.suggestions import did_you_mean
 
@@ -45,7 +46,7 @@ class Size:
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
-                raise ValueError(f"model.make: unknown key {name!r}{did_you_mean(name, known)}")
+                raise UserValueError(f"model.make: unknown key {name!r}{did_you_mean(name, known)}")
         return cls(**options)
 
 
@@ -110,7 +111,7 @@ def identified(plan: Plan) -> Plan:
         Size.of(plan.model["make"])
         return plan
     if "name" not in plan.model:
-        raise ValueError(f"study {plan.name!r}: model must have name or make, got {dict(plan.model)}")
+        raise UserValueError(f"study {plan.name!r}: model must have name or make, got {dict(plan.model)}")
     files = sorted(Path(model_source(plan.model["name"])).expanduser().glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
     return replace(plan, model={**plan.model, "weights": digest}) if files else plan

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.study.results import Results, RunResult
 from entropy_rft.suggestions import did_you_mean
 
@@ -143,39 +144,43 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.methods:
-            raise ValueError(f"study {self.name!r}: methods is empty: name at least one")
+            raise UserValueError(f"study {self.name!r}: methods is empty: name at least one")
         for name, method in self.methods.items():
             if method.aim not in AIMS:
-                raise ValueError(
+                raise UserValueError(
                     f"study {self.name!r}: the aim of {name!r} must be one of {', '.join(AIMS)}, got {method.aim!r}"
                 )
         for place, (name, method) in enumerate(self.methods.items()):
             earlier = list(self.methods)[:place]
             if method.builds_on is not None and method.builds_on not in earlier:
-                raise ValueError(
+                raise UserValueError(
                     f"study {self.name!r}: {name!r} builds on {method.builds_on!r}, which is not a method before it"
                     f"{did_you_mean(method.builds_on, earlier)}"
                 )
         counts = {name: len(method.trials) for name, method in self.methods.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"study {self.name!r}: every method gets the same number of trials, got {counts}")
+            raise UserValueError(f"study {self.name!r}: every method gets the same number of trials, got {counts}")
         for name, sweep in self.sweeps.items():
             if sweep.method not in self.methods:
-                raise ValueError(
+                raise UserValueError(
                     f"study {self.name!r}: sweep {name!r} is of an unknown method "
                     f"{sweep.method!r}{did_you_mean(sweep.method, list(self.methods))}"
                 )
         if self.validation.split == self.test.split:
-            raise ValueError(f"study {self.name!r}: validation and test are both {self.test.split!r}: they must differ")
+            raise UserValueError(
+                f"study {self.name!r}: validation and test are both {self.test.split!r}: they must differ"
+            )
         every = int(self.fields.get("num_iterations", 1))
         if int(self.fields.get("save_steps", every)) % every:
             # A run that goes on inside a generation samples it anew: other weights, and curves of another length.
-            raise ValueError(
+            raise UserValueError(
                 f"study {self.name!r}: save_steps must be a multiple of num_iterations = {every}, "
                 f"got {self.fields['save_steps']}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"study {self.name!r}: seeds must be different numbers, at least one, got {self.seeds}")
+            raise UserValueError(
+                f"study {self.name!r}: seeds must be different numbers, at least one, got {self.seeds}"
+            )
 
     @property
     def baseline(self) -> str:
@@ -193,7 +198,7 @@ class Plan:
             wanted = [self.baseline, *names]
             for name in wanted:  # grows by what is built on
                 if name not in self.methods:
-                    raise ValueError(f"unknown method {name!r}{did_you_mean(name, list(self.methods))}")
+                    raise UserValueError(f"unknown method {name!r}{did_you_mean(name, list(self.methods))}")
                 if (base := self.methods[name].builds_on) is not None:
                     wanted.append(base)
             kept = {name: method for name, method in self.methods.items() if name in wanted}
@@ -265,11 +270,11 @@ def load_plan(path: str | Path) -> Plan:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"plan {str(path)!r} cannot be read: {error.strerror}") from error
+        raise UserValueError(f"plan {str(path)!r} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"plan {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"plan {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"plan {str(path)!r} must be a mapping of fields to values")
+        raise UserValueError(f"plan {str(path)!r} must be a mapping of fields to values")
     try:
         data["methods"] = {n: _build(Method, f"methods.{n}", m) for n, m in (data.get("methods") or {}).items()}
         data["sweeps"] = {n: _build(Sweep, f"sweeps.{n}", s) for n, s in (data.get("sweeps") or {}).items()}
@@ -277,20 +282,20 @@ def load_plan(path: str | Path) -> Plan:
             data[name] = _build(Measurement, name, data.get(name))
         return _build(Plan, "the plan", data)
     except ValueError as error:
-        raise ValueError(f"plan {str(path)!r}: {error}") from None
+        raise UserValueError(f"plan {str(path)!r}: {error}") from None
 
 
 def _build(kind: Any, where: str, data: Any) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{where} must be a mapping, got {data!r}")
+        raise UserValueError(f"{where} must be a mapping, got {data!r}")
     known = [f.name for f in fields(kind)]
     for name in data:
         if name not in known:
-            raise ValueError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
+            raise UserValueError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
     try:
         return kind(**data)
     except TypeError as error:  # names the arguments that are missing
-        raise ValueError(f"{where}: {str(error).partition('() ')[2] or error}") from None
+        raise UserValueError(f"{where}: {str(error).partition('() ')[2] or error}") from None
 
 
 def finished(specs: Iterable[RunSpec], results: Results) -> list[RunResult] | None:

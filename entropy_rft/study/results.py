@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.errors import UserValueError
+
 SCHEMA = 1
 
 
@@ -66,10 +68,10 @@ class RunResult:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("schema", None) != SCHEMA:
-                raise ValueError(f"not a run of schema {SCHEMA}")
+                raise UserValueError(f"not a run of schema {SCHEMA}")
             return cls(**data)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {error}: delete it, and the run is made again") from error
+            raise UserValueError(f"{path}: {error}: delete it, and the run is made again") from error
 
 
 class Results:
@@ -101,7 +103,7 @@ class Results:
             self._read[name] = RunResult.load(path)
         found = self._read[name]
         if found.digest != digest:
-            raise ValueError(
+            raise UserValueError(
                 f"{path} was made with other settings than the plan's: delete it to make the run again, or give "
                 "another --output"
             )

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling.progress import duration
 from entropy_rft.study.plan import Plan, RunSpec
 from entropy_rft.study.results import Results, write_json
@@ -73,9 +74,9 @@ class Scheduler:
         console: Console | None = None,
     ) -> None:
         if jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {jobs}")
+            raise UserValueError(f"jobs must be at least 1, got {jobs}")
         if time_limit is not None and time_limit <= 0:
-            raise ValueError(f"time_limit must be above 0 minutes, got {time_limit / 60:g}")
+            raise UserValueError(f"time_limit must be above 0 minutes, got {time_limit / 60:g}")
         self.plan, self.results, self.work_dir, self.model = plan, results, work_dir, model
         self.jobs, self.device, self.time_limit = jobs, device, time_limit
         self.console = console or Console(stderr=True)
@@ -104,7 +105,7 @@ class Scheduler:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
+            raise UserValueError(
                 f"work_dir {str(self.work_dir)!r} is in use by another run of the study: wait for it, or give another"
             ) from None
         try:
@@ -279,7 +280,7 @@ def prepare_model(plan: Plan, work_dir: Path, say: Callable[[str], None] = print
     if record.is_file():
         found = json.loads(record.read_text(encoding="utf-8"))
         if found != plan.model["make"]:
-            raise ValueError(f"{target} was made with {found}, not {dict(plan.model['make'])}: delete it")
+            raise UserValueError(f"{target} was made with {found}, not {dict(plan.model['make'])}: delete it")
         return str(target)
     say(f"making the model in {target}")
     make_model(target, plan.model["make"])

@@ -33,6 +33,7 @@ from entropy_rft.entropy import (
     split_entropy_change,
     token_statistics,
 )
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling import progress_bar
 from entropy_rft.study.batches import Batch, SamplingSettings, sample_batches
 
@@ -60,7 +61,7 @@ class TheorySettings(SamplingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.swept < 1:
-            raise ValueError(f"swept must be at least 1, got {self.swept}")
+            raise UserValueError(f"swept must be at least 1, got {self.swept}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.tasks.task import Task, chat_prompt, rewards
 
 LEVELS = (2, 3, 4, 5, 6, 7)
@@ -78,7 +79,7 @@ def questions(split: str, levels: Sequence[int] = LEVELS, seed: int = 0) -> Iter
                 if candidate not in seen:
                     break
             else:
-                raise ValueError(f"arithmetic: split {split!r} has no more different questions of {level} terms")
+                raise UserValueError(f"arithmetic: split {split!r} has no more different questions of {level} terms")
             seen.add(candidate)
             yield candidate
 
@@ -100,12 +101,12 @@ def load(
     from datasets import Dataset
 
     if path is not None:
-        raise ValueError(f"task 'arithmetic' generates its questions and reads no file, but path is {str(path)!r}")
+        raise UserValueError(f"task 'arithmetic' generates its questions and reads no file, but path is {str(path)!r}")
     if split not in SPLITS:
-        raise ValueError(f"task 'arithmetic' has no split {split!r}; its splits: {', '.join(SPLITS)}")
+        raise UserValueError(f"task 'arithmetic' has no split {split!r}; its splits: {', '.join(SPLITS)}")
     levels = [levels] if isinstance(levels, int) else list(levels)
     if not levels or any(isinstance(level, bool) or level not in LEVELS for level in levels):
-        raise ValueError(f"levels must be numbers of terms from {LEVELS[0]} to {LEVELS[-1]}, not {levels!r}")
+        raise UserValueError(f"levels must be numbers of terms from {LEVELS[0]} to {LEVELS[-1]}, not {levels!r}")
     stream = questions(split, levels, seed)
     sums = [next(stream) for _ in range(limit or _SIZES[split])]
     dataset = Dataset.from_dict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.tasks.gold_check import check_golds
 from entropy_rft.tasks.math_task import BOXED, math_task
 from entropy_rft.tasks.rows import Row, read_jsonl
@@ -45,7 +46,7 @@ def load(
     there; a column must hold one kind of value throughout.
     """
     if path is None:
-        raise ValueError("task 'jsonl' reads a file: give its path")
+        raise UserValueError("task 'jsonl' reads a file: give its path")
     rows = read_jsonl(path)
     pairs = [(row.text(question_column), row.answer(answer_column)) for row in rows]
     check_golds(rows, [answer_column] * len(rows), [gold for _, gold in pairs])

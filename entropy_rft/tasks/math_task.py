@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.tasks.rows import sample
 from entropy_rft.tasks.task import Task, chat_prompt, rewards
 
@@ -40,5 +41,5 @@ def math_task(
     try:
         dataset = Dataset.from_dict({column: kept[column] for column in order})
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow's, by their base classes
-        raise ValueError(f"task {name!r}: its further columns cannot be stored as a table: {error}") from error
+        raise UserValueError(f"task {name!r}: its further columns cannot be stored as a table: {error}") from error
     return Task(name=name, split=split, dataset=dataset, reward_funcs=rewards(thinking))

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.tasks.answers import normalise_answer, number_text
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class Row:
 
     def error(self, problem: str) -> ValueError:
         """The error to raise about this row."""
-        return ValueError(f"{self.where}: {problem}")
+        return UserValueError(f"{self.where}: {problem}")
 
     def value(self, field: str, kinds: tuple[type, ...], expected: str) -> Any:
         """The field's value; raises ValueError when it is missing or not one of `kinds`."""
@@ -79,9 +80,9 @@ def read_jsonl(path: str | PathLike[str]) -> list[Row]:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise ValueError(f"cannot read {str(file)!r}: {reason}") from None
+        raise UserValueError(f"cannot read {str(file)!r}: {reason}") from None
     if lines == [b""]:
-        raise ValueError(f"{file} holds no rows")
+        raise UserValueError(f"{file} holds no rows")
     places = [f"{file}, line {number}" for number in range(1, len(lines) + 1)]
     return [Row(place, _parse(place, line)) for place, line in zip(places, lines, strict=True)]
 
@@ -98,7 +99,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
         dataset = load_dataset(name, config, split=split)
     except Exception as error:  # each layer under it (HTTP, cache, builder) has its own exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(
+        raise UserValueError(
             f"cannot load split {split!r} of {name!r} from the hub: {reason}. Without a network give path, a local "
             "JSON Lines file"
         ) from error
@@ -115,22 +116,22 @@ def sample(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:
     if not line.strip():
-        raise ValueError(f"{where}: blank line between rows")
+        raise UserValueError(f"{where}: blank line between rows")
     try:
         value = json.loads(line.decode(), parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
+        raise UserValueError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: invalid JSON: {error.msg} (column {error.colno})") from None
+        raise UserValueError(f"{where}: invalid JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: invalid JSON: {error}") from None
+        raise UserValueError(f"{where}: invalid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a row must be a JSON object, not {shown(value)}")
+        raise UserValueError(f"{where}: a row must be a JSON object, not {shown(value)}")
     return value
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise UserValueError(f"{constant} is no JSON number")
 
 
 def shown(value: object) -> str:

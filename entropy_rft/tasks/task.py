@@ -10,6 +10,8 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from entropy_rft.errors import UserTypeError, UserValueError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -82,25 +84,25 @@ def load_task(
         TypeError: an argument of the wrong type.
     """
     if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}{_nearest(name, TASK_NAMES)}; known tasks: {', '.join(TASK_NAMES)}")
+        raise UserValueError(f"unknown task {name!r}{_nearest(name, TASK_NAMES)}; known tasks: {', '.join(TASK_NAMES)}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"limit must be an integer or None, not {limit!r}")
+        raise UserTypeError(f"limit must be an integer or None, not {limit!r}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+        raise UserValueError(f"limit must be at least 1, not {limit}")
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, not {seed!r}")
+        raise UserTypeError(f"seed must be an integer, not {seed!r}")
     if not isinstance(split, str):
-        raise TypeError(f"split must be a string, not {split!r}")
+        raise UserTypeError(f"split must be a string, not {split!r}")
     load = import_module(_TASKS[name]).load
     known = [option for option in inspect.signature(load).parameters if option not in _COMMON]
     for option in options:
         if option not in known:
-            raise ValueError(
+            raise UserValueError(
                 f"task {name!r} has no option {option!r}{_nearest(option, known)}; its options: {', '.join(known)}"
             )
     for option, kinds, expected in _TYPES:
         if option in options and not isinstance(options[option], kinds):
-            raise TypeError(f"{option} must be {expected}, not {options[option]!r}")
+            raise UserTypeError(f"{option} must be {expected}, not {options[option]!r}")
     return load(path=path, split=split, limit=limit, seed=seed, **options)
 
 
@@ -112,7 +114,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     for option in options:
         if option in ("name", *_COMMON):
-            raise ValueError(f"{option!r} is no option of a task: it is given in a field of its own")
+            raise UserValueError(f"{option!r} is no option of a task: it is given in a field of its own")
 
 
 def rewards(thinking: bool) -> list[Reward]:
@@ -142,9 +144,9 @@ def task_rows(task: Any) -> list[dict[str, Any]]:
     """
     rows = [dict(row) for row in task.dataset]
     if not rows:
-        raise ValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
+        raise UserValueError(f"task {task.name!r} has no questions in the split {task.split!r}")
     if "prompt" not in rows[0]:
-        raise ValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
+        raise UserValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
     if not task.reward_funcs:
-        raise ValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+        raise UserValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
     return rows

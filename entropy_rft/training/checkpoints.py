@@ -20,6 +20,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.training.run_directory import MARKER, RUN, unused
 
 STATE = "trainer_state.json"
@@ -67,15 +68,15 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
         if last is None and requested.lower() == "true":
             incomplete = "".join(f" ({path.name} is incomplete: {flaw(path)})" for path in checkpoints(output_dir)[-1:])
             kind = "complete checkpoint" if incomplete else "checkpoint"
-            raise ValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
+            raise UserValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
         return None if last is None else _with_optimizer(last)
     checkpoint = Path(requested)
     files = (checkpoint / STATE, checkpoint / MARKER)
     if not (any(file.is_file() for file in files) or (checkpoint.is_dir() and _NAME.fullmatch(checkpoint.name))):
-        raise ValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
+        raise UserValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
     reason = flaw(checkpoint)
     if reason is not None:
-        raise ValueError(
+        raise UserValueError(
             f"resume_from_checkpoint {requested!r} is incomplete: {reason} (auto takes the last complete checkpoint)"
         )
     return _with_optimizer(checkpoint)
@@ -84,7 +85,7 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
 def _with_optimizer(checkpoint: Path) -> Path:
     if any(any(checkpoint.glob(pattern)) for pattern in ("optimizer*", "global_step*")):
         return checkpoint
-    raise ValueError(
+    raise UserValueError(
         f"resume_from_checkpoint {str(checkpoint)!r} holds no optimizer (save_only_model): "
         f"start from its weights with --model_name_or_path {checkpoint}"
     )

@@ -11,6 +11,7 @@ from trl import GRPOConfig
 
 from entropy_rft.entropy import EntropyClip
 from entropy_rft.entropy.clipping import ADVANTAGES, RULES
+from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
 
 _PRESETS = {"clip_b": EntropyClip.clip_b(), "clip_v": EntropyClip.clip_v()}
@@ -90,11 +91,11 @@ class EntropyGRPOConfig(GRPOConfig):
         self.build_entropy_clip()  # first, so that a mistake here is named before anything else is set up
         _check_trls_fields(self)
         if not isinstance(self.think_end_token, str) or not self.think_end_token:
-            raise ValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
+            raise UserValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
         if isinstance(self.entropy_audit_steps, bool) or not isinstance(self.entropy_audit_steps, int):
-            raise TypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
+            raise UserTypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
         if self.entropy_audit_steps < 0:
-            raise ValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
+            raise UserValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
         if self.shrink_generation_batch:
             _check_generation_can_shrink(self)
         super().__post_init__()
@@ -129,7 +130,7 @@ class EntropyGRPOConfig(GRPOConfig):
             TypeError: for anything else, a subclass with fields of its own included.
         """
         if type(config) is not GRPOConfig:
-            raise TypeError(f"args must be an EntropyGRPOConfig or a trl.GRPOConfig, got {type(config).__name__}")
+            raise UserTypeError(f"args must be an EntropyGRPOConfig or a trl.GRPOConfig, got {type(config).__name__}")
         # Not through the constructor: TRL has already resolved fields there that may not both be given again.
         upgraded = copy.copy(config)
         upgraded.__class__ = cls
@@ -161,11 +162,11 @@ def _check_trls_fields(config: GRPOConfig) -> None:
     for name in _COUNTS:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserValueError(f"{name} must be at least 1, got {value}")
     if not config.temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {config.temperature}")
+        raise UserValueError(f"temperature must be above 0, got {config.temperature}")
     if config.learning_rate < 0:
-        raise ValueError(f"learning_rate must not be negative, got {config.learning_rate}")
+        raise UserValueError(f"learning_rate must not be negative, got {config.learning_rate}")
 
 
 def _check_generation_can_shrink(config: GRPOConfig) -> None:
@@ -173,11 +174,13 @@ def _check_generation_can_shrink(config: GRPOConfig) -> None:
     others = ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs")
     for name in others:
         if getattr(config, name):
-            raise ValueError(f"shrink_generation_batch does not go together with {name} ({getattr(config, name)!r})")
+            raise UserValueError(
+                f"shrink_generation_batch does not go together with {name} ({getattr(config, name)!r})"
+            )
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str | bool]) -> None:
     choices = list(choices)
     if value not in choices:
         words = [choice for choice in choices if isinstance(choice, str)]
-        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}{did_you_mean(value, words)}")
+        raise UserValueError(f"{name} must be one of {', '.join(words)}, got {value!r}{did_you_mean(value, words)}")

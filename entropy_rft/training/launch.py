@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.suggestions import did_you_mean
 
 ACCELERATE_CONFIG = "--accelerate_config"
@@ -69,7 +70,7 @@ class Launch:
                     launcher += _next(words)
             else:
                 options = [name for name in known if name.startswith("--")]
-                raise ValueError(f"unknown option {option}{did_you_mean(option, [*recipe_options, *options])}")
+                raise UserValueError(f"unknown option {option}{did_you_mean(option, [*recipe_options, *options])}")
         return cls(_find_config(config or ""), launcher, training)
 
     def run(self) -> int:
@@ -109,14 +110,16 @@ class Launch:
         try:
             config = load_config_from_file(str(self.config))
         except Exception as error:  # YAML's, a missing key, an unknown one
-            raise ValueError(f"{ACCELERATE_CONFIG} {str(self.config)!r} cannot be used: {error}") from error
+            raise UserValueError(f"{ACCELERATE_CONFIG} {str(self.config)!r} cannot be used: {error}") from error
         if args.cpu:
-            raise ValueError("--cpu makes accelerate start one process only; set use_cpu: true in the recipe instead")
+            raise UserValueError(
+                "--cpu makes accelerate start one process only; set use_cpu: true in the recipe instead"
+            )
         processes = args.num_processes or config.num_processes
         kind = str(getattr(config.distributed_type, "value", config.distributed_type))
         one_process = kind in ("NO", "MULTI_CPU") and not getattr(config, "mpirun_config", None)
         if processes > 1 and one_process and not {word.partition("=")[0] for word in self.launcher} & {*_ENGINES}:
-            raise ValueError(
+            raise UserValueError(
                 f"{ACCELERATE_CONFIG} {str(self.config)!r}: accelerate starts one process for distributed_type {kind}, "
                 f"but num_processes is {processes}; MULTI_GPU starts them all, without a GPU too"
             )
@@ -143,15 +146,15 @@ def check_engine() -> None:
     state = PartialState()
     asked = os.environ.get("WORLD_SIZE", "1")
     if asked.isdecimal() and int(asked) > 1 and state.num_processes == 1:
-        raise ValueError(
+        raise UserValueError(
             f"WORLD_SIZE is {asked}, but accelerate sees no GPU and would train {asked} independent copies; set "
             "use_cpu: true in the recipe to train together on the CPU"
         )
     on_cpu = state.device.type == "cpu"
     if on_cpu and _set("ACCELERATE_USE_FSDP"):
-        raise ValueError("FSDP needs a GPU: accelerate falls back to DDP on a CPU; launch with ddp, zero2 or zero3")
+        raise UserValueError("FSDP needs a GPU: accelerate falls back to DDP on a CPU; launch with ddp, zero2 or zero3")
     if on_cpu and _set("ACCELERATE_USE_DEEPSPEED") and _set("ACCELERATE_USE_CPU"):
-        raise ValueError(
+        raise UserValueError(
             "ACCELERATE_USE_CPU is set, with which accelerate runs DDP instead of DeepSpeed; unset it and set "
             "use_cpu: true in the recipe"
         )
@@ -189,7 +192,7 @@ def find_recipe(name: str) -> Path:
     for root in _roots():
         if (root / name).is_file():
             return root / name
-    raise ValueError(f"no recipe {name!r} came with the package")
+    raise UserValueError(f"no recipe {name!r} came with the package")
 
 
 def _roots() -> list[Path]:
@@ -203,7 +206,7 @@ def _find_config(name: str) -> Path:
     shipped = {file.stem: file for root in _roots() for file in sorted((root / "accelerate").glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
-    raise ValueError(
+    raise UserValueError(
         f"{ACCELERATE_CONFIG} {name!r} is neither a file nor one of {', '.join(shipped)}{did_you_mean(name, shipped)}"
     )
 
@@ -212,7 +215,7 @@ def _launcher_parser() -> Any:
     from accelerate.commands.launch import launch_command_parser
 
     def refuse(message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserValueError(message)
 
     parser = launch_command_parser()
     parser.error = refuse  # one line instead of a usage of hundreds
@@ -228,7 +231,7 @@ def _exit_code(error: Any) -> int:
     """Of a torch ChildFailedError; says what happened in one line."""
     for failure in error.failures.values():
         if failure.exitcode == USER_MISTAKE and (message := _left_message(failure)):
-            raise ValueError(message)
+            raise UserValueError(message)
     # Those that were told to stop because of the first one say nothing. Of those found dead in one second (all the
     # timestamps tell) 1 says least: it is also what a process ends with that has lost another.
     rank, failure = min(

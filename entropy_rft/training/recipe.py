@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import ModelConfig, TrlParser
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
@@ -58,9 +59,11 @@ class TaskArguments:
             try:
                 self.task_options = json.loads(self.task_options)
             except ValueError as error:
-                raise ValueError(f"task_options must be a JSON mapping, got {self.task_options!r}: {error}") from error
+                raise UserValueError(
+                    f"task_options must be a JSON mapping, got {self.task_options!r}: {error}"
+                ) from error
         if not isinstance(self.task_options, dict | None):
-            raise ValueError(f"task_options must be a mapping, got {self.task_options!r}")
+            raise UserValueError(f"task_options must be a mapping, got {self.task_options!r}")
 
     @property
     def pear(self) -> dict[str, Any]:
@@ -127,7 +130,7 @@ class RecipeParser(TrlParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserValueError(message)
 
     def parse(self, argv: Sequence[str]) -> Recipe:
         """``["--config", "recipe.yaml", "--max_steps", "5"]`` as a :class:`Recipe`."""
@@ -172,13 +175,13 @@ class RecipeParser(TrlParser):
         try:
             text = _recipe_file(path).read_text(encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
+            raise UserValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
         try:
             options = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"recipe {path!r} is not YAML: {' '.join(str(error).split())}") from error
+            raise UserValueError(f"recipe {path!r} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(options, dict):
-            raise ValueError(f"recipe {path!r} must be a mapping of fields to values")
+            raise UserValueError(f"recipe {path!r} must be a mapping of fields to values")
         return options
 
     def _check_flags(self, flags: Sequence[str]) -> None:
@@ -186,9 +189,9 @@ class RecipeParser(TrlParser):
         for word in flags:
             option = word.partition("=")[0]
             if option in ("--num_processes", "--config_file", "--mixed_precision", "--num_machines"):
-                raise ValueError(f"{option} is for `accelerate launch`: give {ACCELERATE_CONFIG} beside it")
+                raise UserValueError(f"{option} is for `accelerate launch`: give {ACCELERATE_CONFIG} beside it")
             if word.startswith("--") and option not in known:
-                raise ValueError(f"unknown option {option}{did_you_mean(option, known)}")
+                raise UserValueError(f"unknown option {option}{did_you_mean(option, known)}")
 
     def _check_options(self, options: dict[str, Any], path: str | None) -> None:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
@@ -197,22 +200,22 @@ class RecipeParser(TrlParser):
         texts = {name for name, kind in types.items() if "str" in kind and "int" not in kind and "float" not in kind}
         for name, value in options.items():
             if name not in actions:
-                raise ValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")
+                raise UserValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")
             # A string goes through argparse like a flag's; TRL takes anything else as it stands, so it is tried here.
             action = actions[name]
             many = action.nargs in ("+", "*")
             if value is None and name in required:
-                raise ValueError(f"recipe {path!r}: {name} cannot be empty")
+                raise UserValueError(f"recipe {path!r}: {name} cannot be empty")
             if value is None or isinstance(value, dict) or (isinstance(value, list) and (many or name in _ALSO_LISTS)):
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool) and name in texts:
                 options[name] = value = str(value)
             try:
                 if isinstance(value, list):
-                    raise ValueError("a list")
+                    raise UserValueError("a list")
                 self._check_value(action, self._get_value(action, str(value)))
             except Exception as error:
-                raise ValueError(f"recipe {path!r}: {name} cannot be {value!r}: {_reason(error)}") from error
+                raise UserValueError(f"recipe {path!r}: {name} cannot be {value!r}: {_reason(error)}") from error
             if many:
                 options[name] = [value]
 
@@ -237,7 +240,7 @@ def _take_config(flags: Sequence[str]) -> tuple[str | None, list[str]]:
         if word == "--config":
             path = next(words, None)
             if path is None:
-                raise ValueError("--config needs the path of a recipe")
+                raise UserValueError("--config needs the path of a recipe")
         elif word.startswith("--config="):
             path = word.partition("=")[2]
         else:
@@ -247,5 +250,5 @@ def _take_config(flags: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _set_environment(environment: Any) -> None:
     if not isinstance(environment, dict):
-        raise ValueError("env must be a mapping of variables to values")
+        raise UserValueError("env must be a mapping of variables to values")
     os.environ.update({str(name): str(value) for name, value in environment.items()})

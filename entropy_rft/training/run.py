@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.assets import model_source
+from entropy_rft.errors import UserValueError
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
@@ -45,7 +46,7 @@ class TrainingRun:
         if recipe.task.eval_split is not None:
             evaluated = self._load_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
         elif args.eval_strategy != "no":
-            raise ValueError(f"eval_strategy is {args.eval_strategy!s}, but no eval_split says what to evaluate on")
+            raise UserValueError(f"eval_strategy is {args.eval_strategy!s}, but no eval_split says what to evaluate on")
         rewards = build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
         self.checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         self.directory = RunDirectory(args.output_dir)
@@ -60,19 +61,19 @@ class TrainingRun:
         )
         if "pear" in recipe.task.rewards and not ThinkEndMarker(tokenizer, args.think_end_token):
             # The trainer checks it too, but only after minutes of loading weights.
-            raise ValueError(missing_marker(args.think_end_token, tokenizer))
+            raise UserValueError(missing_marker(args.think_end_token, tokenizer))
         variables = args.chat_template_kwargs
         for dataset in (task.dataset, evaluated):
             if dataset is not None:
                 check_prompts(tokenizer, dataset["prompt"], variables if isinstance(variables, dict) else None)
         groups = args.generation_batch_size // args.num_generations
         if len(task.dataset) < groups:
-            raise ValueError(
+            raise UserValueError(
                 f"task {task.name!r} has {len(task.dataset)} questions, but a generation takes {groups} "
                 f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})"
             )
         if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-            raise ValueError(f"output_dir {args.output_dir!r} is a file")
+            raise UserValueError(f"output_dir {args.output_dir!r} is a file")
         # Rotation is the keeper's: the trainer would delete older checkpoints before the new one is complete.
         keeper = CheckpointKeeper(args.save_total_limit)
         args.save_total_limit = None
@@ -169,12 +170,12 @@ class TrainingRun:
         if self._continues:
             return
         if self.checkpoint is not None and output_dir.resolve() in self.checkpoint.absolute().parents:
-            raise ValueError(
+            raise UserValueError(
                 f"resume_from_checkpoint {str(self.checkpoint)!r} lies within output_dir {str(output_dir)!r}, which "
                 "would be set aside: move the checkpoint, or name another output_dir"
             )
         if self.directory.exists and output_dir.resolve() == Path.cwd():
-            raise ValueError(
+            raise UserValueError(
                 f"output_dir {str(output_dir)!r} is the current directory and holds an earlier run, which cannot be "
                 "renamed from here: name another output_dir"
             )
@@ -214,7 +215,7 @@ def _local_model(recipe: Recipe) -> str:
         model.model_name_or_path = "tiny_reasoner"
     name = model_source(model.model_name_or_path)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"model_name_or_path {name!r} is not a directory")
+        raise UserValueError(f"model_name_or_path {name!r} is not a directory")
     options = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -26,6 +26,7 @@ from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
+from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import generate_shrinking
@@ -90,10 +91,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._needs_statistics = self.entropy_clip is not None or self._rewards_need_entropies or wanted_anyway
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         if self._rewards_need_entropies and not self._marker:
-            raise ValueError(missing_marker(args.think_end_token, self._tokenizer))
+            raise UserValueError(missing_marker(args.think_end_token, self._tokenizer))
 
         if args.shrink_generation_batch and (reason := self._generation_cannot_shrink()):
-            raise ValueError(f"shrink_generation_batch does not go together with {reason}")
+            raise UserValueError(f"shrink_generation_batch does not go together with {reason}")
 
         # State of the generation under way, and of the optimisation step under way.
         self._old_policy: TokenStatistics | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.embedded.answers import Answer, error_body
 from entropy_rft.router.embedded.engine import Engine, Failed, Overloaded, Piece
 from entropy_rft.router.embedded.requests import Asked, Limits, RequestError, chat_request, completion_request
@@ -54,9 +55,9 @@ class EmbeddedEngine:
         config = loaded.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise ValueError(f"model {str(model)!r} has layers of {', '.join(sorted(kinds))}: serve it with vLLM")
+            raise UserValueError(f"model {str(model)!r} has layers of {', '.join(sorted(kinds))}: serve it with vLLM")
         if tokenizer.chat_template is None:
-            raise ValueError(f"model {str(model)!r} has no chat template")
+            raise UserValueError(f"model {str(model)!r} has no chat template")
         temperature = getattr(loaded.generation_config, "temperature", None)
         self._limits = Limits(
             name=served_model_name or Path(str(model)).name,

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Any
 
+from entropy_rft.errors import UserOSError
 from entropy_rft.router.embedded.app import EmbeddedEngine
 
 
@@ -66,7 +67,7 @@ class EmbeddedServer:
         started.wait()
         if not self._thread.is_alive() or not self._server.started:
             self.close()
-            raise OSError("the embedded server could not be started")
+            raise UserOSError("the embedded server could not be started")
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         return self.url
 
