@@ -150,6 +150,8 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def main() -> int:
+    from entropy_rft.errors import UserMistake
+
     share_cores()
     options = arguments()
     signal.signal(signal.SIGTERM, _terminated)
@@ -158,7 +160,7 @@ def main() -> int:
         if options.study == "theory":
             return theory(options)
         return difficulty(options) if options.study == "difficulty" else compare(options)
-    except (ValueError, OSError) as error:
+    except UserMistake as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

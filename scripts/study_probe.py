@@ -122,11 +122,13 @@ def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    from entropy_rft.errors import UserMistake
+
     share_cores()
     options = arguments()
     try:
         return study(options)
-    except ValueError as error:
+    except UserMistake as error:
         print(f"study_probe: error: {error}", file=sys.stderr)
         return 2
 

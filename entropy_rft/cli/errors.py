@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from entropy_rft.errors import UserMistake
 from entropy_rft.signals import Terminated
 
 TERMINATED = 143
+REPORT = "please report it with the traceback above and the command that led to it"
 
 
 class UserError(Exception):
@@ -27,7 +29,7 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Around what only reads and checks what the user gave: whatever is wrong there is the user's to mend.
+    """Around what reads and checks what the user gave: what a check of ours finds wrong is one line.
 
     Warnings about the future of a library would only stand before the line that matters.
     """
@@ -36,7 +38,7 @@ def user_errors() -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except UserMistake as error:
         raise UserError.of(error) from error
 
 
@@ -55,6 +57,8 @@ def training_failures() -> Iterator[None]:
         if isinstance(failure, TrainingFailed):
             error = UserError.of(failure)
             error.exit_code = failure.exit_code
+        elif isinstance(failure, UserMistake):
+            error = UserError.of(failure)
         if "LOCAL_RANK" in os.environ:
             show(error, failure)
             leave_at_once(error.exit_code if isinstance(error, UserError) else 1)
@@ -62,8 +66,10 @@ def training_failures() -> Iterator[None]:
 
 
 def show(error: Exception, cause: Exception | None = None) -> None:
-    """One line, or the traceback where the error is nobody's mistake or ENTROPY_RFT_TRACEBACK=1 asks for it."""
+    """A user's mistake as one line, a fault of ours with its traceback; with ENTROPY_RFT_TRACEBACK=1 always that."""
     if not isinstance(error, UserError) or os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":
         traceback.print_exception(cause or error)
     if isinstance(error, UserError):
         print(f"entropy-rft: error: {error}", file=sys.stderr)
+    else:
+        print(f"entropy-rft: this is a fault of entropy_rft, not of yours: {REPORT}", file=sys.stderr)

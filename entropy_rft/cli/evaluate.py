@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,19 +50,20 @@ def run(args: argparse.Namespace) -> int:
     check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=args.device)
-    evaluation = evaluate_model(
-        model,
-        tokenizer,
-        task,
-        samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_tokens=args.max_tokens,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        think_end_token=args.think_end_token,
-        model_name=args.model,
-    )
+    with users(FloatingPointError):  # a model of NaNs
+        evaluation = evaluate_model(
+            model,
+            tokenizer,
+            task,
+            samples=args.samples,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            max_tokens=args.max_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            think_end_token=args.think_end_token,
+            model_name=args.model,
+        )
     name = Path(args.model).name or args.model
     console = Console()
     console.print(evaluation_table([(name, evaluation)]))

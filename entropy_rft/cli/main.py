@@ -10,10 +10,12 @@ from typing import NoReturn
 
 from entropy_rft import __version__
 from entropy_rft.cli import demo, evaluate, probe, report, serve, train
-from entropy_rft.cli.errors import UserError
+from entropy_rft.cli.errors import UserError, show
+from entropy_rft.errors import UserMistake
 from entropy_rft.threads import share_cores
 
 INTERRUPTED = 130
+FAULT = 1
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # the deepspeed launcher puts it there; the environment says it too
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         try:
             return args.run(args)
-        except (ValueError, TypeError, OSError) as error:  # the verbs name the user's mistakes so
+        except UserMistake as error:
             raise UserError.of(error) from error
     except UserError as error:
         if os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("entropy-rft: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        show(error)
+        return FAULT
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.cli import flags
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 
 
 def add_parser(subparsers: Any) -> None:
@@ -240,7 +240,8 @@ def run_train(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
     )
-    probe.save_pretrained(args.output_dir)
+    with users(OSError):
+        probe.save_pretrained(args.output_dir)
     metrics, found = probe.metrics, probe.thresholds
     assert found is not None
     for note in traces.notes():
@@ -324,7 +325,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
     for line in remarks(result):
         _print(line)
     output = Path(args.output_dir)
-    save_evaluation(result, questions.traces, output)
+    with users(OSError):
+        save_evaluation(result, questions.traces, output)
     _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")
     return 0
 
@@ -361,7 +363,10 @@ def run_tune(args: argparse.Namespace) -> int:
     caption = "→ chosen; on the validation questions that the probe sends there"
     Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
     tasks = ", ".join(f"{task.name}/{task.split}" for task, _ in questions.parts)
-    save_strategies(found, args.output, f"Tuned for {questions.traces.model} on {tasks}, {len(questions)} questions.")
+    with users(OSError):
+        save_strategies(
+            found, args.output, f"Tuned for {questions.traces.model} on {tasks}, {len(questions)} questions."
+        )
     _print(f"strategies: {args.output} (give them to `probe train --strategies`)")
     return 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 
 SETTINGS, DATA = "settings.json", "data"
 SCHEMA = 1
@@ -46,7 +46,8 @@ class ChunkStore:
         self.total = total
         self.chunk_size = chunk_size
         self.settings = {"schema": SCHEMA, **settings, "questions": total, "chunk_size": chunk_size}
-        self._open()
+        with users(OSError):
+            self._open()
 
     @classmethod
     def reopen(cls, directory: str | os.PathLike[str]) -> ChunkStore:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserMistake, UserValueError, user_mistake
 from entropy_rft.rewards.pear import PEARReward
 from entropy_rft.suggestions import did_you_mean
 
@@ -41,8 +41,8 @@ def build_rewards(
         elif name == "pear":
             try:
                 rewards.append(PEARReward(task_rewards[0], **(pear or {})))
-            except (ValueError, TypeError) as error:  # PEARReward names its own argument
-                raise type(error)(f"pear_{error}") from None
+            except UserMistake as error:  # PEARReward names its own argument
+                raise user_mistake(error, "pear_") from None
         elif name in _TRL:
             rewards.append(getattr(importlib.import_module("trl.rewards"), _TRL[name]))
         elif ":" in name:

@@ -58,7 +58,12 @@ def load_model_and_tokenizer(
         else:
             model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(text, model, adapter))
-    except (OSError, SafetensorError) as error:  # OSError: transformers' word for "not found", here and on the hub
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        SafetensorError,
+    ) as error:  # OSError: transformers' word for "not found", here and on the hub
         raise UserValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
         return watch(model.to(device)), tokenizer

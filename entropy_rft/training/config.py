@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from entropy_rft.entropy import EntropyClip
 from entropy_rft.entropy.clipping import ADVANTAGES, RULES
-from entropy_rft.errors import UserTypeError, UserValueError
+from entropy_rft.errors import UserTypeError, UserValueError, user_mistake, users
 from entropy_rft.suggestions import did_you_mean
 
 _PRESETS = {"clip_b": EntropyClip.clip_b(), "clip_v": EntropyClip.clip_v()}
@@ -98,7 +98,8 @@ class EntropyGRPOConfig(GRPOConfig):
             raise UserValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
         if self.shrink_generation_batch:
             _check_generation_can_shrink(self)
-        super().__post_init__()
+        with users(ValueError, TypeError):  # TRL's and transformers' own checks of the fields
+            super().__post_init__()
 
     def build_entropy_clip(self) -> EntropyClip | None:
         """The rule that the fields describe, or None for ``entropy_clip="none"``.
@@ -119,7 +120,7 @@ class EntropyGRPOConfig(GRPOConfig):
             rule = replace(preset, **overrides)
         except (ValueError, TypeError) as error:
             # EntropyClip names its own argument; a recipe knows it under this prefix.
-            raise type(error)(f"entropy_clip_{error}") from None
+            raise user_mistake(error, "entropy_clip_") from None
         return None if self.entropy_clip == "none" else rule
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import ModelConfig, TrlParser
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
@@ -138,7 +138,9 @@ class RecipeParser(TrlParser):
         if environment:
             _set_environment(environment)
         try:
-            task, training, model = self.parse_args_into_dataclasses(args=flags)
+            # TRL's and transformers' checks of the fields, and of the device that they ask for.
+            with users(ValueError, OSError, ImportError, RuntimeError):
+                task, training, model = self.parse_args_into_dataclasses(args=flags)
         except ValueError:
             check_engine()  # a batch too small for one process is no mistake when there should be several
             raise
@@ -168,7 +170,8 @@ class RecipeParser(TrlParser):
         options = self._read(path) if path is not None else {}
         environment = options.pop("env", None)
         self._check_options(options, path)
-        self.set_defaults_with_config(**options)
+        with users(ValueError):  # TRL's
+            self.set_defaults_with_config(**options)
         return flags, options, environment
 
     def _read(self, path: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.assets import model_source
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
@@ -56,9 +57,10 @@ class TrainingRun:
         self.recipe = recipe
         self.command = list(command)
         model = _local_model(recipe)
-        tokenizer = AutoTokenizer.from_pretrained(
-            model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
-        )
+        with users(OSError, ValueError, ImportError, prefix=f"the tokenizer of {model!r} cannot be loaded: "):
+            tokenizer = AutoTokenizer.from_pretrained(
+                model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
+            )
         if "pear" in recipe.task.rewards and not ThinkEndMarker(tokenizer, args.think_end_token):
             # The trainer checks it too, but only after minutes of loading weights.
             raise UserValueError(missing_marker(args.think_end_token, tokenizer))
@@ -77,23 +79,27 @@ class TrainingRun:
         # Rotation is the keeper's: the trainer would delete older checkpoints before the new one is complete.
         keeper = CheckpointKeeper(args.save_total_limit)
         args.save_total_limit = None
-        self.trainer = EntropyGRPOTrainer(
-            model=model,
-            reward_funcs=rewards,
-            args=args,
-            train_dataset=task.dataset,
-            eval_dataset=evaluated,
-            quantization_config=get_quantization_config(recipe.model),
-            peft_config=get_peft_config(recipe.model),
-            callbacks=[
-                RunRecorder(self.directory),
-                keeper,
-                SameOrder(),
-                FiniteWeights(),
-                *callbacks,
-                StepsLeft(),
-            ],
-        )
+        with users(ValueError, ImportError):  # TRL's
+            quantization, peft = get_quantization_config(recipe.model), get_peft_config(recipe.model)
+        # The weights, the device and the packages that the recipe asks for are found wanting here.
+        with users(OSError, ImportError, RuntimeError, SafetensorError):
+            self.trainer = EntropyGRPOTrainer(
+                model=model,
+                reward_funcs=rewards,
+                args=args,
+                train_dataset=task.dataset,
+                eval_dataset=evaluated,
+                quantization_config=quantization,
+                peft_config=peft,
+                callbacks=[
+                    RunRecorder(self.directory),
+                    keeper,
+                    SameOrder(),
+                    FiniteWeights(),
+                    *callbacks,
+                    StepsLeft(),
+                ],
+            )
         watch(self.trainer.model)
 
     @staticmethod

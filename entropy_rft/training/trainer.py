@@ -26,7 +26,7 @@ from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
 from entropy_rft.entropy.clipping import per_token
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import generate_shrinking
@@ -80,7 +80,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             several = isinstance(reward_funcs, list)
             rewards = [fitted(r, args.think_end_token) for r in (reward_funcs if several else [reward_funcs])]
             reward_funcs = rewards if several else rewards[0]
-        with _vllm_for(args):
+        # TRL's, transformers' and PEFT's own checks of what they were given.
+        with _vllm_for(args), users(ValueError, TypeError):
             super().__init__(model, reward_funcs, args, *positional, **keywords)
 
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
