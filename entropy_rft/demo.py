@@ -126,10 +126,10 @@ class Demo:
     def _report(self) -> None:
         if not self.rows:
             return
-        took = f"{duration(time.monotonic() - self.started)} for all of it"
-        self.console.print(
-            evaluation_table(self.rows, note=took if len(self.rows) > len(METHODS) else f"stopped: {took}")
-        )
+        took = duration(time.monotonic() - self.started)
+        complete = len(self.rows) > len(METHODS)
+        note = f"time for all of it: {took}" if complete else f"stopped after {took}"
+        self.console.print(evaluation_table(self.rows, note))
         finished = {title for title, _ in self.rows}
         names = [START, *(name for name, title in METHODS.items() if title in finished)]
         page = self.output_dir / "report.html"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from warm import WarmCommand
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +51,7 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     result = demo(tmp_path, *SMALL)
     assert result.returncode == 0, result.stderr
     assert sys.prefix in result.stderr
-    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking"):
+    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking", "time for all of it: "):
         assert text in result.stdout
     page = tmp_path / "runs" / "demo" / "report.html"
     assert f"report: {page}" in result.stdout
@@ -67,26 +70,24 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     assert again.stderr.splitlines()[-1] == "entropy-rft: error: steps must be at least 1, got 0"
 
 
-def test_interrupted_demo_reports_what_it_has(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "entropy_rft", "demo", "--steps", "500", "--questions", "6", "--samples", "1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts its background jobs, such as a whole test run, with the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("GRPO"):  # the start has been measured, and training begins
-            break
-    process.send_signal(signal.SIGINT)
-    try:
-        output, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_demo_that_is_stopped_reports_what_it_has(
+    tmp_path: Path, number: signal.Signals, code: int, said: str
+) -> None:
+    process = WarmCommand(["demo", "--steps", "500", "--questions", "6", "--samples", "1"], tmp_path)
+    end = time.monotonic() + 240
+    # A line of progress in a file that is no terminal: the start has been measured, and training is under way.
+    while not re.search(r"^training: [1-9]\d* of 500 after \d+ s", process.errors(), re.MULTILINE):
+        assert process.poll() is None, process.errors()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
     assert "avg@k" in output
-    assert errors.splitlines()[-1] == "entropy-rft: interrupted"
+    assert re.search(r"^ *stopped after \d+ s *$", output, re.MULTILINE), output
+    assert errors.splitlines()[-1] == f"entropy-rft: {said}"
+    assert "Traceback" not in output + errors
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()

@@ -1,0 +1,70 @@
+"""`shrink_generation_batch`: TRL's generation with fewer and fewer rows, and everything else as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from entropy_rft import EntropyGRPOConfig
+from entropy_rft.sampling import shrinking
+
+pytestmark = pytest.mark.integration
+
+LORA = {"trainer_options": {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}}
+
+
+@pytest.mark.parametrize("options", [{}, LORA], ids=["full", "lora"])
+def test_rows_that_have_ended_are_generated_no_more(
+    make_trainer: Callable, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(shrinking, "SLICE_TOKENS", 2)
+    trainer = make_trainer(
+        shrink_generation_batch=True,
+        generation_batch_size=64,
+        per_device_train_batch_size=64,
+        max_completion_length=40,
+        temperature=3.0,  # a random model then says its end now and then
+        max_steps=1,
+        **options,
+    )
+    rows: list[int] = []
+    ids: list[list[int]] = []
+    embedding = trainer.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    generate = trainer._generate
+
+    def recording(prompts: list) -> tuple:
+        generated = generate(prompts)
+        ids.extend(generated[1])
+        hook.remove()
+        return generated
+
+    trainer._generate = recording
+    trainer.train()
+    assert rows[0] == 64
+    assert rows[-1] < 64
+    assert rows == sorted(rows, reverse=True)
+    assert len(rows) == max(map(len, ids))  # a token each
+    eos = trainer.processing_class.eos_token_id
+    assert all(eos not in row[:-1] for row in ids)
+    assert sum(row[-1] == eos for row in ids) >= 64 - rows[-1]
+    assert "generate" not in vars(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+    assert trainer.state.log_history[0]["completions/max_length"] == max(map(len, ids))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching"),
+        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"generation_kwargs": {"min_new_tokens": 3}}, "generation_kwargs"),
+        ({"use_vllm": True}, "use_vllm"),
+    ],
+)
+def test_what_it_does_not_go_together_with_is_named(tmp_path: Path, fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"shrink_generation_batch does not go together with {named}"):
+        EntropyGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, shrink_generation_batch=True, **fields)
