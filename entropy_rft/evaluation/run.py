@@ -131,10 +131,11 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         last = step
         rows.setdefault(step, {}).update(entry)
         rows[step]["step"] = step
+    texts = {key for row in rows.values() for key, value in row.items() if isinstance(value, str)}
     for row in rows.values():
         for key, value in row.items():
             # Written as null; as NaN or Infinity by versions before.
-            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            if (value is None and key not in texts) or (isinstance(value, float) and not math.isfinite(value)):
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")
