@@ -28,6 +28,7 @@ from entropy_rft.sampling.progress import duration
 from entropy_rft.signals import Terminated
 from entropy_rft.tasks import load_task
 from entropy_rft.training.launch import find_recipe
+from entropy_rft.training.lock import DirectoryLock
 from entropy_rft.training.recipe import RecipeParser
 from entropy_rft.training.run import TrainingRun
 from entropy_rft.training.run_directory import RunDirectory
@@ -70,6 +71,14 @@ class Demo:
 
     def run(self) -> int:
         """All of it; on Ctrl-C and SIGTERM what is finished is still reported."""
+        lock = DirectoryLock(self.output_dir)  # over all its directories, and the time between two trainings
+        lock.acquire()
+        try:
+            return self._run()
+        finally:
+            lock.release()
+
+    def _run(self) -> int:
         stopped: BaseException | None = None
         with _quiet_libraries():
             try:

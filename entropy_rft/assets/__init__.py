@@ -16,5 +16,5 @@ TINY_PROBE: Path = Path(__file__).parent / "tiny_probe"
 
 
 def model_source(name: str) -> str:
-    """The directory of ``tiny_reasoner``; any other name as it is."""
-    return str(TINY_REASONER) if name == "tiny_reasoner" else name
+    """The directory of ``tiny_reasoner``; any other name as it is, ``~`` for the home directory expanded."""
+    return str(TINY_REASONER) if name == "tiny_reasoner" else str(Path(name).expanduser() if name[:1] == "~" else name)

@@ -178,8 +178,10 @@ def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
     """
     import yaml
 
+    from entropy_rft.files import read_yaml
+
     try:
-        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        data = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UserValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -120,7 +120,8 @@ class EntropyClip:
         """Apply the rule to a whole batch.
 
         Args:
-            statistics: of the policy that the step starts from, ``(B, T)``.
+            statistics: of the policy that the step starts from, ``(B, T)``. (In the trainer: of the policy that
+                sampled, also for later updates from the same generation, unless `entropy_clip_refresh` is set.)
             advantages: ``(B,)`` or ``(B, T)``.
             mask: ``(B, T)``, nonzero = valid.
             group: the processes that hold the other parts of the batch; ``None`` when this one holds all of it.

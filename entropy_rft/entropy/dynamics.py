@@ -23,7 +23,8 @@ def predicted_entropy_change(
     (the importance ratio is 1 at the policy that the step starts from).
 
     Args:
-        statistics: of the policy that the step starts from, shape ``(B, T)``.
+        statistics: of the policy that the step starts from, shape ``(B, T)``. (In the trainer: of the
+            policy that sampled, also for later updates from the same generation, unless `entropy_clip_refresh` is set.)
         advantages: ``(B,)`` or ``(B, T)``.
         mask: ``(B, T)``, nonzero = valid.
         step_size: η, the logit step per unit of advantage.

@@ -13,6 +13,7 @@ import yaml
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.result import Evaluation
+from entropy_rft.files import read_yaml
 
 _FILES = ("run.json", "recipe.yaml", "metrics.jsonl")
 
@@ -88,7 +89,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         command=[str(word) for word in described.get("command") or []],
         versions={str(name): str(version) for name, version in (described.get("versions") or {}).items()},
         device=str(described.get("device") or ""),
-        recipe=_mapping(path / "recipe.yaml", yaml.safe_load),
+        recipe=_mapping(path / "recipe.yaml", read_yaml),
     )
     run.metrics = _read_metrics(path / "metrics.jsonl", run.notes)
     for file in [path / "evaluation.json", *sorted(path.glob("evaluation-*.json"))]:
@@ -131,9 +132,11 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         last = step
         rows.setdefault(step, {}).update(entry)
         rows[step]["step"] = step
+    texts = {key for row in rows.values() for key, value in row.items() if isinstance(value, str)}
     for row in rows.values():
         for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
+            # Written as null; as NaN or Infinity by versions before.
+            if (value is None and key not in texts) or (isinstance(value, float) and not math.isfinite(value)):
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")

@@ -218,9 +218,11 @@ def load_settings(
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     import yaml
 
+    from entropy_rft.files import read_yaml
+
     where = os.fspath(path)
     try:
-        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        data = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UserValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
 from entropy_rft.entropy.statistics import check_temperature
@@ -102,24 +102,31 @@ def _score_batch(
 
 def _head(model: Any) -> dict[str, Any]:
     """The LM head as `fused_token_statistics` takes it."""
-    head = model.get_output_embeddings()
+    head = _merged(model.get_output_embeddings())
     config = model.config.get_text_config()
     return {
-        "weight": _head_weight(head),
+        "weight": head.weight,
         "bias": getattr(head, "bias", None),
         "logit_softcap": getattr(config, "final_logit_softcapping", None),
         "logit_scale": _logit_scale(config),
     }
 
 
-def _head_weight(head: Any) -> Tensor:
-    """(V, D). A LoRA on the head itself is added once here, since the kernel takes one matrix."""
-    weight = head.weight
-    if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
-        for adapter in head.active_adapters:
-            if adapter in head.lora_A:
-                weight = weight + head.get_delta_weight(adapter)
-    return weight
+def _merged(head: Any) -> Any:
+    """The head as one matrix and a bias, which is what the kernel takes: an adapter on it is merged into a copy.
+
+    PEFT merges every kind that it has (DoRA rescales rows, `lora_bias` adds to the bias) as the adapter computes it.
+    """
+    if not (hasattr(head, "merge") and hasattr(head, "get_base_layer")):
+        return head
+    if head.merged or head.disable_adapters:
+        return head.get_base_layer()
+    layer = copy.deepcopy(head)
+    base = layer.get_base_layer()
+    if getattr(base, "bias", None) is None:  # `lora_bias` merges into a bias only
+        base.bias = torch.nn.Parameter(base.weight.new_zeros(base.weight.shape[0]), requires_grad=False)
+    layer.merge()
+    return base
 
 
 def _logit_scale(config: Any) -> float:

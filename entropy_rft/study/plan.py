@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from entropy_rft.errors import UserValueError
+from entropy_rft.files import read_yaml
 from entropy_rft.study.results import Results, RunResult
 from entropy_rft.suggestions import did_you_mean
 
@@ -268,7 +269,7 @@ def load_plan(path: str | Path) -> Plan:
         ValueError: naming the file, and the field that is missing, unknown or out of range.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserValueError(f"plan {str(path)!r} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

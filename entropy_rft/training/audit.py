@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,9 @@ class AuditedBatch:
         advantages: ``(B,)`` or ``(B, T)``.
         mask: ``(B, T)``, nonzero = valid.
         phases: of `PHASES`, ``(B, T)`` each.
-        forward: gives the entropies ``(B, T)`` of the policy as it then is, without a gradient.
+        forward: gives the entropies ``(B, T)`` of the policy as it then is, without a gradient, in the dropout masks
+            that `before` had: like is compared with like.
+        update: which update of its generation the step is, from 1; None where each generation has one only.
     """
 
     predicted: Tensor
@@ -36,6 +39,45 @@ class AuditedBatch:
     mask: Tensor
     phases: Mapping[str, Tensor]
     forward: Callable[[], Tensor]
+    update: int | None = None
+
+
+class RandomState:
+    """The random numbers to come, on the CPU and on the devices of a model.
+
+    Args:
+        devices: every device that the model lies on.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = sorted({device for device in devices if device.type not in ("cpu", "meta")}, key=str)
+        self._states = self._read()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside, the numbers that followed this state come again; afterwards the run goes on as if none had."""
+        earlier = self._read()
+        self._write(self._states)
+        try:
+            yield
+        finally:
+            self._write(earlier)
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(_of(d).get_rng_state(*_index(d)) for d in self._devices)]
+
+    def _write(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
+            _of(device).set_rng_state(state, *_index(device))
+
+
+def _of(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one MPS device, and its functions take none
 
 
 class EntropyAudit(TrainerCallback):
@@ -75,7 +117,11 @@ class EntropyAudit(TrainerCallback):
         if not self._batches:
             return
         batches, self._batches = self._batches, []
-        self._log(audit_metrics(batches, self._group()))
+        found = audit_metrics(batches, self._group())
+        if batches[0].update is not None:
+            names = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
+            found |= {f"{name}_update_{batches[0].update}": found[name] for name in names if name in found}
+        self._log(found)
 
 
 @torch.no_grad()

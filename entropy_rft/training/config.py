@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import functools
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +32,10 @@ class EntropyGRPOConfig(GRPOConfig):
     raises the weight of every other one; here a token's weight does not depend on what happened to its neighbours, and
     the rule acts alike under each `loss_type`.)
 
+    With several updates from one generation (`num_iterations` above 1, or more steps per generation than accumulation
+    steps) the rule and the predicted change use the statistics of the policy that sampled, as the authors' code does,
+    not of the one that the update starts from; `entropy_clip_refresh` computes them anew before each later update.
+
     `entropy_audit_steps` costs, on the steps that are audited, one forward pass without a gradient over the step's
     batch (about a quarter of the loss and its gradient, little beside the generation), the memory of the batch's
     inputs until then, and the pass over the old policy where nothing else needs it. The updates are those of a run
@@ -38,7 +45,8 @@ class EntropyGRPOConfig(GRPOConfig):
     (``entropy/measured_change/positive``, ``/negative``, ``/zero``) and by phase (``/thinking``, ``/answer``,
     ``/other``), each of which adds up to the whole. Tokens share their parameters and Adam rescales the gradient, so
     the slope is no constant and the correlation is below 1 for small steps too. In bfloat16 the change of one step can
-    be less than rounding: average over many.
+    be less than rounding: average over many. Dropout, LoRA's too, has the same masks in both passes: a step that moves
+    no weight measures a change of exactly 0.
     """
 
     entropy_clip: str = field(
@@ -87,11 +95,22 @@ class EntropyGRPOConfig(GRPOConfig):
         },
     )
 
+    entropy_clip_refresh: bool = field(
+        default=False,
+        metadata={
+            "help": "Before each later update from the same generation, compute the statistics that the rule and the "
+            "prediction look at anew, for the policy that this update starts from. Costs one pass without a "
+            "gradient for each such update. TRL's old log-probabilities stay."
+        },
+    )
+
     def __post_init__(self) -> None:
         self.build_entropy_clip()  # first, so that a mistake here is named before anything else is set up
         _check_trls_fields(self)
         if not isinstance(self.think_end_token, str) or not self.think_end_token:
             raise UserValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
+        if not isinstance(self.entropy_clip_refresh, bool):
+            raise UserTypeError(f"entropy_clip_refresh must be true or false, got {self.entropy_clip_refresh!r}")
         if isinstance(self.entropy_audit_steps, bool) or not isinstance(self.entropy_audit_steps, int):
             raise UserTypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
         if self.entropy_audit_steps < 0:
@@ -138,12 +157,8 @@ class EntropyGRPOConfig(GRPOConfig):
         return upgraded
 
 
-# TRL finds these out in the first loss, after the first generation, or divides by them.
-_CHOICES = {
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none", True, False),
-}
+# TRL finds these out in the first loss or with the first rewards, after the first generation, or divides by them.
+_WORDS = ("loss_type", "importance_sampling_level", "scale_rewards")
 _COUNTS = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -158,8 +173,14 @@ _COUNTS = (
 
 
 def _check_trls_fields(config: GRPOConfig) -> None:
-    for name, choices in _CHOICES.items():
-        _check_choice(name, getattr(config, name), choices)
+    for name in _WORDS:
+        value = getattr(config, name)
+        plain = GRPOConfig.__dataclass_fields__[name].default
+        if value == plain or (name == "scale_rewards" and isinstance(value, bool)):
+            continue
+        words = _words_of_trl()[name]
+        if words:  # where TRL's source is not there or says it in another way, TRL finds it out
+            _check_choice(name, value, sorted(words))
     for name in _COUNTS:
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -168,6 +189,23 @@ def _check_trls_fields(config: GRPOConfig) -> None:
         raise UserValueError(f"temperature must be above 0, got {config.temperature}")
     if config.learning_rate < 0:
         raise UserValueError(f"learning_rate must not be negative, got {config.learning_rate}")
+
+
+@functools.cache
+def _words_of_trl() -> dict[str, set[str]]:
+    """The words that TRL's trainer compares these fields with: its own list, which grows with its versions."""
+    from trl import GRPOTrainer  # seconds, which the default words do not need
+
+    found: dict[str, set[str]] = {name: set() for name in _WORDS}
+    try:
+        tree = ast.parse(inspect.getsource(inspect.getmodule(GRPOTrainer) or GRPOTrainer))
+    except (OSError, TypeError, SyntaxError):
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in found:
+            constants = [part for side in node.comparators for part in ast.walk(side) if isinstance(part, ast.Constant)]
+            found[node.left.attr] |= {part.value for part in constants if isinstance(part.value, str)}
+    return found
 
 
 def _check_generation_can_shrink(config: GRPOConfig) -> None:

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from entropy_rft.signals import sigterm_raises
 from entropy_rft.training.checkpoints import last_complete
+from entropy_rft.training.reward_values import WrongReward
 from entropy_rft.training.run_directory import MARKER
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -113,6 +114,8 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
     text = str(error)
     if isinstance(error, TrainingFailed):
         return TrainingFailed(f"{error} {_where_to_go_on(output_dir)}", error.exit_code)
+    if isinstance(error, WrongReward):
+        return TrainingFailed(f"{text} (in step {step}) {_where_to_go_on(output_dir)}", exit_code=2)
     reward = _reward_in(error, trainer.reward_funcs, trainer.reward_func_names)
     if reward is not None:
         return TrainingFailed(

@@ -15,6 +15,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.files import read_yaml, switched_off_or_on
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
@@ -72,6 +73,19 @@ class TaskArguments:
 
 
 @dataclass
+class ResumeArguments:
+    """How a run goes on, besides `resume_from_checkpoint`."""
+
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on although this recipe is another run's: the change and its step are recorded in run.json, "
+            "and the recipe before is kept. Without it what differs is an error."
+        },
+    )
+
+
+@dataclass
 class Recipe:
     """One run's arguments, and which of them were given rather than left at their default."""
 
@@ -79,6 +93,7 @@ class Recipe:
     training: EntropyGRPOConfig
     model: ModelConfig
     given: dict[str, Any]
+    resume_with_changes: bool = False
 
     def resolved(self) -> dict[str, Any]:
         """The flat mapping that makes the same run again: what was given, and the run's own fields in full.
@@ -121,7 +136,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self) -> None:
         super().__init__(
-            [TaskArguments, EntropyGRPOConfig, ModelConfig],
+            [TaskArguments, EntropyGRPOConfig, ModelConfig, ResumeArguments],
             prog="entropy-rft train",
             allow_abbrev=False,
             epilog="--config RECIPE reads these fields from a file. --accelerate_config NAME_OR_FILE (ddp, zero2, "
@@ -140,7 +155,7 @@ class RecipeParser(TrlParser):
         try:
             # TRL's and transformers' checks of the fields, and of the device that they ask for.
             with users(ValueError, OSError, ImportError, RuntimeError):
-                task, training, model = self.parse_args_into_dataclasses(args=flags)
+                task, training, model, resume = self.parse_args_into_dataclasses(args=flags)
         except ValueError:
             check_engine()  # a batch too small for one process is no mistake when there should be several
             raise
@@ -152,7 +167,7 @@ class RecipeParser(TrlParser):
         for part in (task, training, model):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
             given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
-        return Recipe(task, training, model, given)
+        return Recipe(task, training, model, given, resume.resume_with_changes)
 
     def check(self, argv: Sequence[str]) -> None:
         """Find the mistakes that show without setting up a device, before processes are started that would."""
@@ -180,12 +195,27 @@ class RecipeParser(TrlParser):
         except OSError as error:
             raise UserValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
         try:
-            options = yaml.safe_load(text)
+            options = read_yaml(text)
         except yaml.YAMLError as error:
             raise UserValueError(f"recipe {path!r} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(options, dict):
             raise UserValueError(f"recipe {path!r} must be a mapping of fields to values")
+        self._mean_words(options, switched_off_or_on(text))
         return options
+
+    def _mean_words(self, options: dict[str, Any], written: dict[str, str]) -> None:
+        """Give the fields that take words the word that YAML read as a truth value, as in ``save_strategy: no``."""
+        texts = self._texts()
+        for name, word in written.items():
+            off = options.get(name) is False
+            if name not in texts:
+                continue
+            if name == "report_to" and off:  # "no" is what the strategies beside it call it
+                options[name] = "none"
+            elif name.endswith("_strategy") and off:
+                options[name] = "no"
+            elif word.lower() not in ("true", "false"):  # these some fields take beside words
+                options[name] = word
 
     def _check_flags(self, flags: Sequence[str]) -> None:
         known = self.flags
@@ -196,11 +226,20 @@ class RecipeParser(TrlParser):
             if word.startswith("--") and option not in known:
                 raise UserValueError(f"unknown option {option}{did_you_mean(option, known)}")
 
+    def _types(self) -> dict[str, str]:
+        return {f.name: str(f.type) for part in self.dataclass_types for f in fields(part)}
+
+    def _texts(self) -> set[str]:
+        """The fields that take text or a word of a list, and no number."""
+        kinds = self._types().items()
+        words = ("str", "Strategy", "SchedulerType", "OptimizerNames")
+        return {n for n, kind in kinds if any(w in kind for w in words) and "int" not in kind and "float" not in kind}
+
     def _check_options(self, options: dict[str, Any], path: str | None) -> None:
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
-        types = {f.name: str(f.type) for part in self.dataclass_types for f in fields(part)}
+        types = self._types()
         required = {name for name, kind in types.items() if "None" not in kind and "Optional" not in kind}
-        texts = {name for name, kind in types.items() if "str" in kind and "int" not in kind and "float" not in kind}
+        texts = self._texts()
         for name, value in options.items():
             if name not in actions:
                 raise UserValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")

@@ -17,14 +17,18 @@ from entropy_rft.assets import model_source
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.completion import check_prompts
+from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.tasks import check_options, load_task
 from entropy_rft.threads import watch
+from entropy_rft.training.changes import Changes, changes, recorded, sentence
 from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
+from entropy_rft.training.columns import without_trls_columns
 from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft, TrainingFailed, explained
 from entropy_rft.training.launch import engine
+from entropy_rft.training.lock import DirectoryLock, in_use
 from entropy_rft.training.recipe import Recipe
-from entropy_rft.training.run_directory import RunDirectory, RunRecorder
+from entropy_rft.training.run_directory import METRICS, RECIPE, RunDirectory, RunRecorder
 from entropy_rft.training.trainer import EntropyGRPOTrainer
 
 
@@ -48,15 +52,27 @@ class TrainingRun:
             evaluated = self._load_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
         elif args.eval_strategy != "no":
             raise UserValueError(f"eval_strategy is {args.eval_strategy!s}, but no eval_split says what to evaluate on")
+        questions = without_trls_columns(task.dataset, task.name)
+        evaluated = None if evaluated is None else without_trls_columns(evaluated, task.name)
         rewards = build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
         self.checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         self.directory = RunDirectory(args.output_dir)
+        self._lock = DirectoryLock(args.output_dir)
+        if args.process_index == 0 and (holder := self._lock.holder()) is not None:
+            raise UserValueError(in_use(args.output_dir, holder))
         self._check_output_dir()
         if self._continues:  # what it found is in the metrics already
             args.eval_on_start = False
         self.recipe = recipe
         self.command = list(command)
         model = _local_model(recipe)
+        self._questions = digest(task.dataset)
+        self._changes = self._changes_since(self.checkpoint)
+        if Path(model).resolve() == self.directory.path.resolve() and Path(model).is_dir() and not self._continues:
+            raise UserValueError(
+                f"output_dir {args.output_dir!r} is model_name_or_path too, whose files the run would replace: name "
+                "another output_dir"
+            )
         with users(OSError, ValueError, ImportError, prefix=f"the tokenizer of {model!r} cannot be loaded: "):
             tokenizer = AutoTokenizer.from_pretrained(
                 model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
@@ -76,6 +92,8 @@ class TrainingRun:
             )
         if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
             raise UserValueError(f"output_dir {args.output_dir!r} is a file")
+        if self.directory.path.is_symlink():  # TRL cannot make the target of a link
+            self.directory.make()
         # Rotation is the keeper's: the trainer would delete older checkpoints before the new one is complete.
         keeper = CheckpointKeeper(args.save_total_limit)
         args.save_total_limit = None
@@ -87,7 +105,7 @@ class TrainingRun:
                 model=model,
                 reward_funcs=rewards,
                 args=args,
-                train_dataset=task.dataset,
+                train_dataset=questions,
                 eval_dataset=evaluated,
                 quantization_config=quantization,
                 peft_config=peft,
@@ -118,14 +136,27 @@ class TrainingRun:
         Raises:
             TrainingFailed: with the cause in one line, where it is known.
         """
-        with explained(self.trainer):
-            self._train()
+        try:
+            with explained(self.trainer):
+                self._train()
+        finally:
+            self._lock.release()
         return self.trainer
 
     def _train(self) -> None:
         args = self.recipe.training
         # No process may still be looking for the checkpoint while the main one makes room.
-        steps = sorted(set(gather_object([resumed_step(self.checkpoint)])))
+        refusal = None
+        if self.trainer.accelerator.is_main_process:
+            try:
+                self._lock.acquire()
+            except ValueError as error:
+                refusal = str(error)
+        states = gather_object([(resumed_step(self.checkpoint), refusal)])
+        refusal = next((said for _, said in states if said is not None), None)
+        if refusal is not None:
+            raise TrainingFailed(refusal, exit_code=2)
+        steps = sorted({step for step, _ in states})
         if len(steps) > 1:
             raise TrainingFailed(
                 f"the processes would go on from different steps ({', '.join(map(str, steps))}): output_dir "
@@ -134,6 +165,7 @@ class TrainingRun:
             )
         if self.trainer.accelerator.is_main_process:
             self._make_room()
+            history = self._record_changes()
             self.directory.describe(
                 self.recipe.resolved(),
                 seed=args.seed,
@@ -142,6 +174,8 @@ class TrainingRun:
                 processes=self.trainer.accelerator.num_processes,
                 engine=engine(self.trainer.accelerator),
                 name=args.run_name or Path(args.output_dir).name,
+                questions=self._questions,
+                changes=history,
             )
         self.trainer.accelerator.wait_for_everyone()
         try:
@@ -186,21 +220,73 @@ class TrainingRun:
                 "renamed from here: name another output_dir"
             )
 
+    def _changes_since(self, checkpoint: Path | None) -> Changes:
+        """What this recipe changes in the meaning of the run that `checkpoint` belongs to.
+
+        Raises:
+            ValueError: naming each field with both values, unless the recipe says `resume_with_changes`.
+        """
+        if checkpoint is None:
+            return {}
+        found = self._differences(RunDirectory(checkpoint.parent))
+        if found is None:  # another trainer's checkpoint, or one that was moved: nothing is known of its recipe
+            return {}
+        if found and not self.recipe.resume_with_changes:
+            raise UserValueError(
+                f"the run of checkpoint {str(checkpoint)!r} was another one: {sentence(found)}; --resume_with_changes "
+                "goes on and records it, another output_dir without resume_from_checkpoint starts anew"
+            )
+        return found
+
+    def _differences(self, run: RunDirectory) -> Changes | None:
+        """Between the recipe of `run` and this one; None where that is not known."""
+        before = run.recipe()
+        if before is None:
+            return None
+        description = run.description()
+        processes = int(self.recipe.training.world_size)
+        found = changes(
+            before, self.recipe.resolved(), processes=(int(description.get("processes") or processes), processes)
+        )
+        questions = description.get("questions")
+        if questions is not None:  # then a file of questions may lie elsewhere, and may not hold others
+            found.pop("task_path", None)
+            if questions != self._questions:
+                found["the questions (their digest)"] = (questions, self._questions)
+        return found
+
+    def _is_this_run(self) -> bool:
+        found = self._differences(self.directory)
+        # A run that was killed while it wrote its first two files has lost nothing.
+        bare = found is None and not any((self.directory.path / name).exists() for name in (METRICS, RECIPE))
+        return bare or found == {}
+
+    def _record_changes(self) -> list[dict[str, Any]]:
+        """All changes of recipe so far, for ``run.json``; the recipe before the newest one is kept."""
+        history = list(self.directory.description().get("changes") or []) if self._continues else []
+        if self._changes:
+            step = resumed_step(self.checkpoint)
+            kept = self.directory.keep_recipe() if self._continues else str(self.checkpoint)
+            history.append(recorded(self._changes, step, kept))
+            print(f"after step {step} by another recipe: {sentence(self._changes)}", file=sys.stderr)
+        return history
+
     def _make_room(self) -> None:
         """Set an earlier run aside, unless it is the one that goes on, and what would mix with the new files."""
         args = self.recipe.training
         # A run that was killed before its first checkpoint and is started again and again must not pile up copies.
         again = self.checkpoint is None and str(args.resume_from_checkpoint).lower() == "auto"
-        if again and self.directory.exists and not self.directory.has_model:
+        if again and self.directory.exists and not self.directory.has_model and self._is_this_run():
             print(f"{args.output_dir} holds no complete checkpoint yet: the run starts over", file=sys.stderr)
         elif not self._continues and (moved := self.directory.set_aside()) is not None:
+            self._lock.follow(moved)
             print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
         step = resumed_step(self.checkpoint) if self._continues else 0
         for line in put_aside(args.output_dir, step):
             print(line, file=sys.stderr)
         self._warn_within_generation(step)
         if args.log_completions:  # TRL made this folder when it was constructed
-            (self.directory.path / "completions").mkdir(parents=True, exist_ok=True)
+            (self.directory.path.resolve() / "completions").mkdir(parents=True, exist_ok=True)
 
     def _warn_within_generation(self, step: int) -> None:
         args = self.recipe.training
@@ -220,7 +306,7 @@ def _local_model(recipe: Recipe) -> str:
     if model.model_name_or_path is None:
         model.model_name_or_path = "tiny_reasoner"
     name = model_source(model.model_name_or_path)
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise UserValueError(f"model_name_or_path {name!r} is not a directory")
     options = {
         "revision": model.model_revision,

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.files import read_yaml, write_json
+
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
 MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
@@ -32,7 +34,30 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        return (self.path / RUN).is_file()
+        """Whether something lies here that a run writes too, and a new one would overwrite or mix with."""
+        names = (RUN, RECIPE, METRICS)
+        checkpoints = self.path.glob("checkpoint-*") if self.path.is_dir() else ()
+        return self.has_model or any((self.path / name).is_file() for name in names) or any(checkpoints)
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The recipe of the run that lies here; None where there is none that can be read."""
+        try:
+            found = read_yaml((self.path / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        return {str(name): value for name, value in found.items()} if isinstance(found, dict) else None
+
+    def description(self) -> dict[str, Any]:
+        """What ``run.json`` holds; nothing where it is not there or cannot be read."""
+        try:
+            found = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def make(self) -> None:
+        """Make the directory, the target where it is a link."""
+        self.path.resolve().mkdir(parents=True, exist_ok=True)
 
     @property
     def has_model(self) -> bool:
@@ -40,12 +65,28 @@ class RunDirectory:
         return any((self.path / name).is_file() for name in ("config.json", "adapter_config.json"))
 
     def set_aside(self) -> Path | None:
-        """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went."""
+        """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went.
+
+        Of a link the target is renamed, on its own disk; the link stays, and leads to the new run's directory.
+        """
         if not self.exists:
             return None
-        target = unused(self.path.with_name(f"{self.path.resolve().name}.1"))
-        self.path.rename(target)
+        directory = self.path.resolve() if self.path.is_symlink() else self.path
+        target = unused(directory.with_name(f"{directory.resolve().name}.1"))
+        directory.rename(target)
+        if self.path.is_symlink():
+            self.make()
         return target
+
+    def keep_recipe(self) -> str | None:
+        """Keep the recipe that lies here as the first free ``recipe-N.yaml``, and return that name."""
+        if not (self.path / RECIPE).is_file():
+            return None
+        number = 1
+        while (kept := self.path / f"recipe-{number}.yaml").exists():
+            number += 1
+        _replace(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
+        return kept.name
 
     def describe(
         self,
@@ -57,9 +98,10 @@ class RunDirectory:
         device: str,
         processes: int = 1,
         engine: str = "single",
+        **further: Any,
     ) -> None:
-        """Write ``run.json`` and ``recipe.yaml``."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write ``run.json``, with `further` at its end, and ``recipe.yaml``."""
+        self.make()
         description = {
             "name": name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -71,8 +113,9 @@ class RunDirectory:
             "python": platform.python_version(),
             "versions": installed_versions(),
             "checkpoint_marker": MARKER,
+            **further,
         }
-        _replace(self.path / RUN, json.dumps(description, indent=2) + "\n")
+        _replace(self.path / RUN, write_json(description, indent=2) + "\n")
         _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_metrics_until(self, step: int) -> float:
@@ -86,14 +129,14 @@ class RunDirectory:
             except ValueError:
                 continue
             if entry["step"] <= step:
-                kept.append(line + "\n")
+                kept.append(write_json(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
                 seconds = entry.get("time", seconds)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         _replace(file, "".join(kept))
         return seconds
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
-        """Add one line, in one write.
+        """Add one line, in one write; a value that is not finite is null.
 
         Raises:
             OSError: naming the file.
@@ -101,7 +144,7 @@ class RunDirectory:
         file = self.path / METRICS
         try:
             with file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry) + "\n")
+                stream.write(write_json(entry) + "\n")
         except OSError as error:  # a write that fails names no file
             raise OSError(error.errno, error.strerror, str(file)) from error
 

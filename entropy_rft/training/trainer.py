@@ -30,15 +30,17 @@ from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import generate_shrinking
-from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit
+from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.reward_values import checked
 
 TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
 
 # Keys of a micro-batch: the statistics travel with it through TRL's shuffling and splitting.
 _STATISTICS = ("entropy_rft_log_prob", "entropy_rft_entropy", "entropy_rft_expected_discriminant")
 _DROPPED = "entropy_rft_dropped"
+_UPDATE = "entropy_rft_update"  # which update of its generation a micro-batch is prepared for, from 1
 
 
 class EntropyGRPOTrainer(GRPOTrainer):
@@ -54,6 +56,15 @@ class EntropyGRPOTrainer(GRPOTrainer):
     `token_entropies` stands in its signature; once there, every reward function gets `phase_entropies`, a
     ``(H_think, H_answer)`` pair in nats per completion.
 
+    Where a generation serves several updates
+    (`num_iterations` above 1, or more steps per generation than accumulation steps), the rule and the prediction of
+    the later ones therefore look at a policy that is some updates old, as the authors' code does; the metric
+    ``entropy_clip/update_of_generation`` says which update it was (1 is the policy that sampled), and the predicted
+    and the audited change are logged by it too (``…_update_2``). `entropy_clip_refresh` computes them anew instead.
+
+    A reward that is NaN or infinite is taken for None, "cannot be scored", with a warning; ``rewards/NAME/not_finite``
+    counts such values in the generations that have any, over all processes.
+
     TRL's own accuracy and format rewards look for `think_end_token`, in text that keeps the tags of the thinking also
     where they are special tokens; an answer whose check does not end (a tower of powers) is wrong.
 
@@ -67,6 +78,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "entropy-rft"]  # noqa: RUF012 - TRL's attribute
     _step: int  # TRL's count of micro-batches
+    reward_funcs: list[Any]
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *positional: Any, **keywords: Any):
         _warn_outside_tested_trl()
@@ -105,6 +117,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._generated_tool_mask: list[list[int]] | None = None
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
+        self._updates_since_generation = 0
+        self._refreshing = False
         self._without_gradient: Tensor | None = None
         self._audit: EntropyAudit | None = None
         self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is under way
@@ -157,6 +171,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             output = super()._generate_and_score_completions(inputs)
             self._log_phases(output, None)
             return output
+        if self.model.training:
+            self._updates_since_generation = 0
         made_by_trl = self._trl_makes_old_policy_pass()
         self._old_policy, self._awaiting_old_policy_pass = None, True
         try:
@@ -204,37 +220,74 @@ class EntropyGRPOTrainer(GRPOTrainer):
             if not self._rewards_need_entropies:
                 generated &= ~masked
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
-            with _statistics_head() as collected:
-                log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-                )
-            expected = torch.zeros_like(entropy)
-            expected[generated.to(expected.device)] = torch.cat(collected).to(expected.device)
-            self._old_policy = TokenStatistics(log_prob, entropy, expected)
+            arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
+            self._old_policy, aux_loss = self._statistics_pass(arguments, kwargs)
+            log_prob, entropy = self._old_policy.log_prob, self._old_policy.entropy
             return log_prob.masked_fill(masked.to(log_prob.device), 0.0), entropy, aux_loss
+        if self._refreshing:
+            arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
+            raise _StatisticsReady(self._statistics_pass(arguments, kwargs)[0])
+        random_state = self._random_state() if self._audited is not None else None
         log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
-        if self._audited is not None and entropy is not None:
+        if self._audited is not None and random_state is not None and entropy is not None:
             arguments = (input_ids, attention_mask, logits_to_keep, *args)
-            self._audit_later(self._audited, entropy.detach(), arguments, kwargs)
+            self._audit_later(self._audited, entropy.detach(), random_state, arguments, kwargs)
         if self._without_gradient is not None:
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
 
-    def _audit_later(self, inputs: dict[str, Any], before: Tensor, arguments: tuple, keywords: dict[str, Any]) -> None:
+    def _statistics_pass(self, arguments: tuple, keywords: dict[str, Any]) -> tuple[TokenStatistics, Tensor | None]:
+        """TRL's pass with our statistics in it, ``(B, T)``; its auxiliary loss too."""
+        _, _, attention_mask, logits_to_keep, *_ = arguments
+        with _statistics_head() as collected:
+            log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
+        expected = torch.zeros_like(entropy)
+        scored = attention_mask[:, -logits_to_keep:] != 0
+        expected[scored.to(expected.device)] = torch.cat(collected).to(expected.device)
+        return TokenStatistics(log_prob, entropy, expected), aux_loss
+
+    def _refreshed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The micro-batch with the statistics of the policy as it is now; TRL's old log-probabilities stay."""
+        state = self._random_state()
+        self._refreshing = True
+        try:
+            # TRL's loss knows which tensors (images, token types) the forward takes, and is left right after it.
+            with torch.no_grad(), state.again():
+                super()._compute_loss(self.model, inputs)
+        except _StatisticsReady as ready:
+            now = ready.statistics
+            return inputs | dict(zip(_STATISTICS, (now.log_prob, now.entropy, now.expected_discriminant), strict=True))
+        finally:
+            self._refreshing = False
+        raise RuntimeError(f"trl {trl.__version__} computed a loss without a pass over the policy")
+
+    def _random_state(self) -> RandomState:
+        return RandomState({parameter.device for parameter in self.model.parameters()})
+
+    def _audit_later(
+        self,
+        inputs: dict[str, Any],
+        before: Tensor,
+        random_state: RandomState,
+        arguments: tuple,
+        keywords: dict[str, Any],
+    ) -> None:
         inside = super()._get_per_token_logps_and_entropies  # no such `super()` within the function below
 
         def entropy_now() -> Tensor:
-            # The random state is put back: the run goes on as it would have done.
-            with torch.no_grad(), torch.random.fork_rng():
+            # In the loss's own dropout masks; then the random state is put back, and the run goes on as it would have.
+            with torch.no_grad(), random_state.again():
                 return inside(self.model, *arguments, **keywords)[1]
 
         batch = _micro_batch(inputs)
         predicted = predicted_entropy_change(batch.statistics, batch.advantages, batch.mask)
         phases = dict(zip(PHASES, self._marker.phases(inputs["completion_ids"], batch.mask), strict=True))
         assert self._audit is not None
-        self._audit.add(AuditedBatch(predicted, before, batch.advantages, batch.mask, phases, entropy_now))
+        self._audit.add(
+            AuditedBatch(predicted, before, batch.advantages, batch.mask, phases, entropy_now, inputs.get(_UPDATE))
+        )
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -257,7 +310,35 @@ class EntropyGRPOTrainer(GRPOTrainer):
             inputs = [
                 example | {name: column[i] for name, column in columns.items()} for i, example in enumerate(inputs)
             ]
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        not_finite = dict.fromkeys(self.reward_func_names, 0)
+        rewards = self.reward_funcs
+
+        def count(name: str, values: int) -> None:
+            not_finite[name] += values
+
+        self.reward_funcs = [
+            checked(reward, name, functools.partial(count, name))
+            for reward, name in zip(rewards, self.reward_func_names, strict=True)
+        ]
+        try:
+            scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = rewards
+        self._log_not_finite(not_finite)
+        return scores
+
+    def _log_not_finite(self, counts: dict[str, int]) -> None:
+        total = torch.tensor(list(counts.values()), device=self.accelerator.device)
+        if self._process_group is not None:
+            dist.all_reduce(total, group=self._process_group)
+        for name, values in zip(counts, total.tolist(), strict=True):
+            if values:
+                self._log_values({f"rewards/{name}/not_finite": float(values)})
+                warnings.warn(
+                    f"rewards: {name} returned NaN or an infinity, which is taken for None (cannot be scored) and "
+                    f"counted in rewards/{name}/not_finite",
+                    stacklevel=2,
+                )
 
     def _reward_text(self, completion: Any, ids: list[int]) -> Any:
         """What the rewards read of a completion; a conversation with tools is TRL's to take apart."""
@@ -314,17 +395,36 @@ class EntropyGRPOTrainer(GRPOTrainer):
         """All micro-batches of one optimisation step, clipped by what they and those of the other ranks hold."""
         step = self._step  # TRL reads it to know when to generate and which slice of the generation is next
         prepared = []
+        updates = []
         try:
             for offset, batch in enumerate(batches):
                 self._step = step + offset
                 prepared.append(super()._prepare_inputs(batch))
+                updates.append(self._updates_since_generation + 1)
         finally:
             self._step = step
+        self._updates_since_generation += 1
+        if self.args.entropy_clip_refresh:
+            prepared = [self._refreshed(x) if update > 1 else x for x, update in zip(prepared, updates, strict=True)]
         decision = decide(self.entropy_clip, [_micro_batch(inputs) for inputs in prepared], self._process_group)
         self._log_values(decision.metrics)
+        if self.args.steps_per_generation * self.args.num_iterations > self.args.gradient_accumulation_steps:
+            prepared = self._by_update(prepared, updates, decision.metrics)
         if self.entropy_clip is None:
             return prepared
         return [self._clipped(inputs, keep) for inputs, keep in zip(prepared, decision.keep, strict=True)]
+
+    def _by_update(
+        self, prepared: list[dict[str, Any]], updates: list[int], metrics: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Label the step by its number among those of its generation (a mean where a step spans two generations)."""
+        self._log_values({"entropy_clip/update_of_generation": sum(updates) / len(updates)})
+        if len(set(updates)) > 1:
+            return prepared
+        change = metrics.get("entropy/predicted_change")
+        if change is not None:
+            self._log_values({f"entropy/predicted_change_update_{updates[0]}": change})
+        return [inputs | {_UPDATE: updates[0]} for inputs in prepared]
 
     def _clipped(self, inputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
         # A new dict: TRL keeps the original for the next iteration, whose batch may be another one.
@@ -342,6 +442,14 @@ class EntropyGRPOTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
         finally:
             self._without_gradient = self._audited = None
+
+
+class _StatisticsReady(Exception):
+    """Carries the statistics out of TRL's loss, of which only the forward was wanted."""
+
+    def __init__(self, statistics: TokenStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
 
 
 # What `help()` and editors show: TRL's own arguments.

@@ -141,3 +141,25 @@ def test_a_wrong_number_of_steps_is_named(
 ) -> None:
     with pytest.raises(error, match=f"entropy_audit_steps must be .*{message}.* got {value}"):
         make_trainer(entropy_audit_steps=value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"num_iterations": 2, "entropy_clip_refresh": True},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    ],
+    ids=str,
+)
+def test_a_step_that_moves_nothing_measures_exactly_nothing(make_trainer: Callable, options: dict[str, Any]) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3, init_lora_weights=False)
+    trainer = make_trainer(
+        entropy_audit_steps=1, max_steps=3, learning_rate=0.0, trainer_options={"peft_config": lora}, **options, **OFTEN
+    )
+    trainer.train()
+    changes = [e["entropy/measured_change"] for e in trainer.state.log_history if "entropy/measured_change" in e]
+    assert changes == [0.0, 0.0, 0.0]

@@ -28,6 +28,7 @@ METRICS = (
     "completions/thinking_length",
     "completions/answer_length",
 )
+OF_EACH_UPDATE = ("entropy_clip/dropped", "entropy_clip/sigma", "entropy/predicted_change")
 # Differences of like numbers, float32 each: some 1e-7 nats of rounding a token, of changes of some 1e-2.
 AUDIT = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
 
@@ -83,9 +84,13 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
             assert torch.equal(two["before"][name], one["before"][name]), (case, name)
             difference = (two["parameters"][name] - parameter).abs().max().item()
             assert difference <= bound, (case, name, difference)
-        for theirs, ours in zip(one["logs"], two["logs"], strict=True):
+        for number, (theirs, ours) in enumerate(zip(one["logs"], two["logs"], strict=True)):
+            later = case == "refresh" and number % 2 == 1  # the second update of a generation, which is logged once
+            logged = {name for name in (*METRICS, "pear/penalty") if not later or name in OF_EACH_UPDATE}
             for metric in (*METRICS, *(["pear/penalty"] if case.endswith("pear") else [])):
-                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
+                assert (metric in ours) == (metric in theirs) == (metric in logged), (case, metric)
+                if metric in logged:
+                    assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
             for metric in AUDIT:
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (case, metric)
 
@@ -95,7 +100,7 @@ def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool)
     assert len(one["logs"]) == STEPS
     assert len(one["dropped"]) > 3, case
     assert {step for step, *_ in one["dropped"]} == set(range(STEPS)), case
-    assert all(entry["reward_std"] > 0.1 for entry in one["logs"]), case
+    assert all(entry.get("reward_std", 1.0) > 0.1 for entry in one["logs"]), case
     kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
     for kind in kinds:
         for name, parameter in one["parameters"].items():

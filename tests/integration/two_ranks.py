@@ -66,6 +66,8 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         disable_tqdm=True,
         mask_truncated_completions=masked,
         entropy_audit_steps=1,
+        num_iterations=2 if case == "refresh" else 1,
+        entropy_clip_refresh=case == "refresh",
         entropy_clip="clip_v" if clip_v else "clip_b",
         entropy_clip_mu_low=0.2,
         entropy_clip_advantages="all",

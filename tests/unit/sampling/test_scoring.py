@@ -110,6 +110,31 @@ def test_lora(untied_model, targets):
         assert_matches(model, COMPLETIONS)
 
 
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}, {"use_rslora": True}], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_other_adapters_on_the_head(untied_model, options, with_bias):
+    from peft import LoraConfig, get_peft_model
+
+    if with_bias:
+        untied_model.lm_head.bias = torch.nn.Parameter(torch.randn(untied_model.lm_head.out_features))
+    # PEFT cannot merge `lora_bias` into a layer without a bias.
+    targets = ["lm_head"] if "lora_bias" in options else ["lm_head", "q_proj"]
+    model = get_peft_model(untied_model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **options))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.eval()
+    before = model.get_base_model().lm_head.weight.clone()
+    assert_matches(model, COMPLETIONS, atol=1e-5)
+    assert torch.equal(model.get_base_model().lm_head.weight, before)
+    with model.disable_adapter():
+        assert_matches(model, COMPLETIONS, atol=1e-5)
+    if with_bias or "lora_bias" not in options:
+        model.merge_adapter()
+        assert_matches(model, COMPLETIONS, atol=1e-5)
+
+
 def test_a_head_trained_in_full_beside_lora(untied_model):
     from peft import LoraConfig, get_peft_model
 

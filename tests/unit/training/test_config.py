@@ -62,3 +62,20 @@ def test_a_ready_grpo_config_is_upgraded(tmp_path: Path) -> None:
     ours = EntropyGRPOConfig.from_grpo(theirs)
     assert type(theirs) is GRPOConfig
     assert (ours.steps_per_generation, ours.entropy_clip, ours.output_dir) == (4, "clip_b", str(tmp_path))
+
+
+def test_the_words_of_a_field_are_those_that_trl_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entropy_rft.training import config
+
+    words = config._words_of_trl()
+    assert words["loss_type"] >= {"grpo", "dr_grpo", "dapo", "bnpo"}
+    assert words["importance_sampling_level"] == {"token", "sequence"}
+    assert words["scale_rewards"] == {"group", "batch", "none"}
+    with pytest.raises(ValueError, match=r"loss_type must be one of .*grpo.* got 'grop'; did you mean grpo"):
+        EntropyGRPOConfig(str(tmp_path), **CPU, loss_type="grop")
+    # A version with one more needs nothing here, and one whose source says nothing is asked itself.
+    monkeypatch.setattr(config, "_words_of_trl", lambda: words | {"loss_type": words["loss_type"] | {"newer"}})
+    assert EntropyGRPOConfig(str(tmp_path), **CPU, loss_type="newer").loss_type == "newer"
+    monkeypatch.setattr(config, "_words_of_trl", lambda: {name: set() for name in words})
+    assert EntropyGRPOConfig(str(tmp_path), **CPU, loss_type="another").loss_type == "another"
+    assert EntropyGRPOConfig(str(tmp_path), **CPU, scale_rewards=False).scale_rewards == "none"

@@ -118,3 +118,42 @@ def test_every_tiny_recipe_parses(file: Path, tmp_path: Path) -> None:
     assert recipe.given.keys() > {"output_dir", "task", "rewards"}
     assert Path(yaml.safe_load(file.read_text())["output_dir"]).name == file.stem
     assert f"recipes/tiny/{file.name}" in file.read_text()
+
+
+def written(tmp_path: Path, text: str) -> Recipe:
+    file = tmp_path / "written.yaml"
+    file.write_text(f"output_dir: {tmp_path / 'run'}\nuse_cpu: true\nbf16: no\n{text}\n")
+    return RecipeParser().parse(["--config", str(file)])
+
+
+@pytest.mark.parametrize("word", ["no", "No", "off", "false", "'no'"])
+def test_words_that_yaml_takes_for_truth_values_are_words(word: str, tmp_path: Path) -> None:
+    if word != "off":
+        for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+            assert getattr(written(tmp_path, f"{name}: {word}").training, name) == "no"
+    if word != "'no'":
+        assert written(tmp_path, f"report_to: {word}").training.report_to == []
+    assert written(tmp_path, f"task_options: {{a: {word}}}").task.task_options == {"a": yaml.safe_load(word)}
+
+
+def test_they_stay_truth_values_where_the_field_takes_one(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "gradient_checkpointing: off\nshuffle_dataset: no\nlog_completions: on\nrun_name: no")
+    args = recipe.training
+    assert (args.bf16, args.gradient_checkpointing, args.shuffle_dataset, args.log_completions) == (
+        *(False, False, False, True),
+    )
+    assert args.run_name == "no"
+    assert written(tmp_path, "scale_rewards: false").training.scale_rewards == "none"
+
+
+@pytest.mark.parametrize("field", ["lr_scheduler_type", "entropy_clip", "optim", "loss_type"])
+def test_a_word_that_is_none_of_a_fields_is_shown_as_it_was_written(field: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{field}.*'(off|No)'"):
+        written(tmp_path, f"{field}: {'off' if field != 'entropy_clip' else 'No'}")
+
+
+def test_whether_to_go_on_with_changes_is_no_part_of_the_recipe(tmp_path: Path) -> None:
+    assert parse(tmp_path, {}).resume_with_changes is False
+    for recipe in (parse(tmp_path, {"resume_with_changes": True}), parse(tmp_path, {}, "--resume_with_changes")):
+        assert recipe.resume_with_changes is True
+        assert "resume_with_changes" not in recipe.resolved()

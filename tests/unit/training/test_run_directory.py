@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from entropy_rft.training.run_directory import RunDirectory
 
 
@@ -45,3 +47,60 @@ def test_an_earlier_run_is_set_aside_and_nothing_else_is(tmp_path: Path) -> None
         assert directory.set_aside() == tmp_path / f"run.{number}"
         assert not directory.path.exists()
         assert json.loads((tmp_path / f"run.{number}" / "run.json").read_text())["name"] == str(number)
+
+
+def test_of_a_link_the_target_is_renamed_and_the_link_stays(tmp_path: Path) -> None:
+    disk, runs = tmp_path / "disk", tmp_path / "runs"
+    for directory in (disk, runs):
+        directory.mkdir()
+    (runs / "link").symlink_to(disk / "big")  # its target is not there yet
+    directory = RunDirectory(runs / "link")
+    for number in (1, 2):
+        directory.describe({}, seed=0, command=[], device="cpu", name=str(number))
+        assert directory.set_aside() == disk / f"big.{number}"
+        assert (runs / "link").is_symlink()
+        assert (disk / "big").is_dir()
+        assert [path.name for path in runs.iterdir()] == ["link"]
+        assert json.loads((disk / f"big.{number}" / "run.json").read_text())["name"] == str(number)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "metrics.jsonl", "config.json", "checkpoint-3/trainer_state.json"])
+def test_files_without_a_run_json_are_set_aside_too(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("somebody's")
+    assert RunDirectory(tmp_path / "run").set_aside() == tmp_path / "run.1"
+    assert (tmp_path / "run.1" / name).read_text() == "somebody's"
+
+
+def test_metrics_are_json_also_where_a_value_is_not_finite(tmp_path: Path) -> None:
+    from entropy_rft.evaluation.run import load_run
+
+    def strict(line: str) -> dict:
+        return json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+    directory = RunDirectory(tmp_path)
+    directory.describe({}, seed=0, command=[], device="cpu", name="a run")
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.write('{"step": 1, "reward": NaN, "time": 1.0}\n')  # as earlier versions wrote it
+    assert directory.keep_metrics_until(1) == 1.0
+    directory.append_metrics({"step": 2, "reward": float("inf"), "loss": 0.5})
+    entries = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["reward"] for entry in entries] == [None, None]
+    run = load_run(tmp_path)
+    assert run.series("reward") == ([], [])
+    assert run.series("loss") == ([2], [0.5])
+    assert run.notes == ["metrics.jsonl: reward is not finite at 2 steps"]
+
+
+def test_the_recipe_before_a_change_is_kept_under_the_first_free_name(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert directory.keep_recipe() is None
+    for number in (1, 2):
+        directory.describe({"seed": number}, seed=number, command=[], device="cpu", name="a run", changes=[number])
+        assert directory.keep_recipe() == f"recipe-{number}.yaml"
+        assert directory.recipe() == {"seed": number}
+        assert directory.description()["changes"] == [number]
+    assert "seed: 1" in (tmp_path / "recipe-1.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text("seed: [")
+    assert directory.recipe() is None

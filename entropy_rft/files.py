@@ -1,0 +1,63 @@
+"""How the package reads YAML and writes JSON, in one place for every such file."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import yaml
+
+
+class _RepeatedKey(yaml.YAMLError):
+    """A mapping holds one key twice, of which YAML would silently take the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    # While the nodes are composed, before merges (`<<`) add keys that may stand twice.
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise _RepeatedKey(f"the key {key.value!r} stands twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML document says, as `yaml.safe_load` reads it.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, or a mapping holds a key twice; then the message names the key and lines.
+    """
+    return yaml.load(text, _Loader)
+
+
+def switched_off_or_on(text: str) -> dict[str, str]:
+    """The top-level fields of a YAML mapping whose value YAML takes for a truth value, as they were written.
+
+    YAML 1.1 reads ``no``, ``off``, ``yes`` and ``on`` as truth values; only what was written tells whether a field
+    that takes words was meant to hold that word.
+    """
+    node = yaml.compose(text, _Loader)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: value.value for key, value in pairs if value.tag == "tag:yaml.org,2002:bool"}
+
+
+def write_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON text; NaN and the infinities, for which JSON has no number, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
