@@ -106,8 +106,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._rewards_need_entropies and not self._marker:
             raise UserValueError(missing_marker(args.think_end_token, self._tokenizer))
 
-        if args.shrink_generation_batch and (reason := self._generation_cannot_shrink()):
-            raise UserValueError(f"shrink_generation_batch does not go together with {reason}")
+        self._shrinks = args.shrink_generation_batch
+        if self._shrinks and (reason := self._generation_cannot_shrink()):
+            self._shrinks = False
+            warnings.warn(f"shrink_generation_batch has no effect with {reason}", stacklevel=2)
 
         # State of the generation under way, and of the optimisation step under way.
         self._old_policy: TokenStatistics | None = None
@@ -128,9 +130,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _generation_cannot_shrink(self) -> str | None:
         if self._is_vlm:
-            return "images: their pixels belong to the rows of the whole batch"
+            return "images, which belong to the rows of the whole batch"
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            return "sharded weights: all processes must make the same forward passes"
+            return "sharded weights, where all processes make the same forward passes"
         return None
 
     @property
@@ -155,7 +157,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _generation_batch_shrinking(self) -> Iterator[None]:
-        if not self.args.shrink_generation_batch:
+        if not self._shrinks:
             yield
             return
         # TRL calls the public `generate` of the unwrapped model; the instance's own name is found before the class's.

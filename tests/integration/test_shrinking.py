@@ -68,3 +68,11 @@ def test_rows_that_have_ended_are_generated_no_more(
 def test_what_it_does_not_go_together_with_is_named(tmp_path: Path, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"shrink_generation_batch does not go together with {named}"):
         EntropyGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, shrink_generation_batch=True, **fields)
+
+
+def test_where_it_cannot_be_the_run_goes_on_without_it(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under ZeRO-3, by which the tests of the launchers train the same recipes."""
+    monkeypatch.setattr("entropy_rft.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.warns(UserWarning, match="shrink_generation_batch has no effect with sharded weights"):
+        trainer = make_trainer(shrink_generation_batch=True)
+    assert not trainer._shrinks
