@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from entropy_rft.errors import UserMistake
 from entropy_rft.study.plan import RunSpec
 from entropy_rft.study.results import RunResult
 
@@ -205,7 +206,12 @@ def main() -> int:
     directory = Path(job["directory"])
     _end_with(job["parent"])
     spec = RunSpec.from_dict(job["spec"])
-    run(spec, job["model"], directory, job["device"]).save(Path(job["result"]))
+    try:
+        result = run(spec, job["model"], directory, job["device"])
+    except UserMistake as error:  # of the plan: the last line of the log is what the study shows
+        print(error, file=sys.stderr)
+        return 2
+    result.save(Path(job["result"]))
     for checkpoint in directory.glob("*checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return 0
