@@ -23,6 +23,7 @@ import signal
 import sys
 from pathlib import Path
 
+from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,13 +85,15 @@ def difficulty(options: argparse.Namespace) -> int:
         if options.models:
             models = dict(pair.partition("=")[::2] for pair in options.models)
             if not all(models.values()):
-                raise ValueError(f"models must be NAME=DIR, got {' '.join(options.models)}")
+                raise UserValueError(f"models must be NAME=DIR, got {' '.join(options.models)}")
         else:
             plan = identified(load_plan(options.plan or ROOT / "recipes" / "studies" / "tiny.yaml"))
             trained = ROOT / "runs" / "studies" / "tiny"
             models = trained_models(plan, Results(ROOT / "scripts" / "results" / "tiny"), trained, plan.seeds[0])
             if len(models) < 2:
-                raise ValueError(f"no trained model in {trained}: run --study tiny first, or give --models NAME=DIR")
+                raise UserValueError(
+                    f"no trained model in {trained}: run --study tiny first, or give --models NAME=DIR"
+                )
         if options.only:
             models = {name: source for name, source in models.items() if name in options.only}
         sizes = {n: v for n in ("train_questions", "test_questions") if (v := getattr(options, n)) is not None}
@@ -150,8 +153,6 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def main() -> int:
-    from entropy_rft.errors import UserMistake
-
     share_cores()
     options = arguments()
     signal.signal(signal.SIGTERM, _terminated)

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,8 +123,6 @@ def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    from entropy_rft.errors import UserMistake
-
     share_cores()
     options = arguments()
     try:
@@ -141,7 +140,7 @@ def study(options: argparse.Namespace) -> int:
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
 
     if len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"seeds must differ, got {options.seeds}")
+        raise UserValueError(f"seeds must differ, got {options.seeds}")
     settings = settings_of(options)
     model, tokenizer = load_model_and_tokenizer(settings.model, device=options.device)
     sampler = TransformersSampler(model, tokenizer, batch_size=options.batch_size)
