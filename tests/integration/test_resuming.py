@@ -28,7 +28,7 @@ def start(tmp_path: Path, random_model_dir: Path, monkeypatch: pytest.MonkeyPatc
     """``start(field=value)``: a run made ready from a recipe with these fields."""
     rows = [{"question": f"{i} + {i}?", "answer": str(2 * i), "image": None} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "varied.py").write_text(
+    (tmp_path / "resumed_rewards.py").write_text(
         "def reward(completions, **kwargs):\n    return [float(len(str(c)) % 5) for c in completions]\n"
         "def one(completions, **kwargs):\n    return [1.0]\n"
         "def infinite(completions, **kwargs):\n"
@@ -41,7 +41,7 @@ def start(tmp_path: Path, random_model_dir: Path, monkeypatch: pytest.MonkeyPatc
         "model_name_or_path": "~/m",
         "task": "jsonl",
         "task_path": str(tmp_path / "rows.jsonl"),
-        "rewards": ["varied:reward"],
+        "rewards": ["resumed_rewards:reward"],
         "output_dir": str(tmp_path / "run"),
         "max_steps": 1,
         "per_device_train_batch_size": 4,
@@ -193,13 +193,13 @@ def test_a_reward_that_returns_the_wrong_thing_is_one_line_of_the_user(start: St
     with pytest.raises(
         TrainingFailed, match=r"^rewards: one must return a list of 4 numbers .* got 1: list \[1\.0\] \(in step 1\)"
     ) as error:
-        start(rewards=["varied:one"]).train()
+        start(rewards=["resumed_rewards:one"]).train()
     assert error.value.exit_code == 2
 
 
 def test_an_infinite_reward_is_taken_for_none_and_counted(start: Start, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="rewards: infinite returned NaN or an infinity"):
-        start(rewards=["varied:infinite", "varied:reward"]).train()
+        start(rewards=["resumed_rewards:infinite", "resumed_rewards:reward"]).train()
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     entry = json.loads(line, parse_constant=lambda name: pytest.fail(name))
     assert entry["rewards/infinite/not_finite"] == 1
