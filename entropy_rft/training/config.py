@@ -84,7 +84,8 @@ class EntropyGRPOConfig(GRPOConfig):
         default=False,
         metadata={
             "help": "With transformers' own generation: completions that have ended leave the batch, so that the "
-            "longest one does not keep all others in it. Draws other random numbers than TRL does."
+            "longest one does not keep all others in it. Draws other random numbers than TRL does. No effect with "
+            "other ways to generate, and on sharded weights."
         },
     )
     entropy_audit_steps: int = field(
@@ -115,8 +116,6 @@ class EntropyGRPOConfig(GRPOConfig):
             raise UserTypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
         if self.entropy_audit_steps < 0:
             raise UserValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
-        if self.shrink_generation_batch:
-            _check_generation_can_shrink(self)
         with users(ValueError, TypeError):  # TRL's and transformers' own checks of the fields
             super().__post_init__()
 
@@ -206,16 +205,6 @@ def _words_of_trl() -> dict[str, set[str]]:
             constants = [part for side in node.comparators for part in ast.walk(side) if isinstance(part, ast.Constant)]
             found[node.left.attr] |= {part.value for part in constants if isinstance(part.value, str)}
     return found
-
-
-def _check_generation_can_shrink(config: GRPOConfig) -> None:
-    """Those generate by other means, or count tokens from the end of the prompt."""
-    others = ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs")
-    for name in others:
-        if getattr(config, name):
-            raise UserValueError(
-                f"shrink_generation_batch does not go together with {name} ({getattr(config, name)!r})"
-            )
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str | bool]) -> None:

@@ -129,6 +129,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self.add_callback(self._audit)
 
     def _generation_cannot_shrink(self) -> str | None:
+        # The first two generate by other means; the others name a cache, or count tokens from the end of the prompt.
+        for name in ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs"):
+            if value := getattr(self.args, name):
+                return f"{name}: {value!r}"
         if self._is_vlm:
             return "images, which belong to the rows of the whole batch"
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import LoraConfig
 
-from entropy_rft import EntropyGRPOConfig
 from entropy_rft.sampling import shrinking
 
 pytestmark = pytest.mark.integration
@@ -59,15 +57,15 @@ def test_rows_that_have_ended_are_generated_no_more(
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching"),
-        ({"cache_implementation": "static"}, "cache_implementation"),
-        ({"generation_kwargs": {"min_new_tokens": 3}}, "generation_kwargs"),
-        ({"use_vllm": True}, "use_vllm"),
+        ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching: True"),
+        ({"cache_implementation": "static"}, "cache_implementation: 'static'"),
+        ({"generation_kwargs": {"min_new_tokens": 3}}, "generation_kwargs: {'min_new_tokens': 3}"),
     ],
 )
-def test_what_it_does_not_go_together_with_is_named(tmp_path: Path, fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=f"shrink_generation_batch does not go together with {named}"):
-        EntropyGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, shrink_generation_batch=True, **fields)
+def test_what_it_has_no_effect_with_is_named(make_trainer: Callable, fields: dict[str, Any], named: str) -> None:
+    with pytest.warns(UserWarning, match=f"shrink_generation_batch has no effect with {named}"):
+        trainer = make_trainer(shrink_generation_batch=True, **fields)
+    assert not trainer._shrinks
 
 
 def test_where_it_cannot_be_the_run_goes_on_without_it(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
