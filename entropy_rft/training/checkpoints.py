@@ -70,7 +70,7 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
             kind = "complete checkpoint" if incomplete else "checkpoint"
             raise UserValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
         return None if last is None else _with_optimizer(last)
-    checkpoint = Path(requested)
+    checkpoint = Path(requested).expanduser()
     files = (checkpoint / STATE, checkpoint / MARKER)
     if not (any(file.is_file() for file in files) or (checkpoint.is_dir() and _NAME.fullmatch(checkpoint.name))):
         raise UserValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")

@@ -67,6 +67,7 @@ class TrainingRun:
         self.command = list(command)
         model = _local_model(recipe)
         self._questions = digest(task.dataset)
+        self._recipe_found = self._recipe_of(self.checkpoint)
         self._changes = self._changes_since(self.checkpoint)
         if Path(model).resolve() == self.directory.path.resolve() and Path(model).is_dir() and not self._continues:
             raise UserValueError(
@@ -150,7 +151,8 @@ class TrainingRun:
         if self.trainer.accelerator.is_main_process:
             try:
                 self._lock.acquire()
-            except ValueError as error:
+                self._check_that_nothing_came()
+            except (ValueError, PermissionError) as error:  # the other processes must not wait for this one
                 refusal = str(error)
         states = gather_object([(resumed_step(self.checkpoint), refusal)])
         refusal = next((said for _, said in states if said is not None), None)
@@ -183,6 +185,19 @@ class TrainingRun:
         except NothingLeft:
             self.trainer.load_best_model()
         self.trainer.save_model(args.output_dir)
+
+    def _check_that_nothing_came(self) -> None:
+        """While the weights were loaded, the lock was not held: another run may have come and gone."""
+        args = self.recipe.training
+        checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+        if (checkpoint, self._recipe_of(checkpoint)) != (self.checkpoint, self._recipe_found):
+            raise UserValueError(
+                f"output_dir {args.output_dir!r} was changed by another run while this one was loading: start it again"
+            )
+
+    @staticmethod
+    def _recipe_of(checkpoint: Path | None) -> Any:
+        return None if checkpoint is None else RunDirectory(checkpoint.parent).recipe()
 
     def close(self) -> None:
         """Leave the other processes.

@@ -171,6 +171,39 @@ def test_a_second_run_is_refused_while_the_first_trains(start: Start, tmp_path: 
     start(learning_rate=1e-4)  # and afterwards it may begin
 
 
+def test_a_run_that_came_and_went_while_this_one_was_loading_is_not_overwritten(start: Start, tmp_path: Path) -> None:
+    from entropy_rft.training.failures import TrainingFailed
+
+    late = start(resume_from_checkpoint="auto")
+    start(max_steps=2).train()
+    run = tmp_path / "run"
+    for file in (*run.glob("*.safetensors"), run / "config.json"):
+        file.unlink()  # as if it had been killed
+    with pytest.raises(TrainingFailed, match="was changed by another run while this one was loading") as error:
+        late.train()
+    assert error.value.exit_code == 2
+    assert steps(run) == [1, 2]
+    assert sorted(path.name for path in run.glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
+    # The home directory is `tmp_path` here.
+    assert start(resume_from_checkpoint="~/run/checkpoint-2", max_steps=3).checkpoint == run / "checkpoint-2"
+
+
+def test_a_lock_that_may_not_be_opened_is_one_line(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from entropy_rft.training.failures import TrainingFailed
+
+    ready = start()
+
+    def refused(self: DirectoryLock) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "run" / ".entropy_rft.lock"))
+
+    monkeypatch.setattr(DirectoryLock, "acquire", refused)
+    with pytest.raises(TrainingFailed, match=r"Permission denied: .*\.entropy_rft\.lock") as error:
+        ready.train()
+    assert error.value.exit_code == 2
+
+
 def test_a_link_stays_and_leads_to_the_new_run(start: Start, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "big")
