@@ -14,7 +14,7 @@ from entropy_rft.errors import UserTypeError, UserValueError
 _EASY, _NORMAL, _HARD = range(3)
 
 
-class NoProbeError(ValueError):
+class NoProbeError(UserValueError):
     """The questions themselves make no probe possible: they are too much alike for the model. That is a finding, where
     any other ValueError (a damaged file, a setting out of range) is a mistake."""
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from entropy_rft.errors import UserValueError
 
-class WrongReward(ValueError):
+
+class WrongReward(UserValueError):
     """A reward function returned something other than one number or None for each completion; one line."""
 
 

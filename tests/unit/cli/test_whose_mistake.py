@@ -113,3 +113,18 @@ def test_every_check_says_whose_mistake_it_is() -> None:
         and node.exc.func.id in ("ValueError", "TypeError", "OSError")
     ]
     assert bare == []
+
+
+def test_every_kind_of_mistake_of_our_own_is_one_of_these() -> None:
+    """Raising one that is but a ValueError would be shown as a fault too."""
+    package = Path(entropy_rft.__file__).parent
+    built_in = ("ValueError", "TypeError", "OSError")
+    bare = [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in package.rglob("*.py")
+        if file != package / "errors.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(base, ast.Name) and base.id in built_in for base in node.bases)
+    ]
+    assert bare == []
