@@ -28,7 +28,7 @@ say "ruff"
 say "mypy"
 "$python" -m mypy
 say "pytest $*"
-"$python" -m pytest -n auto --maxprocesses 4 --dist loadgroup --durations 20 "$@"
+"$python" -m pytest -n auto --maxprocesses 4 --dist loadscope --durations 20 "$@"
 if "$everything"; then
     if [ -n "${vllm_installation:-}" ]; then
         wait "$vllm_installation" || { cat "$vllm_log" >&2; exit 1; }

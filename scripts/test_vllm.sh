@@ -11,4 +11,4 @@ ensure_vllm_environment
 cd "$root"
 say "pytest -m vllm $*"
 # By file: the others import what only the development environment has.
-exec "$python" -m pytest -n auto --maxprocesses 2 --dist loadfile --durations 10 -m vllm tests/integration/test_vllm*.py "$@"
+exec "$python" -m pytest -n auto --maxprocesses 2 --dist loadscope --durations 10 -m vllm tests/integration/test_vllm*.py "$@"

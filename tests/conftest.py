@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch or transformers: no test may reach for a hub, and the suite shares two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+# They start runs of several processes. No two of these may compete for two cores, and together they take as long as all
+# other tests.
+SEVERAL_PROCESSES = ("test_launching.py", "test_ranks.py", "test_survival.py", "test_zero3.py")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -24,22 +29,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run what is marked as soak")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What pytest-xdist gives to one worker, and what it begins with.
+def _starts_several_processes(file: str) -> bool:
+    return Path(file).name in SEVERAL_PROCESSES
 
-    A file's tests share their servers and models. Tests that start several processes are one group, so that no two of
-    them compete for two cores; together they take as long as all others, so they are begun first. (pytest-xdist 3.8
-    does not see the groups under pytest 9.2: there only the order counts.)
-    """
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for ``--soak``, and begin with what takes longest."""
     if not config.getoption("--soak"):
         left_out = [item for item in items if item.get_closest_marker("soak")]
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: item.get_closest_marker("several_processes") is None)
-    for item in items:
-        several = item.get_closest_marker("several_processes") is not None
-        item.add_marker(pytest.mark.xdist_group("several processes" if several else item.path.stem))
+    items.sort(key=lambda item: not _starts_several_processes(item.path.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, since they share servers and models; the files below as if they were one.
+
+    (What pytest-xdist 3.8 has for that, `xdist_group`, has no effect under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "several processes" if _starts_several_processes(file) else file
+
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from entropy_rft.training.launch import Launch, _exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
 
-pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"

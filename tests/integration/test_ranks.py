@@ -16,7 +16,7 @@ from launching import CASES, ENGINES, HERE, STEPS, launch, launcher, needs_deeps
 
 from entropy_rft.entropy import EntropyClip, TokenStatistics
 
-pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
+pytestmark = pytest.mark.integration
 
 METRICS = (
     "reward_std",

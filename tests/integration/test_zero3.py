@@ -13,7 +13,7 @@ import yaml
 from launching import HERE, launch, launcher, needs_deepspeed
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
+pytestmark = pytest.mark.integration
 
 LAYERS = 6
 
