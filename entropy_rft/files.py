@@ -48,7 +48,7 @@ def switched_off_or_on(text: str) -> dict[str, str]:
     return {key.value: value.value for key, value in pairs if value.tag == "tag:yaml.org,2002:bool"}
 
 
-def write_json(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
     """`value` as JSON text; NaN and the infinities, for which JSON has no number, become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 

@@ -24,6 +24,8 @@ from tempfile import TemporaryDirectory
 
 from bench_statistics import RESULTS, environment, write
 
+from entropy_rft.threads import CHOSEN_BY_USER, own_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "the command's own choice"
 GOALS = {"quiet": 1.10, "busy": 2.0}
@@ -57,8 +59,6 @@ def busy_process(wanted: bool) -> Iterator[None]:
 
 def seconds_a_step(config: str, steps: int, threads: int | None, busy: bool) -> float:
     """The median over the steps after the first of one run."""
-    from entropy_rft.threads import CHOSEN_BY_USER
-
     own = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
@@ -73,7 +73,7 @@ def seconds_a_step(config: str, steps: int, threads: int | None, busy: bool) -> 
 
 def main() -> int:
     options = arguments()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(own_cores())
     rows: dict[str, int | None] = {OURS: None, f"{cores} threads": cores, "1 thread": 1}
     found: dict[str, dict[str, list[float]]] = {name: {"quiet": [], "busy": []} for name in rows}
     for number in range(options.rounds):

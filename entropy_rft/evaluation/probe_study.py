@@ -34,7 +34,7 @@ from entropy_rft.evaluation.strategies import (
     rule_probabilities,
 )
 from entropy_rft.evaluation.strategy_tuning import tune_confidence
-from entropy_rft.files import write_json
+from entropy_rft.files import json_text
 from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.tasks import load_task
 
@@ -315,5 +315,5 @@ def _part_of(seed: int, part: str) -> int:
 
 def _write(path: Path, data: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(write_json(data, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)

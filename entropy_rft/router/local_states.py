@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
+from entropy_rft.threads import own_cores
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class LocalStates:
         self.force = force
         self.max_tokens = max_tokens
         self._device = device
-        self._threads = threads or max(1, _cores() - 1)
+        self._threads = threads or max(1, len(own_cores()) - 1)
         self._model: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router-features")
         self._batcher = MicroBatcher(
@@ -160,11 +160,6 @@ class LocalStates:
             )
             hidden = output.last_hidden_state if last else output.hidden_states[self.layer]
             return hidden[torch.arange(len(rows)), lengths - 1].float().cpu()
-
-
-def _cores() -> int:
-    """That this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(order: list[int], batch: list[list[int]]) -> list[list[int]]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from entropy_rft.rewards.checking import CHECKER
+from entropy_rft.rewards.checking import CHECKER, EXPONENT
 from entropy_rft.tasks.rows import Row, shown
 
 # What the reward reads right, as the tests show: integers, decimals as far as it compares them, fractions, percentages.
@@ -15,7 +15,6 @@ _SURE = re.compile(
     r"-?(0|[1-9]\d{0,14})|-?\d{0,15}\.\d{1,5}|\$-?\d{1,15}\\%\$"
     r"|\$-?(\\[dt]?frac\{\d{1,15}\}\{[1-9]\d{0,14}\}|\d{1,15}/[1-9]\d{0,14})\$"
 )
-_EXPONENT = re.compile(r"\d[eE][+-]?\d")
 _PATIENCE = 3.0  # seconds without a word
 _DIGITS = re.compile(r"\d+(\.\d+)?")
 # Units and names, whose digits are none of the value: x_1, 5 \text{ m}^2.
@@ -48,7 +47,7 @@ def gold_problem(solution: str) -> str | None:
     found out. None where nothing is wrong.
     """
     inner = solution[1:-1] if len(solution) > 2 and solution[0] == solution[-1] == "$" else solution
-    if _EXPONENT.search(inner):
+    if EXPONENT.search(inner):
         return "the reward does not read exponents written with e: write the number out, or as LaTeX (10^{-5})"
     around = "{}" if "$" in inner else "\\boxed{{{}}}"  # text around its mathematics is no mathematics itself
     value = _score(around.format(inner if "$" not in inner else solution), solution)

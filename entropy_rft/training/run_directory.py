@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_rft.files import read_yaml, write_json
+from entropy_rft.files import json_text, read_yaml
 
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
 MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
@@ -115,7 +115,7 @@ class RunDirectory:
             "checkpoint_marker": MARKER,
             **further,
         }
-        _replace(self.path / RUN, write_json(description, indent=2) + "\n")
+        _replace(self.path / RUN, json_text(description, indent=2) + "\n")
         _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_metrics_until(self, step: int) -> float:
@@ -129,7 +129,7 @@ class RunDirectory:
             except ValueError:
                 continue
             if entry["step"] <= step:
-                kept.append(write_json(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
+                kept.append(json_text(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
                 seconds = entry.get("time", seconds)
         self.make()
         _replace(file, "".join(kept))
@@ -144,7 +144,7 @@ class RunDirectory:
         file = self.path / METRICS
         try:
             with file.open("a", encoding="utf-8") as stream:
-                stream.write(write_json(entry) + "\n")
+                stream.write(json_text(entry) + "\n")
         except OSError as error:  # a write that fails names no file
             raise OSError(error.errno, error.strerror, str(file)) from error
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from warm import WarmCommand, WarmRanks
 
 from entropy_rft.training.checkpoints import flaw
 
-pytestmark = [pytest.mark.integration, pytest.mark.several_processes]
+pytestmark = pytest.mark.integration
 
 Started = WarmCommand | subprocess.Popen[str]
 
@@ -67,19 +67,24 @@ class Launcher:
     def __init__(self, recipe: Path, processes: int, zero: int | None = None) -> None:
         self.recipe, self.processes, self.zero = recipe, processes, zero
 
-    def start(self, run: Path, *flags: str | Path, **environment: str) -> Started:
+    def _command(self, run: Path, flags: Sequence[str | Path]) -> tuple[list[str | Path], dict[str, str]]:
+        """The words after ``entropy-rft``, and what the environment needs."""
         words: list[str | Path] = ["train", "--config", self.recipe, "--output_dir", run, *flags]
-        alone = {"PYTHONPATH": str(HERE / "sabotage")}
+        environment = {"PYTHONPATH": str(HERE / "sabotage")}
         if self.zero is None:
-            alone["ACCELERATE_USE_CPU"] = "1"  # beside DeepSpeed it would mean DDP
+            environment["ACCELERATE_USE_CPU"] = "1"  # beside DeepSpeed it would mean DDP
         else:
             words += ["--deepspeed", HERE.parents[1] / "recipes" / "deepspeed" / f"zero{self.zero}.json"]
+        return words, environment
+
+    def start(self, run: Path, *flags: str | Path, **environment: str) -> Started:
+        words, own = self._command(run, flags)
         if self.processes == 1:
-            return WarmCommand(words, run.parent, alone | environment, joined=True)
+            return WarmCommand(words, run.parent, own | environment, joined=True)
         return subprocess.Popen(
             [sys.executable, *TORCHRUN, "-m", "entropy_rft", *map(str, words)],
             cwd=run.parent,
-            env=os.environ | alone | environment,
+            env=os.environ | own | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,9 +94,8 @@ class Launcher:
     def finish(self, run: Path, *flags: str | Path, warm: bool = False, **environment: str) -> tuple[int, str]:
         """The exit code and what was printed; `warm` leaves torchrun out, where it plays no part."""
         if warm and self.processes > 1:
-            words: list[str | Path] = ["train", "--config", self.recipe, "--output_dir", run, *flags]
-            alone = {"PYTHONPATH": str(HERE / "sabotage"), "ACCELERATE_USE_CPU": "1"}
-            return WarmRanks(words, run.parent, alone | environment, self.processes).finish(300)
+            words, own = self._command(run, flags)
+            return WarmRanks(words, run.parent, own | environment, self.processes).finish(300)
         process = self.start(run, *flags, **environment)
         try:
             output, _ = process.communicate(timeout=300)

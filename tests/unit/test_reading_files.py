@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from entropy_rft.files import read_yaml, write_json
+from entropy_rft.files import json_text, read_yaml
 
 TWICE = "a: 1\nb:\n  c: 2\n  d: 3\n  c: 4\n"
 
@@ -49,7 +49,7 @@ def test_each_reader_says_it_in_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_what_is_not_finite_becomes_null() -> None:
     value = {"a": float("nan"), "b": [float("inf"), 1.5, -float("inf")], "c": {"d": (0.1, None, "Infinity", True)}}
-    text = write_json(value)
+    text = json_text(value)
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {
         "a": None,
         "b": [None, 1.5, None],
