@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -65,7 +66,13 @@ class WarmCommand:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it and what it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -132,7 +139,7 @@ class WarmRanks:
                             rank.terminate()
         finally:
             for rank in running.values():
-                os.killpg(rank.pid, signal.SIGKILL)
+                rank.kill()
         return code, "".join(rank.output() for rank in self.ranks)
 
 
@@ -148,7 +155,7 @@ def warm_run(
         output, errors = process.communicate(timeout)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
     return subprocess.CompletedProcess(list(arguments), process.wait(), output, errors)
 
 

@@ -45,6 +45,7 @@ class Stub:
         self.health_checks = 0
         self.disconnects = 0  # connections that ended while an answer was under way
         self.connections = 0
+        self.closed = 0  # connections that the stub ended after a raw answer
         self.in_progress = 0
         self.written = 0  # pieces of slow answers
         self.changed = threading.Condition()
@@ -158,6 +159,7 @@ class _Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         self.drained = asyncio.Event()
         self.drained.set()
+        self.closing = False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -170,6 +172,8 @@ class _Connection(asyncio.Protocol):
         if self.task is not None:
             self.task.cancel()
         self.stub.note(connections=-1, disconnects=int(cut))
+        if self.closing:  # counted once the socket is closed, which asyncio does after this call
+            asyncio.get_running_loop().call_soon(lambda: self.stub.note(closed=1))
 
     def pause_writing(self) -> None:
         self.drained.clear()
@@ -243,6 +247,7 @@ class _Connection(asyncio.Protocol):
                 return
             if answer.raw is not None:
                 self.transport.write(answer.raw)
+                self.closing = True
                 self.transport.close()
                 return
             self.transport.write(answer.head())
