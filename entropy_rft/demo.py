@@ -22,7 +22,7 @@ from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
-from entropy_rft.evaluation.table import number, percent
+from entropy_rft.reporting.cells import number, percent
 from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
 from entropy_rft.sampling.progress import duration
 from entropy_rft.signals import Terminated

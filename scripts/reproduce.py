@@ -27,6 +27,7 @@ from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # `studies` is not installed
 STUDIES = ("theory", "tiny", "tiny-slow", "medium", "difficulty")
 
 
@@ -53,8 +54,8 @@ def arguments() -> argparse.Namespace:
 
 def theory(options: argparse.Namespace) -> int:
     from entropy_rft.sampling import load_model_and_tokenizer
-    from entropy_rft.study.theory import TheorySettings, study
-    from entropy_rft.study.theory_report import markdown, write_figure
+    from studies.methods.theory import TheorySettings, study
+    from studies.methods.theory_report import markdown, write_figure
 
     output = options.output or ROOT / "scripts" / "results" / "theory"
     if options.report:
@@ -72,11 +73,11 @@ def theory(options: argparse.Namespace) -> int:
 
 
 def difficulty(options: argparse.Namespace) -> int:
-    from entropy_rft.evaluation.probe_study import StudySettings
-    from entropy_rft.study.difficulty import markdown, study_models, trained_models, write_figure
-    from entropy_rft.study.models import identified
-    from entropy_rft.study.plan import load_plan
-    from entropy_rft.study.results import Results, write_json
+    from studies.methods.difficulty import markdown, study_models, trained_models, write_figure
+    from studies.methods.models import identified
+    from studies.methods.plan import load_plan
+    from studies.methods.results import Results, write_json
+    from studies.probe_study import StudySettings
 
     output = options.output or ROOT / "scripts" / "results" / "difficulty"
     if options.report:
@@ -113,11 +114,11 @@ def _say(text: str) -> None:
 
 
 def compare(options: argparse.Namespace) -> int:
-    from entropy_rft.study.models import identified
-    from entropy_rft.study.plan import load_plan
-    from entropy_rft.study.report import write_report
-    from entropy_rft.study.results import Results
-    from entropy_rft.study.schedule import Scheduler, prepare_model, status_lines
+    from studies.methods.models import identified
+    from studies.methods.plan import load_plan
+    from studies.methods.report import write_report
+    from studies.methods.results import Results
+    from studies.methods.schedule import Scheduler, prepare_model, status_lines
 
     plan_file = options.plan or ROOT / "recipes" / "studies" / f"{options.study}.yaml"
     plan = identified(load_plan(plan_file)).only(options.only, options.seeds)

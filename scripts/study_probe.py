@@ -28,12 +28,13 @@ from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # `studies` is not installed
 RESULTS = ROOT / "scripts" / "results"
 VERSIONS = ("torch", "transformers", "numpy")
 
 
 def arguments() -> argparse.Namespace:
-    from entropy_rft.evaluation.probe_study import StudySettings
+    from studies.probe_study import StudySettings
 
     default = StudySettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
 
 def settings_of(options: argparse.Namespace) -> Any:
     from entropy_rft.difficulty import DEFAULT_STRATEGIES, Thresholds, load_strategies
-    from entropy_rft.evaluation.probe_study import StudySettings
+    from studies.probe_study import StudySettings
 
     taken = {name: getattr(options, name) for name in StudySettings.__dataclass_fields__ if hasattr(options, name)}
     return StudySettings(
@@ -79,8 +80,8 @@ def settings_of(options: argparse.Namespace) -> Any:
 def show(pooled: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from entropy_rft.evaluation.strategy_page import short_policy_lines
-    from entropy_rft.evaluation.table import lined_table, number
+    from entropy_rft.difficulty.compare.page import short_policy_lines
+    from entropy_rft.reporting.cells import lined_table, number
 
     console = Console()
     header, *lines = short_policy_lines(pooled)
@@ -105,13 +106,13 @@ def show(pooled: dict[str, Any]) -> None:
 
 
 def ranged(spread: dict[str, Any], digits: int) -> str:
-    from entropy_rft.evaluation.table import number
+    from entropy_rft.reporting.cells import number
 
     return f"{number(spread['mean'], digits)} ({number(spread['low'], digits)} to {number(spread['high'], digits)})"
 
 
 def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
-    from entropy_rft.evaluation.strategy_plots import frontier, save_png, u_shape
+    from entropy_rft.difficulty.compare.plots import frontier, save_png, u_shape
 
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.name}.json"
@@ -136,15 +137,15 @@ def study(options: argparse.Namespace) -> int:
     import torch
 
     from entropy_rft import __version__
-    from entropy_rft.evaluation.probe_study import Study, pool
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
+    from studies.probe_study import ProbeStudy, pool
 
     if len(set(options.seeds)) < len(options.seeds):
         raise UserValueError(f"seeds must differ, got {options.seeds}")
     settings = settings_of(options)
     model, tokenizer = load_model_and_tokenizer(settings.model, device=options.device)
     sampler = TransformersSampler(model, tokenizer, batch_size=options.batch_size)
-    study = Study(
+    study = ProbeStudy(
         options.work_dir, settings, model, tokenizer, sampler, lambda text: print(text, file=sys.stderr, flush=True)
     )
     runs = {seed: study.run(seed) for seed in options.seeds}

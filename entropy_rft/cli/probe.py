@@ -221,9 +221,9 @@ def run_train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from entropy_rft.difficulty import DEFAULT_STRATEGIES, Thresholds, load_strategies, load_traces, train_probe
+    from entropy_rft.difficulty.compare.page import classifier_lines, confusion_lines
     from entropy_rft.difficulty.strategies import NAMES
-    from entropy_rft.evaluation.strategy_page import classifier_lines, confusion_lines
-    from entropy_rft.evaluation.table import lined_table
+    from entropy_rft.reporting.cells import lined_table
 
     thresholds = None if args.thresholds is None else Thresholds(*args.thresholds)
     strategies = DEFAULT_STRATEGIES if args.strategies is None else load_strategies(args.strategies)
@@ -273,10 +273,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from entropy_rft.difficulty import load_traces
+    from entropy_rft.difficulty.compare.comparison import answer_questions, evaluate_probe, routing_seconds
+    from entropy_rft.difficulty.compare.page import check_plots, remarks, save_evaluation, short_policy_lines
     from entropy_rft.difficulty.fitting import baselines_of
-    from entropy_rft.evaluation.strategies import answer_questions, evaluate_probe, routing_seconds
-    from entropy_rft.evaluation.strategy_page import check_plots, remarks, save_evaluation, short_policy_lines
-    from entropy_rft.evaluation.table import lined_table
+    from entropy_rft.reporting.cells import lined_table
     from entropy_rft.sampling import ThinkEndMarker
 
     check_plots()
@@ -341,8 +341,8 @@ def run_tune(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from entropy_rft.difficulty import save_strategies
-    from entropy_rft.evaluation.strategy_tuning import check_grid, trial_lines, tune_strategies
-    from entropy_rft.evaluation.table import lined_table
+    from entropy_rft.difficulty.compare.tuning import check_grid, trial_lines, tune_strategies
+    from entropy_rft.reporting.cells import lined_table
 
     check_grid(args.temperatures, args.fractions, args.tolerance)
     probe, questions, _, tokenizer, sampler = _prepared(args, tuning=True)
@@ -374,8 +374,8 @@ def run_tune(args: argparse.Namespace) -> int:
 def _prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any, Any, Any, Any]:
     """Probe, questions, model, tokenizer and sampler; what is cheap to check comes before loading the model."""
     from entropy_rft.difficulty import DifficultyProbe, choose
-    from entropy_rft.evaluation.strategies import held_out_questions
-    from entropy_rft.evaluation.strategy_tuning import check_splits
+    from entropy_rft.difficulty.compare.comparison import held_out_questions
+    from entropy_rft.difficulty.compare.tuning import check_splits
     from entropy_rft.sampling import check_settings, load_model_and_tokenizer
 
     top_p = getattr(args, "top_p", 1.0)

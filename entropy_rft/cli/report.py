@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from entropy_rft.evaluation.report import evaluation_rows, run_labels, write_report
     from entropy_rft.evaluation.run import load_run
     from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
-    from entropy_rft.evaluation.table import evaluation_table, lined_table
+    from entropy_rft.evaluation.table import evaluation_table
+    from entropy_rft.reporting.cells import lined_table
 
     runs = [load_run(directory) for directory in args.runs]
     console = Console()

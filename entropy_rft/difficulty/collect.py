@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from entropy_rft.difficulty.answers import Answer, chunk_seed, describe
+from entropy_rft.difficulty.records import CompletionRecord, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard
 from entropy_rft.difficulty.traces import write_card
@@ -154,7 +154,7 @@ def _trace(
     prompt_tokens: int,
     state: Any,
     right: Sequence[bool | None],
-    answers: Sequence[Answer],
+    answers: Sequence[CompletionRecord],
     level: str | None,
 ) -> dict[str, Any]:
     known, scored = right_and_scored(right)

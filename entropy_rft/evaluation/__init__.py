@@ -12,24 +12,24 @@ _LAZY = {
     "Evaluation": "entropy_rft.evaluation.result",
     "Scores": "entropy_rft.evaluation.result",
     "Run": "entropy_rft.evaluation.run",
-    "avg_at_k": "entropy_rft.evaluation.estimators",
-    "bootstrap_interval": "entropy_rft.evaluation.estimators",
+    "avg_at_k": "entropy_rft.reporting.estimators",
+    "bootstrap_interval": "entropy_rft.reporting.estimators",
     "difficulty_table": "entropy_rft.evaluation.table",
     "evaluate_model": "entropy_rft.evaluation.evaluate",
     "evaluation_table": "entropy_rft.evaluation.table",
     "load_run": "entropy_rft.evaluation.run",
-    "paired_difference": "entropy_rft.evaluation.estimators",
-    "pass_at_k": "entropy_rft.evaluation.estimators",
+    "paired_difference": "entropy_rft.reporting.estimators",
+    "pass_at_k": "entropy_rft.reporting.estimators",
     "write_report": "entropy_rft.evaluation.report",
 }
 
 if TYPE_CHECKING:
-    from entropy_rft.evaluation.estimators import avg_at_k, bootstrap_interval, paired_difference, pass_at_k
     from entropy_rft.evaluation.evaluate import evaluate_model
     from entropy_rft.evaluation.report import write_report
     from entropy_rft.evaluation.result import Evaluation, Scores
     from entropy_rft.evaluation.run import Run, load_run
     from entropy_rft.evaluation.table import difficulty_table, evaluation_table
+    from entropy_rft.reporting.estimators import avg_at_k, bootstrap_interval, paired_difference, pass_at_k
 
 __all__ = [
     "Evaluation",

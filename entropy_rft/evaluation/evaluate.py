@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from entropy_rft.entropy import TokenStatistics
-from entropy_rft.evaluation.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.evaluation.result import Evaluation, Scores
+from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.sampling import (
     Completion,
     ThinkEndMarker,

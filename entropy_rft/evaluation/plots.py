@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.evaluation.run import Run
-
-# Okabe and Ito's colours, less black and yellow, which vanish on one of the two backgrounds.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-DASHES: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # first and second metric of a figure
-
-# Drawn in these and then replaced, so that the text and the grid follow the page's light or dark scheme.
-INK, _GRID = "#010203", "#010204"
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a run called "$x" is a name, not a formula
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
+from entropy_rft.reporting.figures import DASHES, INK, colour, new_figure, svg_text
 
 
 @dataclass(frozen=True)
@@ -88,11 +59,6 @@ CURVES = (
 )
 
 
-def colour(index: int) -> str:
-    """The colour of the run at this index; it repeats after the palette's end."""
-    return PALETTE[index % len(PALETTE)]
-
-
 def smoothed(values: Sequence[float]) -> list[float]:
     """Centred moving average over about a twentieth of the points; at the ends, over those that there are."""
     half = len(values) // 40
@@ -119,7 +85,7 @@ def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
 
     Raw values are faint, the moving average is on top of them, and evaluations during training are dots.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     empty = True
     for index, run in enumerate(runs):
         for dash, (metric, _) in zip(DASHES, curve.metrics, strict=False):
@@ -144,12 +110,12 @@ def curve_svg(runs: Sequence[Run], curve: Curve) -> str | None:
     axes.set_ylabel(curve.unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     alt = f"{curve.title} ({curve.unit}) over optimisation steps; runs: {', '.join(run.name for run in runs)}"
-    return _svg(figure, curve.title, alt)
+    return svg_text(figure, curve.title, alt)
 
 
 def accuracy_against_thinking_svg(rows: Sequence[tuple[int, str, Evaluation]]) -> str | None:
     """avg@k (%) with its interval against mean thinking tokens; rows are (colour index, label, evaluation)."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     shown = [row for row in rows if row[2].avg_at_k is not None]
     for index, _, evaluation in shown:
         assert evaluation.avg_at_k is not None
@@ -170,14 +136,14 @@ def accuracy_against_thinking_svg(rows: Sequence[tuple[int, str, Evaluation]]) -
     alt = "avg@k against mean thinking length: " + "; ".join(
         f"{label} {100 * (e.avg_at_k or 0):.1f} % at {e.thinking_tokens:.0f} tokens" for _, label, e in shown
     )
-    return _svg(figure, "accuracy", alt) if shown else None
+    return svg_text(figure, "accuracy", alt) if shown else None
 
 
 def difficulty_svg(
     rows: Sequence[tuple[int, str, Evaluation]], title: str, field: str, unit: str, scale: float
 ) -> str | None:
     """One score (`field`, times `scale`) against the difficulty; rows are (colour index, label, evaluation)."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     levels = difficulty_levels([evaluation for _, _, evaluation in rows])
     empty = True
     for index, _, evaluation in rows:
@@ -194,7 +160,7 @@ def difficulty_svg(
     axes.set_xticks(range(len(levels)), levels)
     axes.set_xlabel("difficulty")
     axes.set_ylabel(unit)
-    return _svg(figure, field, f"{title}; runs: {', '.join(label for _, label, _ in rows)}")
+    return svg_text(figure, field, f"{title}; runs: {', '.join(label for _, label, _ in rows)}")
 
 
 def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -205,33 +171,3 @@ def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
-
-
-def _figure() -> tuple[Any, Any]:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('a report needs matplotlib: pip install "entropy_rft[report]"') from error
-    with matplotlib.rc_context(_STYLE):
-        # Small, so that the text stays readable when a phone shows the figure at its own width.
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-        return figure, figure.add_subplot()
-
-
-def _svg(figure: Any, salt: str, alt: str) -> str:
-    import html
-
-    import matplotlib
-
-    # The salt makes the ids inside the drawing the same from one report to the next, and unlike those of other figures.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(_GRID, "var(--grid)")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    # A tenth of a point is finer than a screen shows, and makes the page a third as large.
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d\.\d)\d+", r"\1", path[0]), svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

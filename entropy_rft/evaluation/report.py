@@ -12,11 +12,13 @@ from pathlib import Path
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
-from entropy_rft.evaluation.markup import Key, figure, page, table
 from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.evaluation.run import Run
 from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
-from entropy_rft.evaluation.table import MISSING, evaluation_lines, interval, number, percent
+from entropy_rft.evaluation.table import evaluation_lines, interval
+from entropy_rft.reporting.cells import MISSING, number, percent
+from entropy_rft.reporting.figures import colour
+from entropy_rft.reporting.markup import Key, figure, page, table
 
 _Row = tuple[int, str, Evaluation]  # index of the run, label, evaluation
 
@@ -114,7 +116,7 @@ def _by_task(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
 
 
 def _keys(rows: Sequence[_Row]) -> list[Key]:
-    return [Key(plots.colour(index), label) for index, label, _ in rows]
+    return [Key(colour(index), label) for index, label, _ in rows]
 
 
 def _settings(evaluation: Evaluation) -> str:
@@ -175,7 +177,7 @@ def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
         logged = [
             any(run.series(name)[0] or run.series(f"eval_{name}")[0] for name, _ in curve.metrics) for run in runs
         ]
-        keys = [Key(plots.colour(i), label) for i, label in enumerate(labels) if logged[i]]
+        keys = [Key(colour(i), label) for i, label in enumerate(labels) if logged[i]]
         if len(curve.metrics) > 1:
             keys += [Key(None, name, dashed=i > 0) for i, (_, name) in enumerate(curve.metrics)]
         figures.append(figure(f"{curve.title} ({curve.unit})", svg, keys))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from entropy_rft.evaluation.run import Run
-from entropy_rft.evaluation.table import MISSING, number
+from entropy_rft.reporting.cells import MISSING, number
 
 _METRICS = (
     ("reward", "reward", 3),

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
-from entropy_rft.evaluation.estimators import paired_difference
 from entropy_rft.evaluation.result import Evaluation, Scores
-
-MISSING = "–"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """`value` with a fixed number of digits, or a dash for ``None`` and NaN."""
-    return MISSING if value is None or value != value else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A fraction in percent, without the sign, or a dash."""
-    return number(None if value is None else 100 * value, 1)
+from entropy_rft.reporting.cells import MISSING, lined_table, number, percent
+from entropy_rft.reporting.estimators import paired_difference
 
 
 def interval(scores: Scores) -> str:
@@ -105,14 +92,3 @@ def difficulty_table(name: str, evaluation: Evaluation) -> Table:
         for level, scores in evaluation.by_difficulty.items()
     ]
     return lined_table(f"{name} by difficulty", header, lines, f"{evaluation.samples} samples a question")
-
-
-def lined_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> Table:
-    """A rich table of plain texts: nothing in them is read as markup."""
-    table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD)
-    for index, name in enumerate(header):
-        first = index == 0  # names what the line is: a long run name gives way to it, not the other way round
-        table.add_column(escape(name), justify="left" if first else "right", no_wrap=first, overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line))
-    return table

@@ -70,7 +70,7 @@ class ChatTokenizer:
         """
         from transformers import AutoTokenizer
 
-        from entropy_rft.assets import model_source
+        from entropy_rft.models.sources import model_source
 
         try:
             return cls(AutoTokenizer.from_pretrained(model_source(name)))

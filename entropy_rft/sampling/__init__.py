@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from entropy_rft.models.loading import load_model_and_tokenizer
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt, knows_system_role
-from entropy_rft.sampling.loading import load_model_and_tokenizer
 from entropy_rft.sampling.marker import ThinkEndMarker
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.scoring import score_completions

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.assets import model_source
 from entropy_rft.errors import UserValueError
+from entropy_rft.models.sources import model_source
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.openai_sampler import request_seed
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from trl import ModelConfig
 
-from entropy_rft.assets import model_source
+from entropy_rft.models.sources import model_source
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.recipe import SECRETS, TaskArguments
 

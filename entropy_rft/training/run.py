@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
-from entropy_rft.assets import model_source
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest

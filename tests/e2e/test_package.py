@@ -68,13 +68,12 @@ def test_the_metadata_are_complete(built: tuple[Path, Path]) -> None:
 def test_a_wheel_holds_what_users_run_and_an_sdist_what_developers_do(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
-    assert not [name for name in names if name.startswith("entropy_rft/study/") or "recipes/studies" in name]
-    assert not [name for name in names if name.startswith("entropy_rft/assets/make")]
+    assert not [name for name in names if name.startswith("studies/") or "recipes/studies" in name]
     for name in ("recipes/tiny/grpo.yaml", "assets/tiny_reasoner/model.safetensors", "router/status.html"):
         assert f"entropy_rft/{name}" in names
     with tarfile.open(built[1]) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
-    for name in ("entropy_rft/study/plan.py", "recipes/studies/tiny.yaml", "scripts/test.sh", "tests/conftest.py"):
+    for name in ("studies/methods/plan.py", "recipes/studies/tiny.yaml", "scripts/test.sh", "tests/conftest.py"):
         assert name in files
 
 

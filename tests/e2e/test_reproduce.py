@@ -226,7 +226,7 @@ def test_difficulty_before_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from entropy_rft.difficulty import Thresholds
-    from entropy_rft.evaluation import probe_study
+    from studies import probe_study
 
     small = probe_study.StudySettings(
         train_questions=36, test_questions=12, samples=2, answer_samples=2, max_tokens=120,

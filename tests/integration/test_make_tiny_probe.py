@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from entropy_rft.assets.make_probe import main
 from entropy_rft.difficulty import DifficultyProbe
 from entropy_rft.sampling.identity import question_id
 from entropy_rft.tasks import load_task, task_rows
+from studies.assets.make_probe import main
 
 pytestmark = pytest.mark.integration
 

@@ -224,7 +224,7 @@ def test_real_questions_of_rising_difficulty_run_through(place: Path, random_mod
             cwd=place,
         )
     from entropy_rft.difficulty import load_traces
-    from entropy_rft.evaluation.strategies import by_level
+    from entropy_rft.difficulty.compare.comparison import by_level
 
     traces = load_traces(*(place / f"real{level}" for level in range(3)))
     assert [group["questions"] for group in by_level(traces)["groups"].values()] == [4, 4, 4]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
-from entropy_rft.assets import model_source
 from entropy_rft.difficulty import collect_traces, load_traces
 from entropy_rft.evaluation import evaluate_model
+from entropy_rft.models.sources import model_source
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, load_model_and_tokenizer
 from entropy_rft.tasks import load_task
 

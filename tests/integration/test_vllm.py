@@ -22,7 +22,7 @@ pytest.importorskip("vllm")
 
 from vllm_run import STEPS
 
-from entropy_rft.assets import model_source
+from entropy_rft.models.sources import model_source
 from entropy_rft.training.vllm_cpu import BACKEND
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]

@@ -29,8 +29,8 @@ def test_everything_else_is_read_as_before() -> None:
 def readers() -> dict:
     from entropy_rft.difficulty.strategies import load_strategies
     from entropy_rft.router.settings import load_settings
-    from entropy_rft.study.plan import load_plan
     from entropy_rft.training.recipe import RecipeParser
+    from studies.methods.plan import load_plan
 
     def recipe(path: str) -> None:
         RecipeParser().parse(["--config", path])

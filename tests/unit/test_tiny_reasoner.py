@@ -13,9 +13,9 @@ from statistics import fmean
 import pytest
 
 from entropy_rft.assets import TINY_REASONER
-from entropy_rft.assets.traces import EARLY_STEPS, chance, completion, drill
 from entropy_rft.tasks import DIRECT, INSTRUCTIONS, load_task
 from entropy_rft.tasks.arithmetic import LEVELS, Sum, draw
+from studies.assets.demonstrations import EARLY_STEPS, chance, completion, drill
 
 MAX_TOKENS = 192
 
@@ -250,7 +250,7 @@ def test_easy_and_hard_sums_are_talked_about_most():
 def test_the_maker_writes_a_model_that_loads(tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from entropy_rft.assets.make import main
+    from studies.assets.make import main
 
     options = ["--drill-steps", "2", "--steps", "2", "--batch-size", "4", "--questions", "6", "--seed", "5"]
     assert main(["--output", str(tmp_path / "made"), *options]) == 0
@@ -271,12 +271,12 @@ def test_the_maker_writes_a_model_that_loads(tmp_path, capsys):
 def test_the_same_seed_makes_the_same_model():
     import torch
 
-    from entropy_rft.assets.make import Recipe, make_model, make_tokenizer, train
+    from studies.assets.make import ModelSettings, make_model, make_tokenizer, train
 
     def weights(seed: int):
         tokenizer = make_tokenizer(seed)
         model = make_model(tokenizer, seed)
-        train(model, tokenizer, Recipe(seed=seed, drill_steps=1, steps=2, batch_size=2))
+        train(model, tokenizer, ModelSettings(seed=seed, drill_steps=1, steps=2, batch_size=2))
         return tokenizer.get_vocab(), model.lm_head.weight.detach()
 
     (vocab, one), (same_vocab, same) = weights(3), weights(3)
@@ -285,9 +285,9 @@ def test_the_same_seed_makes_the_same_model():
 
 
 def test_only_results_are_drilled():
-    from entropy_rft.assets.make import Recipe, drills, make_tokenizer
+    from studies.assets.make import ModelSettings, drills, make_tokenizer
 
     tokenizer = make_tokenizer(0)
-    input_ids, _, labels = next(drills(tokenizer, Recipe(batch_size=3)))
+    input_ids, _, labels = next(drills(tokenizer, ModelSettings(batch_size=3)))
     results = re.findall(r"=(\d+\.\n)", tokenizer.decode(input_ids[0]))
     assert tokenizer.decode(labels[0][labels[0] != -100]) == "".join(results)

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.router.embedded.answers import Answer, error_body
 from entropy_rft.router.embedded.engine import Engine, Failed, Overloaded, Piece
 from entropy_rft.router.embedded.requests import Asked, Limits, RequestError, chat_request, completion_request
+from entropy_rft.router.embedded.responses import Response, error_body
 from entropy_rft.router.tokenizing import ChatTokenizer
 
 Scope = MutableMapping[str, Any]
@@ -140,7 +140,7 @@ class EmbeddedEngine:
         except RuntimeError as error:
             raise RequestError(str(error), code="unavailable", status=503) from error
         watcher = loop.create_task(_watch(receive, lambda: pieces.put_nowait(_END)))
-        answer = Answer(chat, asked, self.name, self._tokenizer)
+        answer = Response(chat, asked, self.name, self._tokenizer)
         try:
             if asked.stream:
                 await _stream(send, answer, pieces)
@@ -184,7 +184,7 @@ async def _watch(receive: Receive, gone: Callable[[], None]) -> None:
     gone()
 
 
-async def _whole(send: Send, answer: Answer, pieces: asyncio.Queue[list[Piece | Failed] | None]) -> None:
+async def _whole(send: Send, answer: Response, pieces: asyncio.Queue[list[Piece | Failed] | None]) -> None:
     found: list[Piece] = []
     open_ends = answer.completions
     while open_ends:
@@ -199,7 +199,7 @@ async def _whole(send: Send, answer: Answer, pieces: asyncio.Queue[list[Piece | 
     await _respond(send, 200, answer.whole(found))
 
 
-async def _stream(send: Send, answer: Answer, pieces: asyncio.Queue[list[Piece | Failed] | None]) -> None:
+async def _stream(send: Send, answer: Response, pieces: asyncio.Queue[list[Piece | Failed] | None]) -> None:
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -24,7 +24,7 @@ VERBS = {
     ),
     "probe train": ("entropy_rft.difficulty.load_traces", ["probe", "train", "--traces", "t", "--output_dir", "p"]),
     "probe evaluate": (
-        "entropy_rft.evaluation.strategies.held_out_questions",
+        "entropy_rft.difficulty.compare.comparison.held_out_questions",
         ["probe", "evaluate", "--probe", "PROBE", "--traces", "t", "--output_dir", "p"],
     ),
     "serve": ("entropy_rft.router.settings.load_settings", ["serve", "--check"]),

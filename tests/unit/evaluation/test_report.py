@@ -10,7 +10,8 @@ import pytest
 
 from entropy_rft.cli import report as verb
 from entropy_rft.evaluation import load_run, write_report
-from entropy_rft.evaluation.plots import CURVES, PALETTE, curve_svg, smoothed, thinned
+from entropy_rft.evaluation.plots import CURVES, curve_svg, smoothed, thinned
+from entropy_rft.reporting.figures import PALETTE
 
 EVIL = '<script>alert("x")</script>$^{&'
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from entropy_rft.router.embedded.answers import Answer
 from entropy_rft.router.embedded.batch import DecodingBatch, Row, choose_tokens
 from entropy_rft.router.embedded.engine import Engine, Failed, Generation, Overloaded
 from entropy_rft.router.embedded.requests import Limits, RequestError, chat_request, completion_request
+from entropy_rft.router.embedded.responses import Response
 from entropy_rft.router.embedded.text import TextStream
 from entropy_rft.router.tokenizing import ChatTokenizer
 from entropy_rft.sampling import TransformersSampler
@@ -451,8 +451,8 @@ def test_chunks_make_the_whole(engine, tokenizer):
     pieces = queue.Queue()
     engine.submit(asked.generation, lambda new: [pieces.put(piece) for piece in new])
     found = read(pieces, ends=2)
-    whole = Answer(True, asked, "tiny", tokenizer).whole(found)
-    streamed = Answer(True, asked, "tiny", tokenizer)
+    whole = Response(True, asked, "tiny", tokenizer).whole(found)
+    streamed = Response(True, asked, "tiny", tokenizer)
     chunks = [chunk for piece in found for chunk in streamed.chunks(piece)]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -473,7 +473,7 @@ def test_the_logprobs_of_a_completion(engine, tokenizer):
     asked = completion(tokenizer, logprobs=2, max_tokens=4, ignore_eos=True, return_token_ids=True)
     pieces = queue.Queue()
     engine.submit(asked.generation, lambda new: [pieces.put(piece) for piece in new])
-    (choice,) = Answer(False, asked, "tiny", tokenizer).whole(read(pieces))["choices"]
+    (choice,) = Response(False, asked, "tiny", tokenizer).whole(read(pieces))["choices"]
     told = choice["logprobs"]
     assert [len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4, 4, 4, 4]
     assert all(token in top for token, top in zip(told["tokens"], told["top_logprobs"], strict=True))

@@ -1,0 +1,219 @@
+"""The page that `probe evaluate` writes: what choosing saves, whether the probe is right, and the U."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from entropy_rft.difficulty.compare.plots import (
+    POLICIES,
+    frontier,
+    frontier_keys,
+    frontier_svg,
+    save_png,
+    scatter_svg,
+    u_shape,
+    u_shape_svg,
+)
+from entropy_rft.difficulty.compare.policies import ORACLE
+from entropy_rft.difficulty.fitting import labels_of
+from entropy_rft.difficulty.labels import Thresholds
+from entropy_rft.difficulty.strategies import NAMES, Difficulty
+from entropy_rft.difficulty.traces import Traces
+from entropy_rft.errors import UserValueError
+from entropy_rft.reporting import figures
+from entropy_rft.reporting.cells import number, percent
+from entropy_rft.reporting.markup import Key, figure, page, table
+
+POLICY_HEADER = [
+    "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "seconds",
+    "easy/normal/hard (%)",
+]  # fmt: skip
+_EXPLAINED = (
+    "All rows are of the same answers: every question was answered by every strategy. Intervals: 95 %, bootstrap over "
+    "questions; differences are paired question by question. The oracle takes "
+    f"{ORACLE}: it chooses on all samples but one and is measured on that one, averaged over the samples; in sample it "
+    "chooses and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, "
+    "shared out by tokens; the probe's have the time to choose on top, its prefill included, which a server would "
+    "share."
+)
+
+
+def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells, a line for each way to choose."""
+    lines = []
+    for name, title in POLICIES.items():
+        policy = result["policies"].get(name)
+        if policy is None:
+            continue
+        accuracy, saving = policy["minus_normal"]["accuracy"], policy["minus_normal"]["saving"]
+        same = name == "normal"
+        lines.append(
+            [
+                title,
+                percent(policy["accuracy"]),
+                _range(policy["interval"]),
+                number(policy["tokens"], 1),
+                "–" if same else f"{100 * accuracy[0]:+.1f} ({_range(accuracy[1:])})",
+                "–" if same else f"{percent(saving[0])} ({_range(saving[1:])})",
+                number(policy["seconds"], 3),
+                "/".join(f"{100 * policy['shares'][kind]:.0f}" for kind in NAMES),
+            ]
+        )
+    return lines
+
+
+def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The same for 80 characters, header first; intervals stand below their number."""
+    lines = [["choice", "right\n(%)", "minus Normal\n(points)", "tokens", "saved\n(%)", "seconds"]]
+    for name, right, _, tokens, accuracy, saved, seconds, _ in policy_lines(result):
+        below = [cell.replace(" (", "\n").removesuffix(")").replace(" to ", "…") for cell in (accuracy, saved)]
+        lines.append([name, right, below[0], tokens, below[1], seconds])
+    return lines
+
+
+def classifier_lines(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """How good each classifier is, header first."""
+    return [["", "accuracy (%)", "macro-F1", "calibration error"]] + [
+        [name.replace("_", " "), percent(r["accuracy"]), number(r["macro_f1"]), number(r["calibration_error"])]
+        for name, r in reports.items()
+    ]
+
+
+def confusion_lines(report: Mapping[str, Any]) -> list[list[str]]:
+    """A classifier's confusion matrix, header first."""
+    rows = [[name, *map(str, row)] for name, row in zip(NAMES, report["confusion"], strict=True)]
+    return [["label \\ said", *NAMES], *rows]
+
+
+def check_plots() -> None:
+    """Raise a ValueError where the figures could not be drawn: before hours of sampling, rather than after them."""
+    if find_spec("matplotlib") is None:
+        raise UserValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What the table does not say, a line each: the classifiers, the oracle's share, and what choosing costs."""
+    lines = [
+        f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
+        for name, report in result.get("classifier", {}).items()
+    ]
+    share, routing = result["policies"]["probe"].get("oracle_share"), result.get("routing_seconds")
+    if share is not None:
+        lines.append(f"the probe gets {100 * share:.0f} % of what the oracle saves")
+    if routing is not None:
+        lines.append(f"to choose takes {1000 * routing:.1f} ms a question, its prefill included")
+    return lines
+
+
+def _range(bounds: Sequence[float]) -> str:
+    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | os.PathLike[str]) -> None:
+    """Write `evaluation.json`, `report.html`, `frontier.png` and `u-shape.png` into `directory`.
+
+    Args:
+        result: of `evaluate_probe`.
+        traces: of the questions, for the scatter.
+        directory: is made when it does not exist.
+
+    Raises:
+        ImportError: matplotlib is not installed; the JSON is there then.
+    """
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f".evaluation.json.{os.getpid()}.tmp"
+    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(target / "evaluation.json")
+    thresholds = result.get("thresholds")
+    classes = labels_of(traces, Thresholds(**thresholds)) if thresholds else [Difficulty.NORMAL.index] * len(traces)
+    points = [
+        {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": NAMES[index]}
+        for row, index in zip(traces.rows, classes, strict=True)
+    ]
+    write_page(result, points, target / "report.html")
+    save_png(frontier(result), target / "frontier.png")
+    save_png(u_shape(result["levels"], _by(result)), target / "u-shape.png")
+
+
+def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write the page; one file, no network, no script.
+
+    Args:
+        result: of `evaluate_probe`.
+        points: one dict a question with `accuracy`, `entropy` and `label`, for the scatter.
+        path: of the page.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    note = "bars: 95 % interval; diamonds are dashed in the legend"
+    tradeoff = figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note)
+    by = _by(result)
+    u_keys = [Key(figures.PALETTE[0], "entropy"), Key(figures.PALETTE[5], "accuracy", dashed=True)]
+    shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result["levels"], by), u_keys)
+    scatter = figure(
+        "The traces and their labels",
+        scatter_svg(points, result.get("thresholds")),
+        [Key(figures.colour(i), name) for i, name in enumerate(NAMES)],
+        "one point a question; lines: the thresholds",
+    )
+    share = result["policies"]["probe"].get("oracle_share")
+    routing = result.get("routing_seconds")
+    parts = [
+        f"<p>{escape(_summary(result))}</p>",
+        table(POLICY_HEADER, policy_lines(result)),
+        f'<p class="soft">{escape(_EXPLAINED)}'
+        + ("" if share is None else f" The probe gets {100 * share:.0f} % of what the oracle saves.")
+        + ("" if routing is None else f" To choose takes {1000 * routing:.1f} ms a question, prefill included.")
+        + "</p>",
+        f'<div class="figures">{tradeoff}{shape}{scatter}</div>',
+        _classifier(result),
+        _levels(result, by),
+        "<h2>Settings</h2>" + table(["setting", "value"], [[k, str(v)] for k, v in _settings(result)], text=True),
+    ]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page("Strategies by difficulty", parts), encoding="utf-8")
+
+
+def _by(result: Mapping[str, Any]) -> str:
+    return "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    left = result["left_out"]
+    uncollected = f", {left['uncollected']} that are not collected yet" if left.get("uncollected") else ""
+    return (
+        f"{result['model']} on {', '.join(result['tasks'])}: {result['questions']} questions, {result['samples']} "
+        f"answers of each strategy. Left out: {left['fitted']} questions that the probe was fitted to, "
+        f"{left['unscorable_traces'] + result['unscorable']} that could not be scored{uncollected}."
+    )
+
+
+def _settings(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [*result["settings"].items(), ("thresholds", result.get("thresholds"))]
+
+
+def _classifier(result: Mapping[str, Any]) -> str:
+    reports = result.get("classifier")
+    if not reports:
+        return ""
+    (header, *rows), (classes, *confusion) = classifier_lines(reports), confusion_lines(reports["probe"])
+    return "<h2>The probe as a classifier</h2>" + table(header, rows) + table(classes, confusion)
+
+
+def _levels(result: Mapping[str, Any], by: str) -> str:
+    rows = [
+        [name, str(g["questions"]), percent(g["accuracy"]), number(g["entropy"]), number(g["entropy_thinking"]),
+         number(g["tokens"], 1)]
+        for name, g in result["levels"]["groups"].items()
+    ]  # fmt: skip
+    header = [by, "questions", "accuracy (%)", "entropy (nats)", "entropy, thinking (nats)", "tokens"]
+    return "<h2>By difficulty</h2>" + table(header, rows)

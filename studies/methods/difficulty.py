@@ -1,0 +1,195 @@
+"""DiffAdapt before and after reinforcement: is there a U shape, and what does the probe save with each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.difficulty.labels import NoProbeError
+from entropy_rft.difficulty.traces import Traces
+from entropy_rft.reporting.cells import number, percent
+from studies.methods.plan import Plan
+from studies.methods.results import Results
+from studies.methods.search import Search
+from studies.probe_study import ProbeStudy, StudySettings, pool
+
+RESAMPLES = 2000
+U, NO_U, UNDECIDED = "U", "no U", "undecided"
+
+
+def study_models(
+    models: Mapping[str, str],
+    settings: StudySettings,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    batch_size: int = 512,
+    device: str = "cpu",
+    log: Any = print,
+) -> dict[str, Any]:
+    """The probe's study with each of `models`, on the same test questions; what is on the disk is not made again.
+
+    Args:
+        models: what each is called, and its directory or name.
+        settings: of the study; `model` is replaced.
+        seeds: of traces, probes and answers.
+        directory: of everything that is made, one directory a model.
+        batch_size: completions at a time.
+        device: "cpu" or "cuda".
+        log: is told what is being done.
+
+    Returns:
+        Plain JSON values: for each model ``u_shape`` (of :func:`u_shape`), ``levels``, ``policies`` and the rest of
+        what the seeds are pooled to; or ``impossible``, the reason why its answers make no probe.
+
+    Raises:
+        ValueError: anything else, such as a model or a file that cannot be read, or a directory of other settings.
+    """
+    from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
+
+    found: dict[str, Any] = {}
+    for name, source in models.items():
+        log(f"{name}: {source}")
+        model, tokenizer = load_model_and_tokenizer(source, device=device)
+        sampler = TransformersSampler(model, tokenizer, batch_size=batch_size)
+        study = ProbeStudy(directory / name, replace(settings, model=str(source)), model, tokenizer, sampler, log)
+        try:
+            runs = {seed: study.run(seed) for seed in seeds}
+        except NoProbeError as error:  # that, too, is a result, as no other error is
+            log(f"{name}: {error}")
+            found[name] = {"impossible": str(error)}
+            continue
+        found[name] = {
+            **pool(runs),
+            "u_shape": u_shape([traces for _, _, traces in runs.values()]),
+            "thresholds": {str(seed): result["thresholds"] for seed, (result, _, _) in runs.items()},
+        }
+    return {"seeds": list(seeds), "settings": replace(settings, model="").to_dict(), "models": found}
+
+
+def trained_models(plan: Plan, results: Results, work_dir: Path, seed: int) -> dict[str, str]:
+    """The start, and the models that the study of methods left of one seed; those that are not there are left out."""
+    found = {"start": str(plan.model.get("name") or work_dir / "model")}
+    for method, choice in Search(plan, results).choices.items():
+        for spec in plan.mains(method, choice):
+            directory = work_dir / "runs" / f"{spec.name}-{spec.digest[:8]}"
+            if spec.seed == seed and (directory / "config.json").is_file():
+                found[method] = str(directory)
+    return found
+
+
+def u_shape(traces: Sequence[Traces]) -> dict[str, Any]:
+    """Whether the entropy is lower on medium difficulties than on the easiest and on the hardest.
+
+    ``fall`` is the easiest level's mean entropy less the lowest of those between, ``rise`` the hardest level's less the
+    same; nats, each with a 95 % interval from a bootstrap over the questions of each level. Which level is the lowest
+    is asked anew in each draw. ``depth`` is the smaller of the two over the end that it is measured from. The verdict
+    is U when both intervals are above 0, no U when one is below, and undecided otherwise; no U also with fewer than
+    three levels.
+    """
+    by_question: dict[str, dict[str, list[float]]] = {}
+    for own in traces:
+        for identity, row in zip(own.ids, own.rows, strict=True):
+            if row["level"] is not None and row["entropy"] is not None:
+                by_question.setdefault(str(row["level"]), {}).setdefault(identity, []).append(row["entropy"])
+    levels = sorted(by_question, key=float)
+    values = [np.asarray([np.mean(each) for each in by_question[level].values()]) for level in levels]
+    means = np.asarray([value.mean() for value in values])
+    if len(levels) < 3:
+        return {"verdict": NO_U, "levels": levels, "entropy": means.tolist(), "fall": None, "rise": None, "depth": None}
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [value[rng.integers(len(value), size=(RESAMPLES, len(value)))].mean(1) for value in values], axis=1
+    )
+    ends: dict[str, Any] = {}
+    for name, end in (("fall", 0), ("rise", -1)):
+        low, high = np.quantile(drawn[:, end] - drawn[:, 1:-1].min(1), [0.025, 0.975])
+        ends[name] = [float(means[end] - means[1:-1].min()), float(low), float(high)]
+    verdict = UNDECIDED
+    if all(low > 0 for _, low, _ in ends.values()):
+        verdict = U
+    elif any(high < 0 for _, _, high in ends.values()):
+        verdict = NO_U
+    depth = min(ends["fall"][0] / means[0], ends["rise"][0] / means[-1])
+    return {"verdict": verdict, "levels": levels, "entropy": means.tolist(), "depth": float(depth), **ends}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The U of each model, and what its probe saves beside fixed strategies and the oracle."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    models = {name: found for name, found in result["models"].items() if "impossible" not in found}
+    reasons = [f"- {name}: {found['impossible']}" for name, found in result["models"].items() if name not in models]
+    if not models:
+        return "\n".join(reasons) + "\n"
+    levels = next(iter(models.values()))["u_shape"]["levels"]
+    lines = [
+        f"Mean token entropy (nats) by difficulty, seeds {seeds}; brackets: 95 % interval over questions.",
+        "",
+        f"| model | {' | '.join(levels)} | easiest - lowest between | hardest - lowest between | |",
+        "| --- |" + " --- |" * (len(levels) + 3),
+    ]
+    for name, found in models.items():
+        shape = found["u_shape"]
+        cells = [number(value) for value in shape["entropy"]]
+        ends = [_with_interval(shape[end], 1, 3) for end in ("fall", "rise")]
+        lines.append(f"| {name} | {' | '.join([*cells, *ends])} | {shape['verdict']} |")
+    lines += [
+        "",
+        f"Against the fixed Normal strategy, on the same test questions{_oracle(models)}:",
+        "",
+        "| model | Normal: accuracy, % | tokens | probe: accuracy, points | tokens saved, % | oracle saves, % | "
+        "macro-F1 above majority |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in models.items():
+        policies = found["policies"]
+        normal, probe, oracle = (policies[p] for p in ("normal", "probe", "oracle"))
+        cells = [
+            percent(normal["accuracy"]),
+            number(normal["tokens"], 1),
+            _with_interval(probe["minus_normal"]["accuracy"], 100, 1),
+            _with_interval(probe["minus_normal"]["saving"], 100, 1),
+            percent(oracle["minus_normal"]["saving"][0]),
+            number(found["macro_f1_minus_majority"]["mean"], 3),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if reasons:
+        lines += ["", "No probe could be made:", "", *reasons]
+    return "\n".join(lines) + "\n"
+
+
+def _oracle(models: Mapping[str, Any]) -> str:
+    """What the oracle was when these were measured; results of earlier versions, which chose otherwise, do not say."""
+    definition = next(iter(models.values())).get("oracle")
+    return f" (the oracle takes {definition})" if definition else ""
+
+
+def _with_interval(values: Sequence[float] | None, scale: float, digits: int) -> str:
+    if values is None:
+        return number(None)
+    value, low, high = (number(scale * v, digits) for v in values)
+    return f"{value} ({low} to {high})"
+
+
+def write_figure(result: Mapping[str, Any], path: Path) -> None:
+    """Entropy and accuracy by difficulty, before and after."""
+    from entropy_rft.reporting import figures
+    from studies.methods.figures import panels, save
+
+    figure, axes = panels(2)
+    for index, (name, found) in enumerate(result["models"].items()):
+        if "impossible" in found:
+            continue
+        groups = found["levels"]["groups"]
+        for place, column, scale in zip(axes, ("entropy", "accuracy"), (1, 100), strict=True):
+            values = [scale * group[column] for group in groups.values()]
+            place.plot(range(len(groups)), values, "o-", label=name, color=figures.colour(index), markersize=4)
+            place.set_xticks(range(len(groups)), list(groups))
+            place.set_xlabel("difficulty")
+    axes[0].set_ylabel("entropy (nats per token)")
+    axes[1].set_ylabel("accuracy (%)")
+    save(figure, path, axes[:1])

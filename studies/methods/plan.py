@@ -1,0 +1,305 @@
+"""A study as data: its methods, searches, sweeps and seeds, and from them the runs that are due."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entropy_rft.errors import UserValueError
+from entropy_rft.files import read_yaml
+from entropy_rft.suggestions import did_you_mean
+from studies.methods.results import Results, RunResult
+
+START, MAIN, TRIAL, SWEEP = "start", "main", "trial", "sweep"
+AIMS = ("accuracy", "entropy", "length")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    Attributes:
+        title: what tables call it.
+        aim: by what its trials are compared, see :func:`~studies.methods.search.choose`.
+        fields: of a recipe, over the study's own.
+        trials: fields of each trial, over `fields`; the first method's are for all methods.
+        builds_on: a method before it, whose choice it takes over, so that the two differ by what this one adds.
+    """
+
+    title: str
+    aim: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    trials: Sequence[Mapping[str, Any]] = ()
+    builds_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`method` with `field` set to each of `values`, over the seeds of the study."""
+
+    method: str
+    field: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Which questions a model is asked, and how."""
+
+    split: str
+    questions: int
+    samples: int
+    max_tokens: int
+    seed: int = 0
+    temperature: float = 1.0
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run, whole: with the model of `model`, these `fields` make a recipe. Two with one digest are one run.
+
+    Attributes:
+        name: stem of its file of results.
+        kind: START, MAIN, TRIAL or SWEEP.
+        title: for people.
+        steps: 0 measures the start.
+    """
+
+    name: str
+    kind: str
+    method: str
+    title: str
+    seed: int
+    steps: int
+    fields: Mapping[str, Any]
+    measurement: Measurement
+    model: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Names what decides the numbers; not the name, nor what it is for."""
+        own = {"seed": self.seed, "steps": self.steps, "fields": dict(self.fields), "model": dict(self.model)}
+        own["measurement"] = vars(self.measurement)
+        return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @property
+    def batch(self) -> int:
+        """Completions of one generation."""
+        batch = int(self.fields.get("per_device_train_batch_size", 8))
+        return batch * int(self.fields.get("gradient_accumulation_steps", 1))
+
+    @property
+    def completions(self) -> int:
+        """Sampled in all, for training and measuring: what most of the time goes into."""
+        trained = self.steps * self.batch // int(self.fields.get("num_iterations", 1))
+        return trained + self.measurement.questions * self.measurement.samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**plain, "fields": dict(self.fields), "model": dict(self.model), "measurement": vars(self.measurement)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "measurement": Measurement(**data["measurement"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        name: of the study.
+        model: ``{"name": ...}`` of a model that is there, or ``{"make": {...}}`` with the arguments of the maker.
+        methods: by name; the first is the one that all others are compared with, and its choice is for all.
+        fields: of the recipe, of all runs.
+        steps: optimisation steps of a main run.
+        seeds: of the main runs.
+        search_steps, search_seed: of the trials.
+        validation: what the trials are compared on.
+        test: what the main runs are measured on; nothing is chosen by it.
+        sweeps: by name.
+        accuracy_margin: a trial that is within it of the best of the first method's is not worse; a fraction.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    methods: Mapping[str, Method]
+    fields: Mapping[str, Any]
+    steps: int
+    seeds: Sequence[int]
+    search_steps: int
+    search_seed: int
+    validation: Measurement
+    test: Measurement
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    accuracy_margin: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise UserValueError(f"study {self.name!r}: methods is empty: name at least one")
+        for name, method in self.methods.items():
+            if method.aim not in AIMS:
+                raise UserValueError(
+                    f"study {self.name!r}: the aim of {name!r} must be one of {', '.join(AIMS)}, got {method.aim!r}"
+                )
+        for place, (name, method) in enumerate(self.methods.items()):
+            earlier = list(self.methods)[:place]
+            if method.builds_on is not None and method.builds_on not in earlier:
+                raise UserValueError(
+                    f"study {self.name!r}: {name!r} builds on {method.builds_on!r}, which is not a method before it"
+                    f"{did_you_mean(method.builds_on, earlier)}"
+                )
+        counts = {name: len(method.trials) for name, method in self.methods.items()}
+        if len(set(counts.values())) > 1:
+            raise UserValueError(f"study {self.name!r}: every method gets the same number of trials, got {counts}")
+        for name, sweep in self.sweeps.items():
+            if sweep.method not in self.methods:
+                raise UserValueError(
+                    f"study {self.name!r}: sweep {name!r} is of an unknown method "
+                    f"{sweep.method!r}{did_you_mean(sweep.method, list(self.methods))}"
+                )
+        if self.validation.split == self.test.split:
+            raise UserValueError(
+                f"study {self.name!r}: validation and test are both {self.test.split!r}: they must differ"
+            )
+        every = int(self.fields.get("num_iterations", 1))
+        if int(self.fields.get("save_steps", every)) % every:
+            # A run that goes on inside a generation samples it anew: other weights, and curves of another length.
+            raise UserValueError(
+                f"study {self.name!r}: save_steps must be a multiple of num_iterations = {every}, "
+                f"got {self.fields['save_steps']}"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserValueError(
+                f"study {self.name!r}: seeds must be different numbers, at least one, got {self.seeds}"
+            )
+
+    @property
+    def baseline(self) -> str:
+        """The first method."""
+        return next(iter(self.methods))
+
+    def only(self, names: Iterable[str] | None, seeds: Sequence[int] | None = None) -> Plan:
+        """The same study of some methods (the baseline always) and other seeds.
+
+        Raises:
+            ValueError: for an unknown method.
+        """
+        kept = dict(self.methods)
+        if names is not None:
+            wanted = [self.baseline, *names]
+            for name in wanted:  # grows by what is built on
+                if name not in self.methods:
+                    raise UserValueError(f"unknown method {name!r}{did_you_mean(name, list(self.methods))}")
+                if (base := self.methods[name].builds_on) is not None:
+                    wanted.append(base)
+            kept = {name: method for name, method in self.methods.items() if name in wanted}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        sweeps = {name: sweep for name, sweep in self.sweeps.items() if sweep.method in kept}
+        return Plan(**{**own, "methods": kept, "sweeps": sweeps, "seeds": list(seeds or self.seeds)})
+
+    # --- runs -----------------------------------------------------------------------------------------------------
+
+    def starts(self) -> list[RunSpec]:
+        """The model as it is, asked the test questions once a seed."""
+        return [self._spec(START, "start", "start", seed, 0, {}, self.test) for seed in self.seeds]
+
+    def trials(self, method: str, shared: Mapping[str, Any]) -> list[RunSpec]:
+        """Of one method's search; `shared` is what others' choices give it (nothing for the first one's search)."""
+        own = self.methods[method]
+        return [
+            self._spec(
+                TRIAL, f"trial-{method}-{number}", method, self.search_seed, self.search_steps,
+                {**own.fields, **shared, **fields}, self.validation,
+            )
+            for number, fields in enumerate(own.trials)
+        ]  # fmt: skip
+
+    def mains(self, method: str, chosen: Mapping[str, Any]) -> list[RunSpec]:
+        """Of one method with what its search chose, one run a seed."""
+        own = {**self.methods[method].fields, **chosen}
+        return [self._spec(MAIN, method, method, seed, self.steps, own, self.test) for seed in self.seeds]
+
+    def sweep_runs(self, name: str, chosen: Mapping[str, Any]) -> dict[float, list[RunSpec]]:
+        """Value to its runs, main runs among them; `chosen` is what the search chose for the sweep's method."""
+        sweep = self.sweeps[name]
+        main = {spec.digest: spec for spec in self.mains(sweep.method, chosen)}
+        found: dict[float, list[RunSpec]] = {}
+        for value in sweep.values:
+            own = {**self.methods[sweep.method].fields, **chosen, sweep.field: value}
+            specs = [
+                self._spec(SWEEP, f"sweep-{name}-{value:g}", sweep.method, seed, self.steps, own, self.test)
+                for seed in self.seeds
+            ]
+            found[value] = [main.get(spec.digest, spec) for spec in specs]
+        return found
+
+    def _spec(
+        self,
+        kind: str,
+        name: str,
+        method: str,
+        seed: int,
+        steps: int,
+        own: Mapping[str, Any],
+        measurement: Measurement,
+    ) -> RunSpec:
+        # Of each run's own seed, so that the sampling of two runs of a pair is alike and of two seeds is not.
+        asked = Measurement(**{**vars(measurement), "seed": measurement.seed + seed})
+        everything = {**self.fields, **own}
+        if not steps:  # nothing is trained, but the questions are those of the others
+            everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
+        title = "start" if kind == START else self.methods[method].title
+        return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a study's YAML.
+
+    Raises:
+        ValueError: naming the file, and the field that is missing, unknown or out of range.
+    """
+    try:
+        data = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserValueError(f"plan {str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserValueError(f"plan {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserValueError(f"plan {str(path)!r} must be a mapping of fields to values")
+    try:
+        data["methods"] = {n: _build(Method, f"methods.{n}", m) for n, m in (data.get("methods") or {}).items()}
+        data["sweeps"] = {n: _build(Sweep, f"sweeps.{n}", s) for n, s in (data.get("sweeps") or {}).items()}
+        for name in ("validation", "test"):
+            data[name] = _build(Measurement, name, data.get(name))
+        return _build(Plan, "the plan", data)
+    except ValueError as error:
+        raise UserValueError(f"plan {str(path)!r}: {error}") from None
+
+
+def _build(kind: Any, where: str, data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise UserValueError(f"{where} must be a mapping, got {data!r}")
+    known = [f.name for f in fields(kind)]
+    for name in data:
+        if name not in known:
+            raise UserValueError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
+    try:
+        return kind(**data)
+    except TypeError as error:  # names the arguments that are missing
+        raise UserValueError(f"{where}: {str(error).partition('() ')[2] or error}") from None
+
+
+def finished(specs: Iterable[RunSpec], results: Results) -> list[RunResult] | None:
+    """The results of all of `specs`, or None while one is missing."""
+    found = [results.get(spec.name, spec.digest) for spec in specs]
+    return None if any(one is None for one in found) else [one for one in found if one is not None]

@@ -1,0 +1,126 @@
+"""What a finished run leaves for the analysis: one small JSON file, which alone says that it is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.errors import UserValueError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run.
+
+    Attributes:
+        spec: the run, as :meth:`~studies.methods.plan.RunSpec.to_dict` gives it.
+        digest: of the spec.
+        curves: metric to ``{"steps": [...], "values": [...]}``, as it was logged.
+        questions: column to one value a question, in the order they were asked: ``difficulty``, and sums over the
+            question's samples of ``correct``, ``scored`` (of how many that can be said), ``tokens``, ``thinking``,
+            ``answer``, ``truncated``, ``marker_missing`` (completions) and ``entropy``, ``entropy_thinking``,
+            ``entropy_answer`` (nats).
+        samples: of each question.
+        questions_digest: names the questions.
+        about: seconds, device, versions, machine.
+    """
+
+    spec: dict[str, Any]
+    digest: str
+    curves: dict[str, dict[str, list[float]]]
+    questions: dict[str, list[Any]]
+    samples: int
+    questions_digest: str
+    about: dict[str, Any]
+
+    def column(self, name: str) -> np.ndarray:
+        """(questions,) float64."""
+        if name == "scored" and name not in self.questions:  # before there was such a column all were
+            return np.full(len(self.questions["correct"]), float(self.samples))
+        return np.asarray(self.questions[name], dtype=np.float64)
+
+    def save(self, path: Path) -> None:
+        """Write JSON, in one go: a reader never sees half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            text = json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> RunResult:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is none; the message names it.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("schema", None) != SCHEMA:
+                raise UserValueError(f"not a run of schema {SCHEMA}")
+            return cls(**data)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserValueError(f"{path}: {error}: delete it, and the run is made again") from error
+
+
+class Results:
+    """The results of a study, in one directory.
+
+    Args:
+        directory: ``runs/`` in it holds one file a run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._read: dict[str, RunResult] = {}
+        self._rates: dict[str, float] = {}
+
+    def path(self, name: str) -> Path:
+        """Of the run called `name`."""
+        return self.directory / "runs" / f"{name}.json"
+
+    def get(self, name: str, digest: str) -> RunResult | None:
+        """The run, if it is finished.
+
+        Raises:
+            ValueError: a run of that name was made with other settings; the message names one.
+        """
+        path = self.path(name)
+        if name not in self._read:
+            if not path.is_file():
+                return None
+            self._read[name] = RunResult.load(path)
+        found = self._read[name]
+        if found.digest != digest:
+            raise UserValueError(
+                f"{path} was made with other settings than the plan's: delete it to make the run again, or give "
+                "another --output"
+            )
+        return found
+
+    def seconds_per_completion(self) -> float | None:
+        """Median over the finished runs; None before the first."""
+        for path in (self.directory / "runs").glob("*.json"):
+            if path.name not in self._rates:
+                about = RunResult.load(path).about
+                self._rates[path.name] = about["seconds"] / max(1, about["completions"])
+        return float(np.median(list(self._rates.values()))) if self._rates else None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """For people and programs; replaced in one go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

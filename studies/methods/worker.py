@@ -1,0 +1,221 @@
+"""One run of a study in a process of its own: ``python -m studies.methods.worker SPEC.json``.
+
+It trains (going on from the last complete checkpoint of an attempt that was cut short), measures, and writes the result
+last of all. Then the checkpoints go; the trained model stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entropy_rft.errors import UserMistake
+from studies.methods.plan import RunSpec
+from studies.methods.results import RunResult
+
+# Metrics that the figures and claims read, with the names that a result knows them by.
+CURVES = {
+    "reward": "reward",
+    "rewards/reasoning_accuracy_reward/mean": "accuracy",
+    "entropy": "entropy",
+    "entropy/thinking": "entropy_thinking",
+    "entropy/answer": "entropy_answer",
+    "completions/thinking_length": "thinking",
+    "completions/mean_length": "length",
+    "entropy_clip/dropped": "dropped",
+    "clip_ratio/high_mean": "clipped_high",
+    "clip_ratio/low_mean": "clipped_low",
+    "pear/penalty": "penalty",
+}
+_DIGITS = 5
+
+
+def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
+    """Train and measure.
+
+    Args:
+        spec: what to do.
+        model: the directory or name of the model that the run starts from.
+        directory: of the run: checkpoints, metrics, the trained model.
+        device: "cpu" or "cuda".
+    """
+    import torch
+
+    from entropy_rft.sampling import load_model_and_tokenizer
+    from entropy_rft.tasks import load_task
+    from entropy_rft.training.run_directory import installed_versions
+
+    training_seconds = 0.0
+    curves: dict[str, dict[str, list[float]]] = {}
+    if spec.steps:
+        train(spec, model, directory, device)
+        curves = read_curves(directory / "metrics.jsonl")
+        training_seconds = _seconds(directory / "metrics.jsonl")
+    trained = time.monotonic()
+    asked = spec.measurement
+    task_name, options = spec.fields.get("task", "arithmetic"), dict(spec.fields.get("task_options") or {})
+    # The questions are those of seed 0 whatever the run's seed, so that runs are compared question by question.
+    task = load_task(task_name, split=asked.split, limit=asked.questions, seed=0, **options)
+    loaded, tokenizer = load_model_and_tokenizer(directory if spec.steps else model, device=device)
+    questions, digest = measure(loaded, tokenizer, task, spec)
+    ended = time.monotonic()
+    about = {
+        "seconds": round(training_seconds + ended - trained, 1),
+        "measuring_seconds": round(ended - trained, 1),
+        "completions": spec.completions,
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+    }
+    return RunResult(spec.to_dict(), spec.digest, curves, questions, asked.samples, digest, about)
+
+
+def train(spec: RunSpec, model: str, directory: Path, device: str) -> None:
+    """By a recipe, as ``entropy-rft train`` does it."""
+    from transformers import PrinterCallback
+
+    from entropy_rft.training.recipe import RecipeParser
+    from entropy_rft.training.run import TrainingRun
+
+    fields: dict[str, Any] = {
+        **spec.fields,
+        "model_name_or_path": model,
+        "output_dir": str(directory),
+        "run_name": spec.name,
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "max_steps": spec.steps,
+        "use_cpu": device == "cpu",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "resume_from_checkpoint": "auto",
+        "save_total_limit": 1,
+    }
+    recipe_file = directory.with_suffix(".yaml")
+    recipe_file.parent.mkdir(parents=True, exist_ok=True)
+    recipe_file.write_text(yaml.safe_dump(fields, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    recipe = RecipeParser().parse(["--config", str(recipe_file)])
+    prepared = TrainingRun(recipe, command=sys.argv)
+    prepared.trainer.remove_callback(PrinterCallback)
+    prepared.train()
+
+
+def read_curves(metrics: Path) -> dict[str, dict[str, list[float]]]:
+    """What was logged of `CURVES`; a metric is not there at every step (several iterations share a generation)."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        entry: Mapping[str, Any] = json.loads(line)
+        for metric, name in CURVES.items():
+            value = entry.get(metric)
+            if isinstance(value, int | float) and value == value:
+                curve = curves.setdefault(name, {"steps": [], "values": []})
+                curve["steps"].append(entry["step"])
+                curve["values"].append(_rounded(value))
+    return curves
+
+
+def _seconds(metrics: Path) -> float:
+    """Of the training, over all its attempts: the log goes on where the run does."""
+    last = metrics.read_text(encoding="utf-8").splitlines()[-1]
+    return float(json.loads(last)["time"])
+
+
+def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
+    """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
+    from entropy_rft.evaluation.evaluate import describe_completions
+    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
+    from entropy_rft.sampling.identity import digest
+    from entropy_rft.tasks import task_rows
+
+    asked = spec.measurement
+    rows = task_rows(task)
+    sampler = TransformersSampler(model, tokenizer, batch_size=asked.batch_size)
+    groups = sampler.sample(
+        [row["prompt"] for row in rows],
+        samples=asked.samples,
+        temperature=asked.temperature,
+        max_tokens=asked.max_tokens,
+        seed=asked.seed,
+        progress=False,
+    )
+    marker = ThinkEndMarker(tokenizer, "</think>")
+    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups, marker) for verdict in group]
+    flat = [completion for group in groups for completion in group]
+    described = describe_completions(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
+    columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
+    sums = {
+        "correct": lambda s: int(bool(s.correct)),
+        "scored": lambda s: int(s.correct is not None),
+        "tokens": lambda s: s.tokens,
+        "thinking": lambda s: s.thinking,
+        "answer": lambda s: s.answer,
+        "truncated": lambda s: int(s.truncated),
+        "marker_missing": lambda s: int(not s.marker),
+        "entropy": lambda s: s.entropy,
+        "entropy_thinking": lambda s: s.entropy_thinking,
+        "entropy_answer": lambda s: s.entropy_answer,
+    }
+    k = asked.samples
+    for name, value in sums.items():
+        columns[name] = [
+            _rounded(sum(value(s) for s in described[start : start + k])) for start in range(0, len(described), k)
+        ]
+    return columns, digest(rows)
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it, however that ended: two must never work on one run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="studies.methods.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("job", type=Path, help="JSON with spec, model, directory, result, device and parent")
+    job = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
+    directory = Path(job["directory"])
+    _end_with(job["parent"])
+    spec = RunSpec.from_dict(job["spec"])
+    try:
+        result = run(spec, job["model"], directory, job["device"])
+    except UserMistake as error:  # of the plan: the last line of the log is what the study shows
+        print(error, file=sys.stderr)
+        return 2
+    result.save(Path(job["result"]))
+    for checkpoint in directory.glob("*checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
