@@ -22,7 +22,7 @@ from entropy_rft.sampling import (
     verdicts,
 )
 from entropy_rft.sampling.identity import digest
-from entropy_rft.tasks import task_rows
+from entropy_rft.tasks import level_of, task_rows
 
 
 class TaskLike(Protocol):
@@ -115,9 +115,9 @@ def evaluate_model(
     described = describe_completions(model, flat, correct, marker, max(1, batch_size // 4), progress)
     groups = [described[start : start + samples] for start in range(0, len(described), samples)]
 
-    levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=_level_order)
+    levels = sorted({level for row in rows if (level := level_of(row)) is not None}, key=_level_order)
     by_difficulty = {
-        str(level): _scores([g for row, g in zip(rows, groups, strict=True) if row.get("difficulty") == level], samples)
+        str(level): _scores([g for row, g in zip(rows, groups, strict=True) if level_of(row) == level], samples)
         for level in levels
     }
     return Evaluation(

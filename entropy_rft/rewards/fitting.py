@@ -20,7 +20,7 @@ def fitted(reward: Any, think_end_token: str) -> Any:
     """`reward`, looking for `think_end_token` where TRL's looks for ``</think>``, each of its checks coming to an end.
 
     That is for TRL's `accuracy_reward`, `reasoning_accuracy_reward` and `think_format_reward`, alone or within
-    :class:`PEARReward`. Anything else is returned as it is.
+    :class:`PEARReward`. A reward with a method `fitted` is asked for its own. Anything else is returned as it is.
     """
     from trl import rewards
 
@@ -36,7 +36,8 @@ def fitted(reward: Any, think_end_token: str) -> Any:
         return Accuracy("reasoning_accuracy_reward", [think_end_token])
     if reward is rewards.think_format_reward:
         return ThinkFormat(think_end_token)
-    return reward
+    fit = getattr(reward, "fitted", None)
+    return reward if fit is None else fit(think_end_token)
 
 
 class Accuracy:

@@ -16,7 +16,7 @@ import pytest
 from trl.rewards import accuracy_reward, reasoning_accuracy_reward, think_format_reward
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import checking
+from entropy_rft.rewards import timed
 from entropy_rft.rewards.checking import CHECKER, is_harmless
 from entropy_rft.rewards.fitting import fitted, parameters_of
 
@@ -29,7 +29,7 @@ def said(*texts: str) -> list[list[dict[str, str]]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(checking, "SECONDS", 0.5)
+    monkeypatch.setattr(timed, "SECONDS", 0.5)
     yield
     CHECKER.close()
 
@@ -133,8 +133,8 @@ def test_a_tower_is_wrong_in_a_thread_too_and_the_next_answers_are_checked(impat
 def test_many_of_them_get_less_time_each(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = CHECKER.start_batch()
     assert budget.seconds == 0.5
-    budget.spent = checking._PATIENCE
-    monkeypatch.setattr(checking, "_HURRIED", 0.25)
+    budget.spent = timed._PATIENCE
+    monkeypatch.setattr(timed, "_HURRIED", 0.25)
     assert budget.seconds == 0.25
 
 
