@@ -18,7 +18,12 @@ def add_parser(subparsers: Any) -> None:
         description="Measure a model on a task: avg@k with an interval, pass@k, tokens, and entropies by phase.",
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="directory, hub name, tiny_reasoner or smollm2; or a LoRA adapter",
+    )
     add_task(add, split="test")
     add_sampling(add, samples=8, of="question, the k of avg@k")
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
