@@ -24,6 +24,7 @@ TAGGED = "Give your final answer between <answer> and </answer>."
 
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\boxed\s*\{")
+_NUMBER = re.compile(r"(?<![\w)])[-+]?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")
 _PREFIX = re.compile(r"(?:the\s+)?(?:final\s+)?answer(?:\s+is|\s*:)\s*", re.IGNORECASE)
 _REMEMBERED = 10_000
 
@@ -96,7 +97,8 @@ def read_answer(text: str, gold: str | None) -> str:
 
     The last ``<answer>...</answer>`` holds it, or else the last ``\\boxed{...}``. Where there is neither, it is the
     last line that is not blank, without "Answer:" before it; but all of the text where the gold answer has several
-    lines or there is none, since many answers are grids.
+    lines or there is none, since many answers are grids. Where the gold answer is a number, it is the last number of
+    that line ("7 + 4 = 11" says 11).
     """
     if tagged := _TAGS.findall(text):
         return str(tagged[-1]).strip()
@@ -106,6 +108,8 @@ def read_answer(text: str, gold: str | None) -> str:
     if gold is None or "\n" in gold.strip():
         return text
     last = text.rpartition("\n")[2].strip()
+    if _NUMBER.fullmatch(gold.strip()) and (numbers := _NUMBER.findall(last)):
+        return str(numbers[-1]).rstrip(",")
     return _PREFIX.sub("", last, count=1) if _PREFIX.match(last) else last
 
 

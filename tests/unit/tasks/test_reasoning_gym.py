@@ -163,7 +163,7 @@ def test_every_level_of_every_curriculum_is_a_question_or_one_line() -> None:
 def test_partial_credit_adds_up_to_the_verifiers_score() -> None:
     task = load("chain_sum", partial_credit=True)
     right = task.dataset["solution"][:]
-    answers = [right[0], f"{right[1]}, I guess", "none"]
+    answers = [right[0], f"<answer>{right[1]}, I guess</answer>", "none"]
     correct, rest = rewarded(task, answers), rewarded(task, answers, reward=1)
     assert correct == [1.0, 0.0, 0.0]
     assert 0 < rest[1] < 1
@@ -206,7 +206,12 @@ def test_what_is_logged() -> None:
         (r"<answer>6</answer> \boxed{7}", "7", "6"),
         ("First 1.\nAnswer: 7\n\n", "7", "7"),
         ("The final answer is 7", "7", "7"),
-        ("answering 7", "7", "answering 7"),
+        ("answering seven", "7", "answering seven"),
+        ("7 + 4 = 11.", "12", "11"),
+        ("4 - 9 = -5, so -5,", "1.5", "-5"),
+        ("10-3", "7", "3"),
+        ("It costs $1,234.50 (x2 less)", "7", "2"),
+        ("Answer: ab", "cd", "ab"),
         ("\n1 2\n3 4\n", "1 2\n3 4", "1 2\n3 4"),
         ("move A\nmove B", None, "move A\nmove B"),
         ("", "7", ""),
