@@ -95,7 +95,7 @@ def recipe(tmp_path: Path) -> Path:
     if not DATA.is_dir():
         pytest.skip(f"{DATA} with GSM8K's questions is not here")
     (tmp_path / "varied.py").write_text(
-        "def length_reward(completions, **kwargs):\n    return [float(len(str(c)) % 5) for c in completions]\n"
+        "def text_reward(completions, **_):\n    return [float(sum(map(ord, str(c))) % 101) for c in completions]\n"
     )
     fields = {
         "model_name_or_path": "smollm2",
@@ -105,7 +105,7 @@ def recipe(tmp_path: Path) -> Path:
         "task_limit": 4,
         "task_options": {"answer_format": FORM, "instruction": FORM},
         "think_end_token": "####",
-        "rewards": ["pear", "varied:length_reward"],
+        "rewards": ["pear", "varied:text_reward"],
         "pear_floor": 0.1,
         "entropy_clip": "clip_v",
         "entropy_clip_mu_low": 1.0,
@@ -114,8 +114,8 @@ def recipe(tmp_path: Path) -> Path:
         "max_steps": 2,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 4,
-        "num_generations": 2,
+        "per_device_train_batch_size": 3,
+        "num_generations": 3,
         "max_completion_length": 16,
         "bf16": False,
         "gradient_checkpointing": False,
@@ -138,8 +138,8 @@ def trained(recipe: Path, *flags: object) -> list[dict[str, Any]]:
 
 def check_metrics(logs: list[dict[str, Any]]) -> None:
     assert [entry["step"] for entry in logs] == [1, 2]
+    assert any(entry["grad_norm"] > 0 for entry in logs)  # three answers may begin with the same 16 tokens
     for entry in logs:
-        assert entry["grad_norm"] > 0
         assert 0.5 < entry["entropy/thinking"] < 8  # nats; a uniform choice among 49,152 tokens has 10.8
         assert 0 < entry["entropy_clip/sigma"] < 5
         assert 0 < entry["pear/penalty"] < 11
