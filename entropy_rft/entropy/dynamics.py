@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entropy_rft.entropy.clipping import per_token
+from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.entropy.statistics import TokenStatistics
 
 SIGNS = ("positive", "negative", "zero")  # of an advantage

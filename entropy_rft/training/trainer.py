@@ -25,7 +25,7 @@ from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
-from entropy_rft.entropy.clipping import per_token
+from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
