@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Literal
 
 import torch.distributed as dist
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from entropy_rft.entropy.rules import RULES, Decision
 from entropy_rft.entropy.rules.band import Band
 from entropy_rft.entropy.rules.clip_b import ClipB
 from entropy_rft.entropy.rules.clip_v import ClipV
+from entropy_rft.entropy.rules.whole_batch import Advantages
 from entropy_rft.entropy.statistics import TokenStatistics
 
 _NAMES = tuple(name for name, rule in RULES.items() if issubclass(rule, Band))
@@ -66,18 +68,18 @@ class EntropyClip:
     def keep_mask(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None = None,
-    ) -> Tensor:
+    ) -> Bool[Tensor, "batch time"]:
         """``decide(...).keep``: bool ``(B, T)``, False only where a valid token is dropped."""
         return self._rule.keep_mask(statistics, advantages, mask, group)
 
     def decide(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None = None,
     ) -> Decision:
         """Apply the rule to a whole batch: see :meth:`entropy_rft.entropy.rules.Rule.decide`."""

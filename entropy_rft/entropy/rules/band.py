@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from entropy_rft.entropy.rules.rule import Decision, Rule, option
@@ -47,7 +48,7 @@ class Band(Rule):
         optional=True,
     )
 
-    def _decision(self, batch: WholeBatch, z: Tensor, sigma: Tensor) -> Decision:
+    def _decision(self, batch: WholeBatch, z: Float[Tensor, " tokens"], sigma: Float[Tensor, ""]) -> Decision:
         drop = torch.zeros_like(z, dtype=torch.bool)
         # Written as a violation, so that a NaN (a broken row) keeps its token instead of dropping the batch.
         if self.mu_low is not None:

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 from entropy_rft.entropy.rules.band import Band
 from entropy_rft.entropy.rules.rule import Decision, option
-from entropy_rft.entropy.rules.whole_batch import WholeBatch
+from entropy_rft.entropy.rules.whole_batch import Advantages, WholeBatch
 from entropy_rft.entropy.statistics import TokenStatistics
 
 
@@ -43,8 +44,8 @@ class ClipV(Band):
     def decide(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None = None,
     ) -> Decision:
         batch = WholeBatch(statistics, advantages, mask, group)

@@ -9,8 +9,10 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import torch.distributed as dist
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from entropy_rft.entropy.rules.whole_batch import Advantages
 from entropy_rft.entropy.statistics import TokenStatistics
 
 
@@ -23,8 +25,8 @@ class Decision:
         metrics: 0-dim tensors by name, of the whole batch; the trainer logs each as ``entropy_clip/NAME``.
     """
 
-    keep: Tensor
-    metrics: Mapping[str, Tensor]
+    keep: Bool[Tensor, "batch time"]
+    metrics: Mapping[str, Float[Tensor, ""]]
 
 
 class Rule(ABC):
@@ -41,8 +43,8 @@ class Rule(ABC):
     def decide(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None = None,
     ) -> Decision:
         """Apply the rule to a whole batch.
@@ -62,10 +64,10 @@ class Rule(ABC):
     def keep_mask(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None = None,
-    ) -> Tensor:
+    ) -> Bool[Tensor, "batch time"]:
         """``decide(...).keep``: bool ``(B, T)``, False only where a valid token is dropped."""
         return self.decide(statistics, advantages, mask, group).keep
 

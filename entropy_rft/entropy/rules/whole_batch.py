@@ -9,9 +9,13 @@ from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_rft.entropy.statistics import TokenStatistics
+
+Advantages = Float[Tensor, " batch"] | Float[Tensor, "batch time"]
+"""One of a completion, or one of each token."""
 
 
 class WholeBatch:
@@ -36,8 +40,8 @@ class WholeBatch:
     def __init__(
         self,
         statistics: TokenStatistics,
-        advantages: Tensor,
-        mask: Tensor,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
         group: dist.ProcessGroup | None,
     ) -> None:
         if statistics.entropy.shape != mask.shape:
@@ -50,11 +54,11 @@ class WholeBatch:
         self.advantages = per_token(advantages, mask)[self._valid]
         self.count = self._total(self.statistics.entropy.new_tensor(float(self.statistics.entropy.numel())))
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
         """Mean over the batch of a value of each token ``(N,)``; 0 for an empty batch."""
         return self._total(values.sum()) / self.count.clamp(min=1)
 
-    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, values: Float[Tensor, " tokens"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Mean and population standard deviation over the batch; in two passes, so that nothing cancels."""
         mean = self.mean(values)
         return mean, self.mean((values - mean).square()).sqrt()
@@ -63,7 +67,9 @@ class WholeBatch:
         """How many tokens a share of the batch is; at least one."""
         return max(1, int(share * int(self.count) + 1e-9))
 
-    def most_extreme(self, size: Tensor, candidates: Tensor, limit: int) -> Tensor:
+    def most_extreme(
+        self, size: Float[Tensor, " tokens"], candidates: Bool[Tensor, " tokens"], limit: int
+    ) -> Bool[Tensor, " tokens"]:
         """Of the candidates of all processes exactly the `limit` with the largest `size`; ties go to the earlier one.
 
         Each process offers its own largest `limit`; only these travel.
@@ -81,7 +87,9 @@ class WholeBatch:
         offered, start = self._gathered(size[indices])
         return self._those(candidates, indices, offered.argsort(descending=True, stable=True)[:limit] - start)
 
-    def at_random(self, order: Tensor, candidates: Tensor, limit: int) -> Tensor:
+    def at_random(
+        self, order: Float[Tensor, " tokens"], candidates: Bool[Tensor, " tokens"], limit: int
+    ) -> Bool[Tensor, " tokens"]:
         """`limit` of the candidates of all processes, drawn at random; all of them where there are no more.
 
         The draw is over the candidates sorted by `order`, with numbers that follow from how many tokens and candidates
@@ -104,7 +112,7 @@ class WholeBatch:
         drawn = torch.randperm(total, generator=generator)[:limit].to(offered.device)
         return self._those(candidates, indices, offered.argsort(stable=True)[drawn] - start)
 
-    def kept(self, dropped: Tensor) -> Tensor:
+    def kept(self, dropped: Bool[Tensor, " tokens"]) -> Bool[Tensor, "batch time"]:
         """bool ``(N,)`` of the dropped tokens as the mask of kept ones, ``(B, T)``."""
         keep = torch.ones_like(self._valid)
         keep[self._valid] = ~dropped
@@ -139,7 +147,7 @@ class WholeBatch:
         return chosen
 
 
-def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
+def per_token(advantages: Advantages, mask: Shaped[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
     """`advantages` ``(B,)`` or ``(B, T)`` as ``(B, T)``."""
     if advantages.dim() == 1 and advantages.shape[0] == mask.shape[0]:
         advantages = advantages.unsqueeze(1).expand(mask.shape)
