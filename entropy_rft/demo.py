@@ -98,7 +98,7 @@ class Demo:
         directory.set_aside()
         recipe = {"model_name_or_path": "tiny_reasoner"}
         directory.describe(recipe, seed=self.seed, command=sys.argv, device="cpu", name=START)
-        directory.keep_metrics_until(0)
+        directory.keep_until(0)
         self._evaluate(str(TINY_REASONER), directory.path, START)
 
     def _train(self, name: str, title: str) -> None:

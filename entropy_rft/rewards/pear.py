@@ -121,7 +121,10 @@ class PEARReward:
             if log_metric is not None:
                 # One call a completion: the trainer then averages over completions, not over ranks.
                 log_metric("pear/penalty", penalty)
-            rewards.append(self._reward(penalty) if value > 0 else float(self.format_score))
+            reward = self._reward(penalty) if value > 0 else float(self.format_score)
+            if log_metric is not None and value > 0:
+                log_metric("pear/below_wrong", float(reward < self.format_score))  # share of the correct ones
+            rewards.append(reward)
         return rewards
 
     def _reward(self, penalty: float) -> float:

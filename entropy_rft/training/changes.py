@@ -30,6 +30,7 @@ _FREE: dict[str, str] = {
         "num_completions_to_print report_to disable_tqdm include_num_input_tokens_seen include_for_metrics debug "
         "skip_memory_metrics entropy_metrics entropy_audit_steps"
     ),
+    "what is watched, and what ends the run early": "doctor doctor_stop",
     "evaluation beside the training": (
         "do_eval eval_strategy eval_steps eval_delay eval_on_start eval_split eval_limit per_device_eval_batch_size "
         "num_generations_eval eval_accumulation_steps eval_use_gather_object eval_do_concat_batches batch_eval_metrics "

@@ -18,6 +18,7 @@ from entropy_rft.errors import UserValueError, users
 from entropy_rft.files import read_yaml, switched_off_or_on
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.doctor import DoctorArguments
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
 
 # Fields that a flag gives one word, and a recipe may give several.
@@ -94,6 +95,7 @@ class Recipe:
     model: ModelConfig
     given: dict[str, Any]
     resume_with_changes: bool = False
+    doctor: DoctorArguments = field(default_factory=DoctorArguments)
 
     def resolved(self) -> dict[str, Any]:
         """The flat mapping that makes the same run again: what was given, and the run's own fields in full.
@@ -136,7 +138,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self) -> None:
         super().__init__(
-            [TaskArguments, EntropyGRPOConfig, ModelConfig, ResumeArguments],
+            [TaskArguments, EntropyGRPOConfig, ModelConfig, ResumeArguments, DoctorArguments],
             prog="entropy-rft train",
             allow_abbrev=False,
             epilog="--config RECIPE reads these fields from a file. --accelerate_config NAME_OR_FILE (ddp, zero2, "
@@ -155,7 +157,7 @@ class RecipeParser(TrlParser):
         try:
             # TRL's and transformers' checks of the fields, and of the device that they ask for.
             with users(ValueError, OSError, ImportError, RuntimeError):
-                task, training, model, resume = self.parse_args_into_dataclasses(args=flags)
+                task, training, model, resume, doctor = self.parse_args_into_dataclasses(args=flags)
         except ValueError:
             check_engine()  # a batch too small for one process is no mistake when there should be several
             raise
@@ -164,10 +166,10 @@ class RecipeParser(TrlParser):
         flagged = {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
         flagged |= {name[3:] for name in flagged if name.startswith("no_")}  # --no_bf16 gives bf16
         given: dict[str, Any] = {}
-        for part in (task, training, model):
+        for part in (task, training, model, doctor):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
             given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
-        return Recipe(task, training, model, given, resume.resume_with_changes)
+        return Recipe(task, training, model, given, resume.resume_with_changes, doctor)
 
     def check(self, argv: Sequence[str]) -> None:
         """Find the mistakes that show without setting up a device, before processes are started that would."""

@@ -46,6 +46,7 @@ class TrainingRun:
 
     def __init__(self, recipe: Recipe, command: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> None:
         args = recipe.training
+        doctor = recipe.doctor.build(RunDirectory(args.output_dir))
         task = self._load_task(recipe, recipe.task.task_split, recipe.task.task_limit)
         evaluated = None
         if recipe.task.eval_split is not None:
@@ -115,6 +116,7 @@ class TrainingRun:
                     keeper,
                     SameOrder(),
                     FiniteWeights(),
+                    *([] if doctor is None else [doctor]),
                     *callbacks,
                     StepsLeft(),
                 ],

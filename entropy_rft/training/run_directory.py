@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -18,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from entropy_rft.files import json_text, read_yaml
 
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
+FINDINGS = "findings.jsonl"  # of the doctor; only where it found something
 MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
@@ -27,6 +29,7 @@ class RunDirectory:
     """The files of one run.
 
     ``run.json`` describes it, ``recipe.yaml`` makes it again, ``metrics.jsonl`` has one line per log.
+    ``findings.jsonl`` has one line for each finding of the doctor.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -118,22 +121,20 @@ class RunDirectory:
         _replace(self.path / RUN, json_text(description, indent=2) + "\n")
         _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
-    def keep_metrics_until(self, step: int) -> float:
-        """Drop the lines after `step`, and a half-written last one; returns the seconds the kept part took."""
-        file = self.path / METRICS
-        kept: list[str] = []
-        seconds = 0.0
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry["step"] <= step:
-                kept.append(json_text(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
-                seconds = entry.get("time", seconds)
+    def keep_until(self, step: int) -> float:
+        """Drop metrics and findings after `step`, and half-written lines; returns the seconds of what is kept."""
+        kept = self._entries(METRICS, step)
         self.make()
-        _replace(file, "".join(kept))
-        return seconds
+        # (Earlier versions wrote NaN, which is no JSON.)
+        _replace(self.path / METRICS, "".join(json_text(entry) + "\n" for entry in kept))
+        if (self.path / FINDINGS).is_file():
+            findings = self._entries(FINDINGS, step)
+            _replace(self.path / FINDINGS, "".join(json_text(entry) + "\n" for entry in findings))
+        return next((entry["time"] for entry in reversed(kept) if "time" in entry), 0.0)
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What the doctor found in this run."""
+        return self._entries(FINDINGS)
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
         """Add one line, in one write; a value that is not finite is null.
@@ -141,12 +142,32 @@ class RunDirectory:
         Raises:
             OSError: naming the file.
         """
-        file = self.path / METRICS
+        self._append(METRICS, entry)
+
+    def append_finding(self, entry: Mapping[str, Any]) -> None:
+        """As `append_metrics`, of what the doctor found."""
+        self._append(FINDINGS, entry)
+
+    def _append(self, name: str, entry: Mapping[str, Any]) -> None:
+        file = self.path / name
         try:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json_text(entry) + "\n")
         except OSError as error:  # a write that fails names no file
             raise OSError(error.errno, error.strerror, str(file)) from error
+
+    def _entries(self, name: str, until: float = math.inf) -> list[dict[str, Any]]:
+        """The lines of a file up to a step, without those that are no JSON."""
+        file = self.path / name
+        entries: list[dict[str, Any]] = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry["step"] <= until:
+                entries.append(entry)
+        return entries
 
 
 class RunRecorder(TrainerCallback):
@@ -163,7 +184,7 @@ class RunRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._started = time.monotonic() - self.directory.keep_metrics_until(state.global_step)
+            self._started = time.monotonic() - self.directory.keep_until(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

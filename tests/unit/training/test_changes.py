@@ -8,6 +8,7 @@ from trl import ModelConfig
 
 from entropy_rft.training.changes import FREE, changes, recorded, sentence
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.doctor import DoctorArguments
 from entropy_rft.training.recipe import TaskArguments
 
 BEFORE: dict[str, Any] = {
@@ -74,7 +75,8 @@ def test_more_processes_with_the_same_batch_are_the_same_run() -> None:
 
 
 def test_every_free_field_exists() -> None:
-    known = {f.name for part in (TaskArguments, EntropyGRPOConfig, ModelConfig) for f in fields(part)}
+    parts = (TaskArguments, EntropyGRPOConfig, ModelConfig, DoctorArguments)
+    known = {f.name for part in parts for f in fields(part)}
     assert known >= FREE
 
 

@@ -157,3 +157,26 @@ def test_whether_to_go_on_with_changes_is_no_part_of_the_recipe(tmp_path: Path) 
     for recipe in (parse(tmp_path, {"resume_with_changes": True}), parse(tmp_path, {}, "--resume_with_changes")):
         assert recipe.resume_with_changes is True
         assert "resume_with_changes" not in recipe.resolved()
+
+
+def test_the_doctor_is_on_and_its_levels_are_a_mapping(tmp_path: Path) -> None:
+    assert parse(tmp_path, {}).doctor.build(None) is not None
+    recipe = parse(tmp_path, {"doctor": {"window": 5, "truncated": False}, "doctor_stop": "no_spread"})
+    doctor = recipe.doctor.build(None)
+    assert doctor is not None
+    assert (doctor.levels.window, doctor.levels.truncated, doctor.stop) == (5, None, ["no_spread"])
+    flagged = parse(tmp_path, {}, "--doctor", '{"window": 5}', "--doctor_stop", "no_spread", "truncated").doctor
+    assert (flagged.doctor, flagged.doctor_stop) == ({"window": 5}, ["no_spread", "truncated"])
+    again = parse(tmp_path, recipe.resolved())
+    assert (again.doctor, again.resolved()) == (recipe.doctor, recipe.resolved())
+
+
+def test_the_doctor_can_be_switched_off_and_may_stop_at_anything(tmp_path: Path) -> None:
+    for word in ("false", "no", "off"):
+        assert written(tmp_path, f"doctor: {word}").doctor.build(None) is None
+        assert written(tmp_path, f"doctor_stop: {word}").doctor.doctor_stop == []
+    assert parse(tmp_path, {}, "--doctor", "false").resolved()["doctor"] is False
+    for word in ("true", "yes", "all"):
+        assert written(tmp_path, f"doctor_stop: {word}").doctor.doctor_stop == ["all"]
+    with pytest.raises(ValueError, match="there is no level 'windo'; did you mean window"):
+        parse(tmp_path, {"doctor": {"windo": 5}})
