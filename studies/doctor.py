@@ -29,6 +29,7 @@ CANDIDATES: Mapping[str, Sequence[float]] = {
 
 HEALTHY, BETWEEN = "healthy", "between"
 COLLAPSES = ("entropy collapse", "entropy runaway", "stalled")
+ANY = "any of them"
 FIXING, REPORTED, APART = "fixing", "reported", "apart"
 FALSE_ALARMS = 0.05  # of the healthy runs, at most
 
@@ -136,11 +137,10 @@ def _arguments(given: Mapping[str, Any]) -> Any:
     return SimpleNamespace(**given, build_entropy_clip=lambda: rule)
 
 
-def only(name: str, level: float | None = None) -> Levels:
-    """Levels with one finding alone, at its default where no level is given."""
-    off = dict.fromkeys(FINDINGS)
-    chosen = getattr(Levels(), name) if level is None else int(level) if float(level).is_integer() else level
-    values: dict[str, Any] = {**off, name: chosen}
+def only(chosen: Mapping[str, float]) -> Levels:
+    """Levels with these findings, and no others."""
+    given = {name: int(level) if name.startswith("rule_") else level for name, level in chosen.items()}
+    values: dict[str, Any] = {**dict.fromkeys(FINDINGS), **given}
     return Levels(**values)
 
 
@@ -153,12 +153,12 @@ def alarms(results: Mapping[str, RunResult], levels: Levels) -> dict[str, int]:
 def choose(name: str, results: Mapping[str, RunResult], judged: Mapping[str, Judged]) -> dict[str, Any]:
     """The most sensitive candidate with few enough false alarms among the runs that fix it, and what each one does."""
     fixing = {run: results[run] for run, verdict in judged.items() if verdict.part == FIXING}
-    rows = [_counted(alarms(fixing, only(name, level)), judged, FIXING, level) for level in CANDIDATES[name]]
+    rows = [_counted(alarms(fixing, only({name: level})), judged, FIXING, level) for level in CANDIDATES[name]]
     good = [row for row in rows if row["healthy_alarms"] <= FALSE_ALARMS * row["healthy"]]
     return {"chosen": (good or rows[-1:])[0]["level"], "candidates": rows}
 
 
-def _counted(found: Mapping[str, int], judged: Mapping[str, Judged], part: str, level: float) -> dict[str, Any]:
+def _counted(found: Mapping[str, int], judged: Mapping[str, Judged], part: str, level: float | None) -> dict[str, Any]:
     runs = [run for run in judged.values() if run.part == part]
     collapsed = [run for run in runs if run.verdict in COLLAPSES]
     healthy = [run for run in runs if run.verdict == HEALTHY]
@@ -191,13 +191,11 @@ def measure(study: Path, apart: Path) -> dict[str, Any]:
     others, judged_apart = _read(apart, APART)
     everything, verdicts = results | others, judged | judged_apart
     chosen = {name: choose(name, results, judged) for name in CANDIDATES}
-    table = {
-        name: {
-            part: _counted(alarms(everything, only(name, found["chosen"])), verdicts, part, found["chosen"])
-            for part in (FIXING, REPORTED, APART)
-        }
-        for name, found in chosen.items()
-    }
+    levels = {name: found["chosen"] for name, found in chosen.items()}
+    table = {}
+    for name, judging in {**{name: {name: level} for name, level in levels.items()}, ANY: levels}.items():
+        found = alarms(everything, only(judging))
+        table[name] = {part: _counted(found, verdicts, part, levels.get(name)) for part in (FIXING, REPORTED, APART)}
     return {
         "runs": [asdict(verdicts[name]) for name in sorted(verdicts)],
         "chosen": chosen,
@@ -219,26 +217,21 @@ def _read(directory: Path, part: str | None) -> tuple[dict[str, RunResult], dict
 
 def markdown(measured: Mapping[str, Any]) -> str:
     """The tables of `docs/doctor.md`."""
-    lines = ["| runs | healthy | between | entropy collapse | entropy runaway | stalled |", "| --- " * 6 + "|"]
     verdicts = (HEALTHY, BETWEEN, *COLLAPSES)
-    for part in (FIXING, REPORTED, APART):
+    lines = _header("runs", "", *verdicts)
+    for part in _PARTS:
         runs = [run for run in measured["runs"] if run["part"] == part]
-        counts = [sum(run["verdict"] == verdict for run in runs) for verdict in verdicts]
-        lines.append(f"| {_PARTS[part]}: {len(runs)} | {' | '.join(map(str, counts))} |")
-    header = ("finding", "level", "runs", "alarms in collapsed runs", "of which runaway, stalled")
-    header += ("false alarms in healthy runs", "alarms between", "lead, updates", "updates left")
-    lines += ["", f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-    for name, parts in measured["table"].items():
-        for part, row in parts.items():
-            kinds = ", ".join("{} of {}".format(*row["by_kind"][kind]) for kind in COLLAPSES[1:])
-            cells = [
-                f"`{name}`",
-                f"{row['level']:g}",
-                _PARTS[part],
-                f"{row['collapsed_alarms']} of {row['collapsed']}",
-                kinds,
+        counts = [len(runs), *(sum(run["verdict"] == verdict for run in runs) for verdict in verdicts)]
+        lines.append(f"| {_PARTS[part]} | {' | '.join(map(str, counts))} |")
+    columns = ("finding", "level", *COLLAPSES, "healthy: false alarms", "lead, updates", "updates left")
+    for part in (REPORTED, FIXING, APART):
+        lines += ["", f"{_PARTS[part]}:", "", *_header(*columns)]
+        for name, parts in measured["table"].items():
+            row = parts[part]
+            cells = [f"`{name}`" if name in CANDIDATES else name, "" if row["level"] is None else f"{row['level']:g}"]
+            cells += ["{} of {}".format(*row["by_kind"][kind]) for kind in COLLAPSES]
+            cells += [
                 f"{row['healthy_alarms']} of {row['healthy']}",
-                f"{row['between_alarms']} of {row['between']}",
                 _middle(row["lead"]),
                 _middle(row["updates_left"]),
             ]
@@ -246,7 +239,11 @@ def markdown(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_PARTS = {FIXING: "fixed on", REPORTED: "reported", APART: "`tiny-slow`"}
+_PARTS = {FIXING: "Runs that fix the levels", REPORTED: "Runs that are reported", APART: "Runs of `tiny-slow`"}
+
+
+def _header(*cells: str) -> list[str]:
+    return [f"| {' | '.join(cells)} |", "| --- " * len(cells) + "|"]
 
 
 def _middle(values: Sequence[int]) -> str:

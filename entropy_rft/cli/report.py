@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         console.print(evaluation_table(rows))
     for one, label in zip(runs, labels, strict=True):
+        for finding in one.findings:
+            console.print(f"doctor: {label}: {finding}", markup=False, highlight=False)
         for note in one.notes:
             console.print(f"note: {label}: {note}", markup=False, highlight=False)
     try:

@@ -56,6 +56,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str =
         [
             _introduction(runs, labels),
             _notes(runs, labels),
+            _findings(runs, labels),
             _evaluations(rows),
             _difficulty(rows),
             _training(runs, labels),
@@ -79,6 +80,17 @@ def _notes(runs: Sequence[Run], labels: Sequence[str]) -> str:
         for run, label in zip(runs, labels, strict=True)
         for note in run.notes
     )
+
+
+def _findings(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    rows = [
+        [label, str(finding.step), finding.name, finding.message]
+        for run, label in zip(runs, labels, strict=True)
+        for finding in run.findings
+    ]
+    if not rows:
+        return ""
+    return "<h2>What the doctor found</h2>" + table(["run", "update", "finding", "what to change"], rows, text=True)
 
 
 def _evaluations(rows: Sequence[_Row]) -> str:

@@ -21,7 +21,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.training.run_directory import MARKER, RUN, unused
+from entropy_rft.files import RUN
+from entropy_rft.training.run_directory import MARKER, unused
 
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -20,7 +20,8 @@ from entropy_rft.training.advice import Facts, keep_entropy, loosen_rule, lose_e
 Series = Sequence[float]
 """A metric, one value for each update."""
 
-_CLEAR = 2.0  # standard errors by which a reward must have risen to count as risen
+_RISEN = 2.0  # standard errors by which a reward must have risen to count as risen
+_MOVED = 4.0  # and by which another metric must have moved: it is compared after each update, and chance adds up
 _LENGTH = ("completions/thinking_length", "completions/mean_length")  # the second is all that TRL logs
 
 
@@ -32,17 +33,19 @@ def _level(default: float, help: str, kind: str) -> Any:
 class Levels:
     """When the doctor speaks: one level for each finding, which has the same name. None, or false, switches one off.
 
+    The defaults of the findings about entropy, rule and thinking were fixed on stored runs, see ``docs/doctor.md``.
+
     Attributes:
         window: updates over which metrics are averaged. Where a few say enough, a quarter of it.
-        horizon: updates within which an entropy must have fallen or risen, and a reward not have risen.
+        horizon: updates within which an entropy or a length must have moved, and the reward not have risen.
         entropy_collapse: share of the entropy that is lost while the reward does not rise.
         entropy_runaway: factor by which the entropy rises while the reward does not.
         rule_idle: updates in which the rule drops nothing.
         rule_at_bound: updates in which the rule drops as many tokens as it may.
         no_spread: share of groups whose completions all have the same reward.
         truncated: share of completions that were cut off.
-        thinking_collapse: share that is left of the thinking length of the first updates.
-        thinking_explosion: factor on the thinking length of the first updates.
+        thinking_collapse: share that is left of the thinking length while the reward does not rise.
+        thinking_explosion: factor on the thinking length while the reward does not rise.
         sampler_mismatch: mean difference of the log-probabilities of sampler and trainer, nats per token.
         inverted_reward: share of the correct completions that score below a wrong one.
         gradient_jump: factor on the median of the gradient norm; below `max_grad_norm` nothing is a jump.
@@ -52,15 +55,15 @@ class Levels:
     """
 
     window: int = _level(20, "updates over which metrics are averaged", "updates")
-    horizon: int = _level(100, "updates within which an entropy is compared", "updates")
-    entropy_collapse: float | None = _level(0.5, "share of the entropy lost while the reward does not rise", "share")
-    entropy_runaway: float | None = _level(1.5, "factor on the entropy while the reward does not rise", "factor")
+    horizon: int = _level(100, "updates within which an entropy or a length is compared", "updates")
+    entropy_collapse: float | None = _level(0.6, "share of the entropy lost while the reward does not rise", "share")
+    entropy_runaway: float | None = _level(1.1, "factor on the entropy while the reward does not rise", "factor")
     rule_idle: int | None = _level(20, "updates in which the rule drops nothing", "updates")
-    rule_at_bound: int | None = _level(20, "updates in which the rule drops as much as it may", "updates")
+    rule_at_bound: int | None = _level(10, "updates in which the rule drops as much as it may", "updates")
     no_spread: float | None = _level(0.8, "share of groups whose rewards are all equal", "share")
     truncated: float | None = _level(0.3, "share of completions that were cut off", "share")
-    thinking_collapse: float | None = _level(0.3, "share of the first thinking length that is left", "share")
-    thinking_explosion: float | None = _level(3.0, "factor on the first thinking length", "factor")
+    thinking_collapse: float | None = _level(0.7, "share of the thinking left while the reward does not rise", "share")
+    thinking_explosion: float | None = _level(1.2, "factor on the thinking while the reward does not rise", "factor")
     sampler_mismatch: float | None = _level(0.1, "difference of sampler and trainer, nats per token", "nats")
     inverted_reward: float | None = _level(0.05, "share of correct completions that score below wrong ones", "share")
     gradient_jump: float | None = _level(10.0, "factor on the median gradient norm", "factor")
@@ -111,10 +114,11 @@ def first_and_last(values: Series, window: int, horizon: int | None = None) -> t
     return values[start : start + window], values[-window:]
 
 
-def has_risen(before: Series, now: Series) -> bool:
-    """Whether the mean of `now` is above that of `before` by more than two standard errors of the difference."""
+def clear_change(before: Series, now: Series) -> float:
+    """The difference of the means in standard errors of it; 0 for none, infinite where neither part varies."""
+    change = fmean(now) - fmean(before)
     error = math.sqrt(sum(pvariance(part) / _observations(part) for part in (before, now)))
-    return fmean(now) - fmean(before) > _CLEAR * error
+    return change / error if error else math.copysign(math.inf, change) if change else 0.0
 
 
 def _observations(values: Series) -> int:
@@ -123,13 +127,13 @@ def _observations(values: Series) -> int:
 
 
 def moved_in_vain(
-    entropy: Series, reward: Series, window: int, horizon: int, factor: float
+    values: Series, reward: Series, window: int, horizon: int, factor: float
 ) -> tuple[float, float] | None:
-    """The entropy before and now, where it moved by `factor` (below 1: down) and the reward has not risen."""
-    entropies, rewards = (first_and_last(values, window, horizon) for values in (entropy, reward))
-    if entropies is None or rewards is None or has_risen(*rewards):
+    """The mean before and now, where it moved by `factor` (below 1: down), clearly, and the reward has not risen."""
+    parts, rewards = (first_and_last(series, window, horizon) for series in (values, reward))
+    if parts is None or rewards is None or clear_change(*rewards) > _RISEN or abs(clear_change(*parts)) < _MOVED:
         return None
-    before, now = map(fmean, entropies)
+    before, now = map(fmean, parts)
     moved = now <= factor * before if factor < 1 else now >= factor * before
     return (before, now) if before > 0 and moved else None
 
@@ -215,25 +219,26 @@ def _truncated(level: float, levels: Levels, facts: Facts, share: Series) -> str
     )
 
 
-def _thinking_collapse(level: float, levels: Levels, facts: Facts, length: Series) -> str | None:
-    parts = first_and_last(length, levels.window)
-    if parts is None or fmean(parts[1]) > level * fmean(parts[0]):
-        return None
-    return (
-        f"the thinking (where that is not logged, the completion) shrank from {fmean(parts[0]):.0f} to "
-        f"{fmean(parts[1]):.0f} tokens: {facts.halved('learning_rate', 'lower')}, and give a reward for short answers "
+def _thinking_collapse(level: float, levels: Levels, facts: Facts, length: Series, reward: Series) -> str | None:
+    found = moved_in_vain(length, reward, levels.window, levels.horizon, level)
+    return found and (
+        f"{_thinking(found, 'shrank')}: {facts.halved('learning_rate', 'lower')}, and give a reward for short answers "
         "a smaller weight (reward_weights)"
     )
 
 
-def _thinking_explosion(level: float, levels: Levels, facts: Facts, length: Series) -> str | None:
-    parts = first_and_last(length, levels.window)
-    if parts is None or fmean(parts[1]) < level * fmean(parts[0]) or fmean(parts[0]) == 0:
-        return None
-    return (
-        f"the thinking (where that is not logged, the completion) grew from {fmean(parts[0]):.0f} to "
-        f"{fmean(parts[1]):.0f} tokens: {facts.halved('learning_rate', 'lower')}, or set loss_type to dr_grpo, which "
+def _thinking_explosion(level: float, levels: Levels, facts: Facts, length: Series, reward: Series) -> str | None:
+    found = moved_in_vain(length, reward, levels.window, levels.horizon, level)
+    return found and (
+        f"{_thinking(found, 'grew')}: {facts.halved('learning_rate', 'lower')}, or set loss_type to dr_grpo, which "
         "does not favour long wrong answers"
+    )
+
+
+def _thinking(found: tuple[float, float], how: str) -> str:
+    return (
+        f"the thinking (where that is not logged, the completion) {how} from {found[0]:.0f} to {found[1]:.0f} tokens "
+        "and the reward did not rise"
     )
 
 
@@ -295,8 +300,8 @@ CHECKS = (
     Check("rule_at_bound", (("entropy_clip/dropped",),), _rule_at_bound),
     Check("no_spread", (("frac_reward_zero_std",),), _no_spread),
     Check("truncated", (("completions/clipped_ratio",),), _truncated),
-    Check("thinking_collapse", (_LENGTH,), _thinking_collapse),
-    Check("thinking_explosion", (_LENGTH,), _thinking_explosion),
+    Check("thinking_collapse", (_LENGTH, ("reward",)), _thinking_collapse),
+    Check("thinking_explosion", (_LENGTH, ("reward",)), _thinking_explosion),
     Check("sampler_mismatch", (("sampling/sampling_logp_difference/mean",),), _sampler_mismatch),
     Check("inverted_reward", (("pear/below_wrong",),), _inverted_reward),
     Check("gradient_jump", (("grad_norm",),), _gradient_jump),

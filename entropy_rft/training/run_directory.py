@@ -16,10 +16,8 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_rft.files import json_text, read_yaml
+from entropy_rft.files import FINDINGS, METRICS, RECIPE, RUN, json_text, read_yaml
 
-RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
-FINDINGS = "findings.jsonl"  # of the doctor; only where it found something
 MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")

@@ -16,8 +16,8 @@ from entropy_rft.training.findings import (
     Finding,
     Levels,
     Watch,
+    clear_change,
     first_and_last,
-    has_risen,
     jump,
     moved_in_vain,
     recent_mean,
@@ -67,16 +67,16 @@ def test_first_and_last_never_overlap() -> None:
     assert first_and_last([], 1) is None
 
 
-def test_a_rise_within_noise_is_none() -> None:
+def test_a_change_is_measured_in_its_noise() -> None:
     noise = [0.4, 0.6] * 10
-    assert not has_risen(noise, noise)
-    assert not has_risen(noise, [value + 0.02 for value in noise])
-    assert has_risen(noise, [value + 0.2 for value in noise])
-    assert not has_risen(noise, [value - 0.2 for value in noise])
-    assert not has_risen([0.0] * 5, [0.0] * 5)
-    # Ten updates that share a log are one observation, and no proof.
+    assert clear_change(noise, noise) == 0
+    assert clear_change(noise, [value + 0.1 for value in noise]) == pytest.approx(0.1 / math.sqrt(2 * 0.01 / 20))
+    assert clear_change(noise, [value - 0.1 for value in noise]) < -3
+    assert clear_change([0.0] * 5, [0.0] * 5) == 0
+    assert clear_change([0.0] * 5, [-0.1] * 5) == -math.inf
+    # Ten updates that share a log are one observation.
     few = [0.4] * 10 + [0.6] * 10
-    assert not has_risen(few, [value + 0.1 for value in few])
+    assert clear_change(few, [value + 0.1 for value in few]) == pytest.approx(0.1 / math.sqrt(2 * 0.01 / 2))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ SICK: dict[str, dict[str, list[float]]] = {
     "rule_at_bound": {"entropy_clip/dropped": [1e-4] * 40},
     "no_spread": {"frac_reward_zero_std": line(0.5, 1.0, 40)},
     "truncated": {"completions/clipped_ratio": line(0.1, 0.6, 40)},
-    "thinking_collapse": {"completions/thinking_length": line(100, 10, 40)},
-    "thinking_explosion": {"completions/thinking_length": line(100, 600, 40)},
+    "thinking_collapse": {"completions/thinking_length": line(100, 10, 40), "reward": line(0.5, 0.5, 40, 0.1)},
+    "thinking_explosion": {"completions/thinking_length": line(100, 600, 40), "reward": line(0.5, 0.5, 40, 0.1)},
     "sampler_mismatch": {"sampling/sampling_logp_difference/mean": [0.01] * 20 + [3.0] * 20},
     "inverted_reward": {"pear/below_wrong": [0.0] * 20 + [0.3] * 20},
     "gradient_jump": {"grad_norm": [0.5] * 30 + [40.0] * 10},
@@ -181,7 +181,7 @@ def test_noise_alone_raises_no_alarm() -> None:
                 ("grad_norm", 2),
             )
         }
-        assert found(noise) == []
+        assert found(noise, window=20, horizon=100) == []
 
 
 def test_windows_count_updates_and_not_lines() -> None:
@@ -210,9 +210,10 @@ def test_a_summary_or_an_evaluation_is_no_update() -> None:
 
 
 def test_the_completion_stands_in_for_the_thinking() -> None:
-    assert names({"completions/mean_length": line(100, 10, 40)}, facts(None)) == ["thinking_collapse"]
-    both = {"completions/mean_length": line(100, 10, 40), "completions/thinking_length": [50.0] * 40}
-    assert names(both) == []
+    short = {"completions/mean_length": line(100, 10, 40), "reward": [0.5] * 40}
+    assert names(short, facts(None)) == ["thinking_collapse"]
+    assert names(short | {"completions/thinking_length": [50.0] * 40}) == []
+    assert names(short | {"reward": line(0.1, 0.9, 40)}) == []  # shorter and better
 
 
 @pytest.mark.parametrize(
