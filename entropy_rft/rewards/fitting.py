@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from entropy_rft.rewards.accuracy import Accuracy
+from entropy_rft.rewards.bound import Bound
 from entropy_rft.rewards.cosine_scaled import CosineScaled
 from entropy_rft.rewards.pear import PEARReward
 from entropy_rft.rewards.think_format import ThinkFormat
@@ -26,12 +27,13 @@ def fitted(reward: Any, think_end_token: str) -> Any:
             reward = copy.copy(reward)
             reward.correctness = correctness
         return reward
+    function, given = (reward.__wrapped__, reward.arguments) if isinstance(reward, Bound) else (reward, {})
     ours: Any = None
-    if reward is rewards.accuracy_reward:
+    if function is rewards.accuracy_reward:
         ours = Accuracy("accuracy_reward")
-    elif reward is rewards.reasoning_accuracy_reward:
-        ours = Accuracy("reasoning_accuracy_reward", [think_end_token])
-    elif reward is rewards.think_format_reward:
+    elif function is rewards.reasoning_accuracy_reward:
+        ours = Accuracy("reasoning_accuracy_reward", given.get("reasoning_delimiters") or [think_end_token])
+    elif function is rewards.think_format_reward:
         ours = ThinkFormat(think_end_token)
     elif _is_cosine_scaled(reward):
         ours = CosineScaled(reward)
