@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from entropy_rft.rewards.accuracy import Accuracy
@@ -10,6 +11,7 @@ from entropy_rft.rewards.bound import Bound
 from entropy_rft.rewards.cosine_scaled import CosineScaled
 from entropy_rft.rewards.pear import PEARReward
 from entropy_rft.rewards.think_format import ThinkFormat
+from entropy_rft.rewards.values import reward_name
 
 
 def fitted(reward: Any, think_end_token: str) -> Any:
@@ -27,20 +29,37 @@ def fitted(reward: Any, think_end_token: str) -> Any:
             reward = copy.copy(reward)
             reward.correctness = correctness
         return reward
-    function, given = (reward.__wrapped__, reward.arguments) if isinstance(reward, Bound) else (reward, {})
+    delimiters = _delimiters(reward)
     ours: Any = None
-    if function is rewards.accuracy_reward:
+    if reward is rewards.accuracy_reward:
         ours = Accuracy("accuracy_reward")
-    elif function is rewards.reasoning_accuracy_reward:
-        ours = Accuracy("reasoning_accuracy_reward", given.get("reasoning_delimiters") or [think_end_token])
-    elif function is rewards.think_format_reward:
+    elif reward is rewards.reasoning_accuracy_reward:
+        ours = Accuracy("reasoning_accuracy_reward", [think_end_token])
+    elif delimiters is not None:
+        ours = Accuracy("reasoning_accuracy_reward", delimiters)
+    elif reward is rewards.think_format_reward:
         ours = ThinkFormat(think_end_token)
     elif _is_cosine_scaled(reward):
         ours = CosineScaled(reward)
     if ours is None:
         return reward
-    ours.__name__ = reward.__name__
+    ours.__name__ = reward_name(reward)
     return ours
+
+
+def _delimiters(reward: Any) -> list[str] | None:
+    """What a recipe or `functools.partial` gave TRL's `reasoning_accuracy_reward`, where that is all they gave it."""
+    from trl import rewards
+
+    if isinstance(reward, Bound):
+        function, given = reward.__wrapped__, reward.arguments
+    elif isinstance(reward, functools.partial) and not reward.args:
+        function, given = reward.func, reward.keywords
+    else:
+        return None
+    if function is not rewards.reasoning_accuracy_reward or given.keys() != {"reasoning_delimiters"}:
+        return None
+    return given["reasoning_delimiters"]
 
 
 def _is_cosine_scaled(reward: Any) -> bool:

@@ -49,6 +49,13 @@ class Reward:
     def __call__(self, completions, **kwargs):
         return [self.scale] * len(completions)
 
+class Halved:
+    def __init__(self, correctness):
+        self.correctness = correctness
+
+    def __call__(self, completions, **kwargs):
+        return [value / 2 for value in self.correctness(completions=completions, **kwargs)]
+
 def factory(scale=1.0):
     if scale < 0:
         raise RuntimeError("scale\\nbelow 0")
@@ -118,6 +125,19 @@ def test_arguments_reach_trls_factories() -> None:
     for reward in (accuracy, fitted(accuracy, "</think>")):
         assert called(reward, r"#### \boxed{7}", r"</think> \boxed{7}", solution=["7", "7"]) == [1.0, 0.0]
         assert reward.__name__ == "reasoning_accuracy_reward"
+
+
+def test_a_further_reward_is_a_file_and_an_entry(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OURS, "scaled", f"{own}:Reward")
+    monkeypatch.setitem(OURS, "halved", f"{own}:Halved")
+    assert {"scaled", "halved"} < set(reward_names())
+    scaled = {"name": "scaled", "scale": 2}
+    for reward, value in zip(
+        build(scaled, {"name": "halved", "correctness": scaled}, "halved"), (2, 1, 0.5), strict=True
+    ):
+        assert called(reward, "a") == [value]
+    with pytest.raises(ValueError, match=r"rewards: scaled needs scale: write {name: scaled, scale: \.\.\.}"):
+        build("scaled")
 
 
 @pytest.mark.parametrize("correctness", ["own_rewards:reward", {"path": "own_rewards:Reward", "scale": 2}, "accuracy"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trl.rewards import (
 )
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import checking
+from entropy_rft.rewards import Accuracy, checking
 from entropy_rft.rewards.checking import CHECKER, is_harmless
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.rewards.parameters import parameters_of
@@ -77,6 +78,11 @@ def test_the_cosine_rewards_values_are_trls(bounds: dict[str, float]) -> None:
 def test_another_marker_is_looked_for_also_within_pear() -> None:
     completions = said(r"x[/THINK]\boxed{7}", r"x</think>\boxed{7}")
     assert fitted(reasoning_accuracy_reward, "[/THINK]")(completions=completions, solution=["7", "7"]) == [1.0, 0.0]
+    given = partial(reasoning_accuracy_reward, reasoning_delimiters=["[/THINK]"])
+    assert isinstance(fitted(given, "</think>"), Accuracy)
+    assert fitted(given, "</think>")(completions=completions, solution=["7", "7"]) == [1.0, 0.0]
+    more = partial(reasoning_accuracy_reward, reasoning_delimiters=["[/THINK]"], solution=["8"])
+    assert fitted(more, "</think>") is more
     pear = PEARReward(reasoning_accuracy_reward, alpha=2.0)
     inside = fitted(pear, "[/THINK]")
     assert inside(completions=completions, solution=["7", "7"], phase_entropies=[(0.5, 0.1)] * 2) == [0.7, 0.0]
