@@ -35,11 +35,7 @@ from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
-<<<<<<< HEAD
-from entropy_rft.training.reward_values import checked
 from entropy_rft.training.rule_state import RuleState
-=======
->>>>>>> main
 
 TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
 
