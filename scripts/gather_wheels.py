@@ -10,9 +10,9 @@ has as a source only. It lays everything out in wheels/transfer-1, wheels/transf
 the copying takes ignored paths by name. Everything small is in wheels/transfer-1, so one transfer is enough for
 scripts/gpu_day.py; the others hold SmolLM2.
 
-`install` takes the transfers that have arrived (it keeps what it has seen in `--store`, so the next transfer may replace
-the folder), joins the parts, compares checksums, and installs what is complete with --no-index --no-deps. A package that
-is there already, in whatever version, stays as it is: nothing replaces torch.
+`install` takes the transfers that have arrived (it keeps what it has seen in `--store`, so the next transfer may
+replace the folder), joins the parts, compares checksums, and installs what is complete with --no-index --no-deps. A
+package that is there already, in whatever version, stays as it is: nothing replaces torch.
 """
 
 from __future__ import annotations
