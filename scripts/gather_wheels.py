@@ -55,14 +55,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
     found = hashlib.sha256()
-    while block := file.read(2**20):
-        found.update(block)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
     return found.hexdigest()
 
 
