@@ -178,8 +178,10 @@ def build(options: argparse.Namespace, ours: bool, steps: int, given: bool, dire
     common = recipe(options, steps, directory)
     args = EntropyGRPOConfig(**common, entropy_clip="clip_v") if ours else GRPOConfig(**common)
     rollout = given_completions(tokenizer, options.tokens, options.vocabulary)
+    with torch.device(options.device):  # half a billion random numbers take a CPU seconds
+        model = Qwen3ForCausalLM(config)
     return (EntropyGRPOTrainer if ours else GRPOTrainer)(
-        model=Qwen3ForCausalLM(config),
+        model=model,
         reward_funcs=PEARReward(even_length) if ours else even_length,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": [f"What is {i} + {i + 1}?" for i in range(64)]}),

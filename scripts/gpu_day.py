@@ -71,12 +71,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("kernel", 130),
-    Stage("statistics", 110),
-    Stage("step", 90),
-    Stage("engines", 100),
+    Stage("kernel", 110),
+    Stage("statistics", 100),
+    Stage("step", 80),
+    Stage("engines", 90),
     Stage("methods", 110),
-    Stage("router", 40),
+    Stage("router", 45),
 )
 
 

@@ -11,19 +11,17 @@ from typing import Any
 
 from gpu_stages.recording import ROOT, Stage, child_environment
 
-TESTS = ("test_fused_triton.py", "test_fused.py")
+TESTS = ROOT / "tests" / "unit" / "entropy" / "test_fused_triton.py"
 # Of one statistic of one token, through Triton and through torch. Products that are rounded to bfloat16 may be rounded
-# to different neighbours by two libraries, which is 0.4% of a logit.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+# to different neighbours, which are 0.125 apart for a logit of 16 to 32.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 
 
 def start_tests(stage: Stage) -> tuple[subprocess.Popen[bytes], Any]:
     """pytest in a process of its own, while this one trains."""
-    directory = ROOT / "tests" / "unit" / "entropy"
     report = stage.work / "tests.xml"
-    # On a dry run a few tests in Triton's interpreter: the rest are the test suite's.
-    chosen = [str(directory / name) for name in TESTS[: 1 if stage.dry_run else 2]]
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(TESTS)]
+    # On a dry run one test in Triton's interpreter: the others are the test suite's.
     words += ["-k", "no_token_and_ties" if stage.dry_run else "not in_the_interpreter"]
     interpreted = {"TRITON_INTERPRET": "1"} if stage.dry_run else {}
     return subprocess.Popen(words, cwd=ROOT, env=child_environment(**interpreted)), report

@@ -12,24 +12,23 @@ from entropy_rft.training.recipe import RecipeParser
 from entropy_rft.training.run import TrainingRun
 
 
-class StopAfter(TrainerCallback):
-    """Ends the training at the first step's end after so many seconds."""
+class StopAt(TrainerCallback):
+    """Ends the training with the first step that ends after that time, in seconds since the epoch."""
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+    def __init__(self, end: float) -> None:
+        self._end = end
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if time.monotonic() > self._end:
+        if time.time() > self._end:
             control.should_training_stop = True
         return control
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--stop-after", type=float, required=True, help="seconds")
+    parser.add_argument("--stop-at", type=float, required=True, help="seconds since the epoch")
     options, recipe = parser.parse_known_args()
-    stop = StopAfter(options.stop_after)  # the model's loading counts
-    run = TrainingRun(RecipeParser().parse(recipe), callbacks=[stop])
+    run = TrainingRun(RecipeParser().parse(recipe), callbacks=[StopAt(options.stop_at)])
     run.train()
     run.close()
 

@@ -18,7 +18,7 @@ from gpu_stages.recording import ROOT, Stage, child_environment
 
 METHODS = ("grpo", "clip_b", "clip_v")
 LEARNING_RATE = "3e-4"
-MARGIN = 20.0  # seconds before the stage's end at which the trainings stop: a step may be under way, then they save
+MARGIN = 12.0  # seconds before the stage's end at which the trainings stop: a step may be under way, then they save
 STEPS = 200
 # What is kept of each step.
 METRICS = (
@@ -40,7 +40,7 @@ METRICS = (
 
 
 def start(stage: Stage, method: str) -> subprocess.Popen[bytes]:
-    seconds = max(1.0, stage.seconds_left - MARGIN)
+    stop_at = time.time() + stage.seconds_left - MARGIN
     words = ["--config", str(ROOT / "recipes" / "tiny" / f"{method}.yaml"), "--model_name_or_path", stage.model]
     words += ["--output_dir", str(stage.work / method), "--save_strategy", "no", "--entropy_metrics", "true"]
     words += ["--learning_rate", LEARNING_RATE, "--max_steps", str(STEPS)]
@@ -50,7 +50,7 @@ def start(stage: Stage, method: str) -> subprocess.Popen[bytes]:
         words += ["--use_cpu", "false", "--bf16", "true"]
     with (stage.work / f"{method}.log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gpu_stages.method_run", "--stop-after", f"{seconds:.0f}", *words],
+            [sys.executable, "-m", "gpu_stages.method_run", "--stop-at", f"{stop_at:.1f}", *words],
             env=child_environment(),
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -57,7 +57,7 @@ async def measure_states(stage: Stage) -> None:
     stage.check("the states are the CPU's", largest <= SAME_STATES, largest)
     rows = []
     for length, concurrency in itertools.product(LENGTHS, CONCURRENCY):
-        asked = questions(8 if stage.dry_run else 512, length, vocabulary)
+        asked = questions(8 if stage.dry_run else 256, length, vocabulary)
         begun = time.perf_counter()
         _, seconds = await ask(here, asked, concurrency)
         rate = len(asked) / (time.perf_counter() - begun)
@@ -95,7 +95,7 @@ def measure_router(stage: Stage) -> None:
         rows = []
         for concurrency in CONCURRENCY[: 1 if stage.dry_run else None]:
             rows.append(
-                {"concurrency": concurrency, **measure(contender, concurrency, False, 0.4 if stage.dry_run else 3.0)}
+                {"concurrency": concurrency, **measure(contender, concurrency, False, 0.4 if stage.dry_run else 2.0)}
             )
             stage.put("router", rows)
         stage.check("every request is answered", not any(row["errors"] for row in rows))
