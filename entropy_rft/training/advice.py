@@ -72,6 +72,12 @@ def _width(facts: Facts, how: str, factor: float) -> str | None:
     return f"{how} entropy_clip_{side} from {width:g} to {width * factor:.2g}"
 
 
+def _target(facts: Facts, how: str, factor: float) -> str:
+    text = str(facts.rule.target)  # 0.25, or 0.5x
+    number = float(text.rstrip("x"))
+    return f"{how} entropy_clip_target from {text} to {number * factor:.2g}{'x' * text.endswith('x')}"
+
+
 def loosen_rule(facts: Facts) -> str | None:
     """How a rule that drops nothing drops something; None for a rule that may rightly drop nothing."""
     if (covariance := getattr(facts.rule, "cov_low", 0)) > 0:
@@ -81,8 +87,12 @@ def loosen_rule(facts: Facts) -> str | None:
 
 def raise_bound(facts: Facts) -> str:
     """How the rule gets to drop what lies outside its band."""
-    share = facts.bound or 0.0
-    return f"raise entropy_clip_max_fraction from {share:g} to {min(1.0, share * 10):g} to keep more entropy"
+    share = getattr(facts.rule, "max_fraction", None) or 0.0
+    more = min(1.0, share * (10 if share < 1e-3 else 2))
+    if hasattr(facts.rule, "target"):
+        nearer = "a value of entropy_clip_target nearer to the entropy that the run has by itself"
+        return f"raise entropy_clip_max_fraction from {share:g} to {more:g}, or take {nearer}"
+    return f"raise entropy_clip_max_fraction from {share:g} to {more:g} to keep more entropy"
 
 
 def keep_entropy(facts: Facts) -> str:
@@ -90,6 +100,8 @@ def keep_entropy(facts: Facts) -> str:
     slower = facts.halved("learning_rate", "lower")
     if facts.knows_rules and facts.rule is None:
         return f"set entropy_clip to clip_b (it is none), or {slower}"
+    if hasattr(facts.rule, "target"):
+        return f"{_target(facts, 'raise', 1.5)}, or {slower}"
     if not facts.knows_rules:
         return f"{slower}, or set epsilon_high to 0.28"
     return f"{_width(facts, 'lower', 0.8) or slower}{f', or {slower}' if _side(facts.rule) else ''}"
@@ -102,6 +114,8 @@ def lose_entropy(facts: Facts) -> str:
         return facts.halved("entropy_coef", "lower")
     if (facts.value("temperature") or 1) > 1:
         return f"lower temperature from {facts.value('temperature'):g} to 1, or {slower}"
+    if hasattr(facts.rule, "target"):
+        return f"{_target(facts, 'lower', 0.7)}, or {slower}"
     if (wider := _width(facts, "raise", 1.5)) is not None:
         return f"{wider}, or {slower}"
     return slower

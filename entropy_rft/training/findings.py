@@ -188,9 +188,10 @@ def _rule_idle(level: float, levels: Levels, facts: Facts, dropped: Series) -> s
 
 
 def _rule_at_bound(level: float, levels: Levels, facts: Facts, dropped: Series) -> str | None:
-    bound = facts.bound
-    # Whole tokens: a little less than the share, or the one token that may always go.
-    if bound is None or not stays(dropped, int(level), lambda share: share >= 0.9 * bound):
+    # Of whole tokens, a little less than the share, or the one that may always go. A rule without a band says by itself
+    # (with a 1) whether its bound limits it.
+    least = 1.0 if facts.bound is None else 0.9 * facts.bound
+    if not stays(dropped, int(level), lambda share: share >= least):
         return None
     return (
         f"the rule {facts.rule_name} dropped as many tokens as it may in each of {int(level)} updates: "
@@ -297,7 +298,7 @@ CHECKS = (
     Check("entropy_collapse", (("entropy",), ("reward",)), _entropy_collapse),
     Check("entropy_runaway", (("entropy",), ("reward",)), _entropy_runaway),
     Check("rule_idle", (("entropy_clip/dropped",),), _rule_idle),
-    Check("rule_at_bound", (("entropy_clip/dropped",),), _rule_at_bound),
+    Check("rule_at_bound", (("entropy_clip/at_bound", "entropy_clip/dropped"),), _rule_at_bound),
     Check("no_spread", (("frac_reward_zero_std",),), _no_spread),
     Check("truncated", (("completions/clipped_ratio",),), _truncated),
     Check("thinking_collapse", (_LENGTH, ("reward",)), _thinking_collapse),

@@ -159,7 +159,7 @@ def test_each_finding_comes_once_names_a_value_and_can_be_switched_off(name: str
 
 
 def test_a_healthy_run_hears_nothing() -> None:
-    for rule in ("clip_b", "clip_v", "clip_cov", "none", None):
+    for rule in (*RULES, "none", None):
         assert found(HEALTHY, facts(rule)) == []
 
 
@@ -233,6 +233,8 @@ def test_the_completion_stands_in_for_the_thinking() -> None:
         ("entropy_runaway", None, {}, "did not rise: lower learning_rate from 2e-06 to 1e-06"),
         ("rule_idle", "clip_v", {}, "clip_v dropped no token in 20 updates.*lower entropy_clip_mu_low from 8.5 to 6.8"),
         ("rule_idle", "clip_cov", {}, "lower entropy_clip_cov_low from 1 to 0.5"),
+        ("entropy_collapse", "target", {}, "raise entropy_clip_target from 0.5x to 0.75x, or lower learning_rate"),
+        ("entropy_runaway", "target", {}, "lower entropy_clip_target from 0.5x to 0.35x"),
         ("rule_at_bound", "clip_v", {}, "raise entropy_clip_max_fraction from 0.0001 to 0.001"),
         ("no_spread", None, {}, "raise num_generations from 8 to 16"),
         ("truncated", None, {}, "raise max_completion_length from 512 to 1024"),
@@ -254,6 +256,11 @@ def test_a_rule_is_judged_only_where_its_fields_say_what_it_should_do() -> None:
     assert names(SICK["rule_idle"], facts("none")) == []
     assert names({"entropy_clip/dropped": [0.1] * 40}, facts("clip_b")) == []  # it has no bound
     assert names({"entropy_clip/dropped": [2e-4] * 40}, facts("clip_cov")) == []  # the share is its dose
+    assert names(SICK["rule_idle"], facts("target")) == []  # it need not drop anything
+    held = {"entropy_clip/dropped": [0.05] * 40, "entropy_clip/at_bound": [0.0] * 40}
+    assert names(held, facts("target")) == []
+    [finding] = found(held | {"entropy_clip/at_bound": [1.0] * 40}, facts("target"))
+    assert "raise entropy_clip_max_fraction from 0.05 to 0.1, or take" in finding.message
 
 
 @pytest.mark.parametrize(
