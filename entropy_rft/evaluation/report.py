@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.result import Evaluation
@@ -65,7 +66,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str =
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(document, encoding="utf-8")
+    write_text(target, document)
 
 
 def _introduction(runs: Sequence[Run], labels: Sequence[str]) -> str:

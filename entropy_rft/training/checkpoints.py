@@ -20,7 +20,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.atomic import is_temporary, write_text
 from entropy_rft.errors import UserValueError
+from entropy_rft.files import json_text
 from entropy_rft.training.run_directory import MARKER, RUN, unused
 
 STATE = "trainer_state.json"
@@ -94,11 +96,10 @@ def _with_optimizer(checkpoint: Path) -> Path:
 def mark_complete(checkpoint: Path) -> None:
     """Write the marker: the last thing that happens to a checkpoint, after everything in it has reached the disk."""
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    sizes = {name: _flush(path) for name, path in files.items() if not path.name.startswith(MARKER)}
-    temporary = checkpoint / f"{MARKER}.{os.getpid()}.tmp"  # with save_on_each_node several processes may mark it
-    temporary.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(checkpoint / MARKER)
+    # With save_on_each_node several processes may mark it at the same time.
+    others = {name: path for name, path in files.items() if path.name != MARKER and not is_temporary(path, of=MARKER)}
+    sizes = {name: _flush(path) for name, path in others.items()}
+    write_text(checkpoint / MARKER, json_text({"files": sizes}, indent=1) + "\n", sync=True)
 
 
 def flaw(checkpoint: Path) -> str | None:

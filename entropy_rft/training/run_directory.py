@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.atomic import write_text
 from entropy_rft.files import json_text, read_yaml
 
 RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
@@ -85,7 +86,7 @@ class RunDirectory:
         number = 1
         while (kept := self.path / f"recipe-{number}.yaml").exists():
             number += 1
-        _replace(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
+        write_text(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
         return kept.name
 
     def describe(
@@ -115,8 +116,8 @@ class RunDirectory:
             "checkpoint_marker": MARKER,
             **further,
         }
-        _replace(self.path / RUN, json_text(description, indent=2) + "\n")
-        _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
+        write_text(self.path / RUN, json_text(description, indent=2) + "\n")
+        write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_metrics_until(self, step: int) -> float:
         """Drop the lines after `step`, and a half-written last one; returns the seconds the kept part took."""
@@ -132,7 +133,7 @@ class RunDirectory:
                 kept.append(json_text(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
                 seconds = entry.get("time", seconds)
         self.make()
-        _replace(file, "".join(kept))
+        write_text(file, "".join(kept))
         return seconds
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
@@ -212,10 +213,3 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _replace(path: Path, text: str) -> None:
-    # A crash leaves the old file or the new one, never half of it.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

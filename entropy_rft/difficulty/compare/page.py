@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import write_text
 from entropy_rft.difficulty.compare.plots import (
     POLICIES,
     frontier,
@@ -128,9 +129,7 @@ def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | 
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    partial = target / f".evaluation.json.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(target / "evaluation.json")
+    write_text(target / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     thresholds = result.get("thresholds")
     classes = labels_of(traces, Thresholds(**thresholds)) if thresholds else [Difficulty.NORMAL.index] * len(traces)
     points = [
@@ -180,7 +179,7 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
     ]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page("Strategies by difficulty", parts), encoding="utf-8")
+    write_text(target, page("Strategies by difficulty", parts))
 
 
 def _by(result: Mapping[str, Any]) -> str:
