@@ -8,6 +8,7 @@ from typing import Any
 
 from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.run_files import evaluation_name
 
 
 def add_parser(subparsers: Any) -> None:
@@ -82,4 +83,4 @@ def run(args: argparse.Namespace) -> int:
 def default_output(model: str, task: str, split: str) -> Path:
     """Beside a local model, otherwise here."""
     directory = Path(model).expanduser()
-    return (directory if directory.is_dir() else Path()) / f"evaluation-{task}-{split}.json"
+    return (directory if directory.is_dir() else Path()) / evaluation_name(task, split)

@@ -9,6 +9,7 @@ from typing import Any
 
 from entropy_rft.cli import flags
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.run_files import EVALUATION, REPORT
 
 
 def add_parser(subparsers: Any) -> None:
@@ -327,7 +328,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     output = Path(args.output_dir)
     with users(OSError):
         save_evaluation(result, questions.traces, output)
-    _print(f"result: {output / 'evaluation.json'}\nreport: {output / 'report.html'}")
+    _print(f"result: {output / EVALUATION}\nreport: {output / REPORT}")
     return 0
 
 

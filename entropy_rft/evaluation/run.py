@@ -14,8 +14,9 @@ import yaml
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.files import read_yaml
+from entropy_rft.run_files import METRICS, RECIPE, RUN, evaluation_files
 
-_FILES = ("run.json", "recipe.yaml", "metrics.jsonl")
+_NEEDED = (RUN, RECIPE, METRICS)
 
 
 @dataclass
@@ -77,10 +78,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     path = Path(directory)
     if not path.is_dir():
         raise UserValueError(f"run {os.fspath(directory)!r} is not a directory")
-    missing = [name for name in _FILES if not (path / name).is_file()]
+    missing = [name for name in _NEEDED if not (path / name).is_file()]
     if missing:
         raise UserValueError(f"{os.fspath(directory)!r} is not a run directory: it has no {', '.join(missing)}")
-    described = _mapping(path / "run.json", json.loads)
+    described = _mapping(path / RUN, json.loads)
     run = Run(
         directory=path,
         name=str(described.get("name") or path.resolve().name),
@@ -89,15 +90,14 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         command=[str(word) for word in described.get("command") or []],
         versions={str(name): str(version) for name, version in (described.get("versions") or {}).items()},
         device=str(described.get("device") or ""),
-        recipe=_mapping(path / "recipe.yaml", read_yaml),
+        recipe=_mapping(path / RECIPE, read_yaml),
     )
-    run.metrics = _read_metrics(path / "metrics.jsonl", run.notes)
-    for file in [path / "evaluation.json", *sorted(path.glob("evaluation-*.json"))]:
-        if file.is_file():
-            try:
-                run.evaluations[file.name] = Evaluation.load(file)
-            except ValueError as error:
-                run.notes.append(f"{file.name} is left out: {error}")
+    run.metrics = _read_metrics(path / METRICS, run.notes)
+    for file in evaluation_files(path):
+        try:
+            run.evaluations[file.name] = Evaluation.load(file)
+        except ValueError as error:
+            run.notes.append(f"{file.name} is left out: {error}")
     return run
 
 
@@ -140,6 +140,6 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")
-        notes.append(f"metrics.jsonl: line {where} is no metrics entry (half written?) and is skipped")
-    notes.extend(f"metrics.jsonl: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
+        notes.append(f"{METRICS}: line {where} is no metrics entry (half written?) and is skipped")
+    notes.extend(f"{METRICS}: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
     return [rows[step] for step in sorted(rows)]

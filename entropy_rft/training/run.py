@@ -16,6 +16,7 @@ from trl import get_peft_config, get_quantization_config
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
+from entropy_rft.run_files import METRICS, RECIPE
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
@@ -28,7 +29,7 @@ from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft,
 from entropy_rft.training.launch import engine
 from entropy_rft.training.lock import DirectoryLock, in_use
 from entropy_rft.training.recipe import Recipe
-from entropy_rft.training.run_directory import METRICS, RECIPE, RunDirectory, RunRecorder
+from entropy_rft.training.run_directory import RunDirectory, RunRecorder
 from entropy_rft.training.trainer import EntropyGRPOTrainer
 
 

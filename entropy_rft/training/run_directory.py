@@ -17,9 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from entropy_rft.atomic import write_text
 from entropy_rft.files import json_text, read_yaml
+from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER, METRICS, RECIPE, RUN, earlier_recipe_name
 
-RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
-MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
@@ -37,7 +36,7 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether something lies here that a run writes too, and a new one would overwrite or mix with."""
         names = (RUN, RECIPE, METRICS)
-        checkpoints = self.path.glob("checkpoint-*") if self.path.is_dir() else ()
+        checkpoints = self.path.glob(f"{CHECKPOINT}*") if self.path.is_dir() else ()
         return self.has_model or any((self.path / name).is_file() for name in names) or any(checkpoints)
 
     def recipe(self) -> dict[str, Any] | None:
@@ -84,7 +83,7 @@ class RunDirectory:
         if not (self.path / RECIPE).is_file():
             return None
         number = 1
-        while (kept := self.path / f"recipe-{number}.yaml").exists():
+        while (kept := self.path / earlier_recipe_name(number)).exists():
             number += 1
         write_text(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
         return kept.name
@@ -113,7 +112,7 @@ class RunDirectory:
             "engine": engine,
             "python": platform.python_version(),
             "versions": installed_versions(),
-            "checkpoint_marker": MARKER,
+            "checkpoint_marker": CHECKPOINT_MARKER,
             **further,
         }
         write_text(self.path / RUN, json_text(description, indent=2) + "\n")

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from entropy_rft.errors import UserMistake
+from entropy_rft.run_files import CHECKPOINT, METRICS
 from studies.methods.plan import RunSpec
 from studies.methods.results import RunResult
 
@@ -61,8 +62,8 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     curves: dict[str, dict[str, list[float]]] = {}
     if spec.steps:
         train(spec, model, directory, device)
-        curves = read_curves(directory / "metrics.jsonl")
-        training_seconds = _seconds(directory / "metrics.jsonl")
+        curves = read_curves(directory / METRICS)
+        training_seconds = _seconds(directory / METRICS)
     trained = time.monotonic()
     asked = spec.measurement
     task_name, options = spec.fields.get("task", "arithmetic"), dict(spec.fields.get("task_options") or {})
@@ -212,7 +213,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     result.save(Path(job["result"]))
-    for checkpoint in directory.glob("*checkpoint-*"):
+    for checkpoint in directory.glob(f"*{CHECKPOINT}*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return 0
 

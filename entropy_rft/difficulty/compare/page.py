@@ -30,6 +30,7 @@ from entropy_rft.errors import UserValueError
 from entropy_rft.reporting import figures
 from entropy_rft.reporting.cells import number, percent
 from entropy_rft.reporting.markup import Key, figure, page, table
+from entropy_rft.run_files import EVALUATION, REPORT
 
 POLICY_HEADER = [
     "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "seconds",
@@ -129,14 +130,14 @@ def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | 
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    write_text(target / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_text(target / EVALUATION, json.dumps(result, indent=2, allow_nan=False) + "\n")
     thresholds = result.get("thresholds")
     classes = labels_of(traces, Thresholds(**thresholds)) if thresholds else [Difficulty.NORMAL.index] * len(traces)
     points = [
         {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": NAMES[index]}
         for row, index in zip(traces.rows, classes, strict=True)
     ]
-    write_page(result, points, target / "report.html")
+    write_page(result, points, target / REPORT)
     save_png(frontier(result), target / "frontier.png")
     save_png(u_shape(result["levels"], _by(result)), target / "u-shape.png")
 
