@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from entropy_rft.entropy.statistics import TokenStatistics, check_temperature
@@ -80,11 +81,11 @@ class RunningSums(NamedTuple):
 
 @torch.no_grad()
 def fused_token_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    token_ids: Tensor,
+    hidden: Float[Tensor, "*shape width"],
+    weight: Float[Tensor, "vocabulary width"],
+    token_ids: Int[Tensor, "*shape"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " vocabulary"] | None = None,
     temperature: float = 1.0,
     logit_softcap: float | None = None,
     logit_scale: float = 1.0,

@@ -12,6 +12,7 @@ from typing import Any
 from trl import ModelConfig
 
 from entropy_rft.models.sources import model_source
+from entropy_rft.rewards.entries import compared
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.recipe import SECRETS, TaskArguments
 
@@ -124,7 +125,9 @@ def _value(name: str, recipe: Mapping[str, Any], field: Any) -> Any:
         value = model_source(value or "tiny_reasoner")
     elif name == "task_path" and value is not None:
         value = str(Path(value).expanduser().absolute())
-    elif name in ("rewards", "reward_weights") and value is not None and not isinstance(value, list | tuple):
+    elif name == "rewards":
+        value = compared(value)
+    elif name == "reward_weights" and value is not None and not isinstance(value, list | tuple):
         value = [value]
     return list(value) if isinstance(value, tuple) else value
 

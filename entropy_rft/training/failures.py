@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.rewards.values import WrongReward
 from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER
 from entropy_rft.signals import sigterm_raises
 from entropy_rft.training.checkpoints import last_complete
-from entropy_rft.training.reward_values import WrongReward
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PEER_LOST = re.compile(

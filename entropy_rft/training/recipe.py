@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from trl import ModelConfig, TrlParser
 
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.files import read_yaml, switched_off_or_on
+from entropy_rft.rewards.catalogue import TASK, reward_names
+from entropy_rft.rewards.entries import entries
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
@@ -44,11 +46,19 @@ class TaskArguments:
         default=None, metadata={"help": "The task's split to evaluate on during training (see eval_strategy)."}
     )
     eval_limit: int | None = field(default=None, metadata={"help": "At most this many questions of eval_split."})
+    # For argparse a list of texts; an entry with arguments becomes a mapping, see `RewardEntry.plain`.
     rewards: list[str] = field(
-        default_factory=lambda: ["task"],
-        metadata={"help": "task, pear, accuracy, reasoning_accuracy, think_format, or module:function of your own."},
+        default_factory=lambda: [TASK],
+        metadata={
+            "help": f"{', '.join(reward_names())}, or module:function of your own; with arguments "
+            "{name: NAME, argument: value} or {path: module:function, argument: value} (on the command line as one "
+            "word, YAML or JSON)."
+        },
     )
-    pear_alpha: float = field(default=1.0, metadata={"help": "PEAR: weight of the answer's entropy."})
+    pear_alpha: float = field(
+        default=1.0,
+        metadata={"help": "PEAR: weight of the answer's entropy. An entry {name: pear, alpha: ...} wins over it."},
+    )
     pear_score: float = field(default=1.0, metadata={"help": "PEAR: reward of a correct answer without penalty."})
     pear_format_score: float = field(default=0.0, metadata={"help": "PEAR: reward of an answer that is not correct."})
     pear_floor: float | None = field(
@@ -56,6 +66,7 @@ class TaskArguments:
     )
 
     def __post_init__(self) -> None:
+        self.rewards = cast(list[str], [entry.plain() for entry in entries(self.rewards)])
         if isinstance(self.task_options, str):
             try:
                 self.task_options = json.loads(self.task_options)
@@ -68,7 +79,7 @@ class TaskArguments:
 
     @property
     def pear(self) -> dict[str, Any]:
-        """The arguments of :class:`~entropy_rft.PEARReward`."""
+        """What an argument of :class:`~entropy_rft.PEARReward` is where the reward's own entry does not say."""
         return {name: getattr(self, f"pear_{name}") for name in ("alpha", "score", "format_score", "floor")}
 
 
@@ -167,6 +178,8 @@ class RecipeParser(TrlParser):
         for part in (task, training, model):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
             given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
+        if "rewards" in given:
+            given["rewards"] = task.rewards  # in one form, however it was written
         return Recipe(task, training, model, given, resume.resume_with_changes)
 
     def check(self, argv: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from trl import get_peft_config, get_quantization_config
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
+from entropy_rft.rewards.parameters import ENTROPIES, parameters_of
 from entropy_rft.run_files import METRICS, RECIPE
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest
@@ -79,7 +80,8 @@ class TrainingRun:
             tokenizer = AutoTokenizer.from_pretrained(
                 model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
             )
-        if "pear" in recipe.task.rewards and not ThinkEndMarker(tokenizer, args.think_end_token):
+        needs_entropies = any(ENTROPIES & parameters_of(reward) for reward in rewards)
+        if needs_entropies and not ThinkEndMarker(tokenizer, args.think_end_token):
             # The trainer checks it too, but only after minutes of loading weights.
             raise UserValueError(missing_marker(args.think_end_token, tokenizer))
         variables = args.chat_template_kwargs

@@ -25,15 +25,16 @@ from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics, predicted_entropy_change
-from entropy_rft.entropy.clipping import per_token
+from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.errors import UserValueError, users
-from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
+from entropy_rft.rewards.fitting import fitted
+from entropy_rft.rewards.parameters import ENTROPIES, THINKING_OPENED, parameters_of
+from entropy_rft.rewards.values import checked
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
-from entropy_rft.training.reward_values import checked
 
 TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
 
@@ -97,7 +98,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             super().__init__(model, reward_funcs, args, *positional, **keywords)
 
         wanted = {name for reward in self.reward_funcs for name in _parameters(reward)}
-        self._rewards_need_entropies = not wanted.isdisjoint({"phase_entropies", "token_entropies"})
+        self._rewards_need_entropies = not wanted.isdisjoint(ENTROPIES)
         self._rewards_want_token_entropies = "token_entropies" in wanted
         self._rewards_want_openings = THINKING_OPENED in wanted
         wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0

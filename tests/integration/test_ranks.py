@@ -13,22 +13,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from launching import CASES, ENGINES, HERE, STEPS, launch, launcher, needs_deepspeed
+from rule_matrix import loose_rules
 
-from entropy_rft.entropy import EntropyClip, TokenStatistics
+from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
 
 pytestmark = pytest.mark.integration
 
 METRICS = (
     "reward_std",
-    "entropy_clip/dropped",
-    "entropy_clip/sigma",
     "entropy/thinking",
     "entropy/answer",
     "entropy/predicted_change",
     "completions/thinking_length",
     "completions/answer_length",
 )
-OF_EACH_UPDATE = ("entropy_clip/dropped", "entropy_clip/sigma", "entropy/predicted_change")
+OF_EACH_UPDATE = ("entropy/predicted_change",)
 # Differences of like numbers, float32 each: some 1e-7 nats of rounding a token, of changes of some 1e-2.
 AUDIT = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
 
@@ -91,6 +90,12 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
                 assert (metric in ours) == (metric in theirs) == (metric in logged), (case, metric)
                 if metric in logged:
                     assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
+            of_the_rule = {metric for metric in ours if metric.startswith("entropy_clip/")}
+            assert of_the_rule == {metric for metric in theirs if metric.startswith("entropy_clip/")}, case
+            assert "entropy_clip/dropped" in of_the_rule
+            assert len(of_the_rule) > 3, (case, "the rule's own")
+            for metric in of_the_rule:
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
             for metric in AUDIT:
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (case, metric)
 
@@ -99,7 +104,7 @@ def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool)
     """Or else equality says nothing."""
     assert len(one["logs"]) == STEPS
     assert len(one["dropped"]) > 3, case
-    assert {step for step, *_ in one["dropped"]} == set(range(STEPS)), case
+    assert len({step for step, *_ in one["dropped"]}) >= STEPS - 1, case
     assert all(entry.get("reward_std", 1.0) > 0.1 for entry in one["logs"]), case
     kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
     for kind in kinds:
@@ -121,6 +126,7 @@ def decide_on_a_rank(rank: int, port: int, results: Any) -> None:
 
 
 CLIPS = (
+    *loose_rules(),
     EntropyClip.two_sided("clip_b", 1.0),
     EntropyClip("clip_v", 0.5, 0.5, "all", 0.05),
     EntropyClip("clip_v", 0.5, None, "negative", 1e-4),
@@ -154,9 +160,8 @@ def test_the_rule_over_three_ranks_of_which_one_is_empty() -> None:
         expected = clip.keep_mask(statistics, advantages, mask)
         joined = torch.tensor([row for rank in range(3) for row in found[rank, number]])
         assert torch.equal(joined, expected), clip
-    assert not clip_drops_nothing(CLIPS[0])
-    assert not clip_drops_nothing(CLIPS[1])
+    assert not any(clip_drops_nothing(clip) for clip in CLIPS[: len(RULES) + 2])
 
 
-def clip_drops_nothing(clip: EntropyClip) -> bool:
+def clip_drops_nothing(clip: EntropyClip | Rule) -> bool:
     return bool(clip.keep_mask(*global_batch()).all())

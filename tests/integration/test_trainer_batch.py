@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from rule_matrix import loose_fields
 
-from entropy_rft.entropy import EntropyClip, TokenStatistics, token_statistics
+from entropy_rft.entropy import RULES, Rule, TokenStatistics, token_statistics
 from entropy_rft.training import trainer as trainer_module
 
 pytestmark = pytest.mark.integration
@@ -44,7 +45,7 @@ def dropped_tokens(inputs: list[dict[str, Any]]) -> set[tuple]:
     return found
 
 
-def expected_drops(inputs: list[dict[str, Any]], clip: EntropyClip, advantages: dict[tuple, float]) -> set[tuple]:
+def expected_drops(inputs: list[dict[str, Any]], clip: Rule, advantages: dict[tuple, float]) -> set[tuple]:
     """The same from the tensors of all micro-batches at once."""
     rows = [
         (tuple(ids[mask.bool()].tolist()), *(batch[name][i][mask.bool()] for name in trainer_module._STATISTICS))
@@ -58,12 +59,12 @@ def expected_drops(inputs: list[dict[str, Any]], clip: EntropyClip, advantages: 
     return {place for place, kept in zip(where, keep, strict=True) if not kept}
 
 
-@pytest.mark.parametrize("rule", ["clip_b", "clip_v"])
+@pytest.mark.parametrize("rule", RULES)
 def test_accumulation_does_not_change_the_mask(make_trainer: Callable, rule: str) -> None:
     found = {}
     for accumulation in (1, 4):
         trainer = make_trainer(
-            **(OFTEN | {"entropy_clip": rule, "entropy_clip_advantages": "all", "entropy_clip_max_fraction": 1.0}),
+            **loose_fields(rule),
             per_device_train_batch_size=8 // accumulation,
             gradient_accumulation_steps=accumulation,
             max_steps=1,

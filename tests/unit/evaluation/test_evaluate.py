@@ -161,7 +161,7 @@ def test_nothing_scorable():
         (FakeTask(dataset=[]), "no questions"),
         (FakeTask(dataset=[{"question": "a"}]), "no column 'prompt', only question"),
         (FakeTask(reward_funcs=[]), "no reward_funcs"),
-        (FakeTask(reward_funcs=[lambda **_: [1.0]]), "gave 1 values for 6"),
+        (FakeTask(reward_funcs=[lambda **_: [1.0]]), "must return a list of 6 numbers or None, .* got 1"),
     ],
 )
 def test_tasks_that_cannot_be_evaluated(task, message):

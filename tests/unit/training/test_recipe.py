@@ -69,6 +69,21 @@ def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.Mon
     assert recipe.task.rewards == ["pear"]
 
 
+def test_rewards_with_arguments(tmp_path: Path) -> None:
+    cosine = {"name": "cosine_scaled", "max_len": 100}
+    pear = {"name": "pear", "correctness": {"name": "cosine_scaled", "max_len": 9}, "alpha": 0.5}
+    wanted = ["task", cosine, pear, {"path": "mine:reward", "words": ["a", "b"]}]
+    recipe = parse(tmp_path, {"rewards": [*wanted[:3], {"path": "mine:reward", "words": ["a", "b"]}, {"name": "task"}]})
+    assert recipe.task.rewards == [*wanted, "task"]  # in the shortest form
+    again = parse(tmp_path, yaml.safe_load(yaml.safe_dump(recipe.resolved())))
+    assert again.resolved() == recipe.resolved()
+    assert again.resolved()["rewards"] == [*wanted, "task"]
+    assert parse(tmp_path, {"rewards": cosine}).task.rewards == [cosine]
+    flags = ["--rewards", "task", "{name: cosine_scaled, max_len: 100}", '{"path": "mine:reward", "words": ["a", "b"]}']
+    flagged = parse(tmp_path, {"rewards": ["pear"]}, *flags)
+    assert flagged.task.rewards == flagged.resolved()["rewards"] == ["task", cosine, wanted[3]]
+
+
 @pytest.mark.parametrize(
     ("fields", "flags", "message"),
     [
@@ -84,6 +99,9 @@ def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.Mon
         ({"task_options": "[1"}, [], "task_options must be a JSON mapping"),
         ({}, ["--config"], "--config needs"),
         ({"learning_rate": None}, [], "learning_rate cannot be empty"),
+        ({"rewards": [{"nmae": "pear"}]}, [], "rewards: .* has neither name nor path; did you mean name?"),
+        ({"rewards": [5]}, [], "rewards: 5 is no reward: give a name, module:function, or a mapping"),
+        ({}, ["--rewards", "{name: pear"], "rewards: '{name: pear' is no mapping"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict, flags: list[str], message: str) -> None:
