@@ -7,6 +7,7 @@ of them may go on with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,6 +135,11 @@ def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str,
                 f"{str(directory)!r} was begun with {name} = {found.get(name)!r}, not {value!r}: "
                 "go on with the same settings, or give another directory"
             )
+
+
+def chunk_seed(seed: int, chunk: int) -> int:
+    """The seed of a chunk's samples, so that it does not depend on which process draws them."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/chunk {chunk}".encode(), digest_size=4).digest(), "big") >> 1
 
 
 def check_shard(shard: int, num_shards: int) -> None:

@@ -87,7 +87,7 @@ class Launch:
         command = ["--config_file", str(self.config), *self.launcher, "-m", "entropy_rft", "train", *self.training]
         args = _launcher_parser().parse_args(command)
         self._check(args)
-        # What they report of a failed process is said by its own output and by `_exit_code`.
+        # What they report of a failed process is said by its own output and by `exit_code`.
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("torch.distributed.elastic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,7 +95,7 @@ class Launch:
         try:
             launch_command(args)
         except ChildFailedError as error:
-            return _exit_code(error)
+            return exit_code(error)
         except SignalException as error:
             return 128 + int(error.sigval)
         except subprocess.CalledProcessError as error:  # its text is the whole command line, secrets included
@@ -227,7 +227,7 @@ def _next(words: Iterator[str]) -> list[str]:
     return [] if word is None else [word]
 
 
-def _exit_code(error: Any) -> int:
+def exit_code(error: Any) -> int:
     """Of a torch ChildFailedError; says what happened in one line."""
     for failure in error.failures.values():
         if failure.exitcode == USER_MISTAKE and (message := _left_message(failure)):

@@ -136,9 +136,9 @@ def _seconds(metrics: Path) -> float:
 
 def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
-    from entropy_rft.evaluation.evaluate import describe_completions
-    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
+    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
+    from entropy_rft.sampling.records import record_completions
     from entropy_rft.tasks import task_rows
 
     asked = spec.measurement
@@ -153,16 +153,19 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
         progress=False,
     )
     marker = ThinkEndMarker(tokenizer, "</think>")
-    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups, marker) for verdict in group]
+    right = verdicts(task.reward_funcs[0], rows, groups, marker)
     flat = [completion for group in groups for completion in group]
-    described = describe_completions(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
-    columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
+    records = record_completions(model, flat, marker, max(1, asked.batch_size // 4), False)
+    counts = [right_and_scored(group) for group in right]
+    columns: dict[str, list[Any]] = {
+        "difficulty": [row.get("difficulty", 0) for row in rows],
+        "correct": [known for known, _ in counts],
+        "scored": [scored for _, scored in counts],
+    }
     sums = {
-        "correct": lambda s: int(bool(s.correct)),
-        "scored": lambda s: int(s.correct is not None),
         "tokens": lambda s: s.tokens,
-        "thinking": lambda s: s.thinking,
-        "answer": lambda s: s.answer,
+        "thinking": lambda s: s.thinking_tokens,
+        "answer": lambda s: s.answer_tokens,
         "truncated": lambda s: int(s.truncated),
         "marker_missing": lambda s: int(not s.marker),
         "entropy": lambda s: s.entropy,
@@ -172,7 +175,7 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
     k = asked.samples
     for name, value in sums.items():
         columns[name] = [
-            _rounded(sum(value(s) for s in described[start : start + k])) for start in range(0, len(described), k)
+            _rounded(sum(value(s) for s in records[start : start + k])) for start in range(0, len(records), k)
         ]
     return columns, digest(rows)
 

@@ -11,7 +11,7 @@ import pytest
 
 from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError
-from entropy_rft.router.security import ClientGone, Keys, _check_shape, parse, read_body, request_id
+from entropy_rft.router.security import ClientGone, Keys, check_shape, parse, read_body, request_id
 from entropy_rft.router.settings_parts import LimitSettings
 
 LIMITS = LimitSettings(max_body_bytes=10)
@@ -180,7 +180,7 @@ def test_the_check_takes_little_memory(text: bytes) -> None:
     body = b'["' + text + b'", ' + b"[" * 98 + b"]" * 98 + b", [], [], []]"
     tracemalloc.start()
     try:
-        _check_shape(body, 100)  # what the parser takes is its own matter
+        check_shape(body, 100)  # what the parser takes is its own matter
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -26,7 +26,7 @@ def test_unknown_name_gives_the_nearest(name, nearest):
 def test_unknown_option_gives_the_nearest():
     with pytest.raises(ValueError, match=r"'arithmetic' has no option 'level'; did you mean levels\?"):
         load_task("arithmetic", level=[2])
-    with pytest.raises(ValueError, match="'gsm8k' has no option 'xyz' .it has: instruction"):
+    with pytest.raises(ValueError, match=r"'gsm8k' has no option 'xyz' \(it has: instruction"):
         load_task("gsm8k", xyz=1)
 
 
