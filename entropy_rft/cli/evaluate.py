@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
+from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options, path
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.run_files import evaluation_name
 
@@ -25,7 +25,12 @@ def add_parser(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
     add_hardware(add)
     add_marker(add)
-    add("--output", metavar="FILE.json", help="result; by default evaluation-TASK-SPLIT.json beside the model")
+    add(
+        "--output",
+        type=path,
+        metavar="FILE.json",
+        help="result; by default evaluation-TASK-SPLIT.json beside the model",
+    )
     parser.set_defaults(run=run)
 
 

@@ -44,7 +44,7 @@ def _add_collect(parts: Any) -> None:
     flags.add_task(add, split="train")
     add("--task_seed", type=int, default=0, help="of the choice of questions (default: %(default)s)")
     add("--level", metavar="NAME", help="difficulty level of all questions; the task's own when not given")
-    add("--output_dir", required=True, metavar="DIR", help="where the traces go")
+    add("--output_dir", required=True, type=flags.path, metavar="DIR", help="where the traces go")
     flags.add_sampling(add, samples=10, of="question")
     add(
         "--layer",
@@ -68,8 +68,8 @@ def _add_train(parts: Any) -> None:
         ),
     )
     add = parser.add_argument
-    add("--traces", required=True, nargs="+", metavar="DIR", help="what `probe collect` wrote")
-    add("--output_dir", required=True, metavar="DIR", help="where the probe goes")
+    add("--traces", required=True, nargs="+", type=flags.path, metavar="DIR", help="what `probe collect` wrote")
+    add("--output_dir", required=True, type=flags.path, metavar="DIR", help="where the probe goes")
     add("--kind", default="mlp", choices=("mlp", "linear"), help="of classifier (default: %(default)s)")
     add("--hidden_units", type=int, default=256, metavar="N", help="of the mlp (default: %(default)s)")
     add(
@@ -85,7 +85,12 @@ def _add_train(parts: Any) -> None:
         default=0.05,
         help="smallest share of a class when calibrating (default: %(default)s)",
     )
-    add("--strategies", metavar="FILE", help="YAML of the strategies that the probe carries; the default ones else")
+    add(
+        "--strategies",
+        type=flags.path,
+        metavar="FILE",
+        help="YAML of the strategies that the probe carries; the default ones else",
+    )
     add("--test_fraction", type=float, default=0.2, help="of the questions, set aside (default: %(default)s)")
     add("--epochs", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
@@ -104,9 +109,28 @@ def _add_evaluate(parts: Any) -> None:
     )
     add = parser.add_argument
     flags.add_probe(add)
-    add("--traces", required=True, nargs="+", metavar="DIR", help="of held-out questions; what `probe collect` wrote")
-    add("--train_traces", nargs="+", metavar="DIR", help="what the probe was trained on: adds the baselines' rows")
-    add("--output_dir", required=True, metavar="DIR", help="where the answers, evaluation.json and report.html go")
+    add(
+        "--traces",
+        required=True,
+        nargs="+",
+        type=flags.path,
+        metavar="DIR",
+        help="of held-out questions; what `probe collect` wrote",
+    )
+    add(
+        "--train_traces",
+        nargs="+",
+        type=flags.path,
+        metavar="DIR",
+        help="what the probe was trained on: adds the baselines' rows",
+    )
+    add(
+        "--output_dir",
+        required=True,
+        type=flags.path,
+        metavar="DIR",
+        help="where the answers, evaluation.json and report.html go",
+    )
     flags.add_sampling(add, samples=8, of="question and strategy", temperature=False)
     add("--chunk_size", type=int, default=32, metavar="N", help="questions written at a time (default: %(default)s)")
     _add_running(add)
@@ -125,8 +149,14 @@ def _add_tune(parts: Any) -> None:
     )
     add = parser.add_argument
     flags.add_probe(add)
-    add("--traces", required=True, nargs="+", metavar="DIR", help="of validation questions")
-    add("--output", default="strategies.yaml", metavar="FILE", help="strategies to write (default: %(default)s)")
+    add("--traces", required=True, nargs="+", type=flags.path, metavar="DIR", help="of validation questions")
+    add(
+        "--output",
+        default="strategies.yaml",
+        type=flags.path,
+        metavar="FILE",
+        help="strategies to write (default: %(default)s)",
+    )
     add(
         "--temperatures", type=float, nargs="+", default=(0.2, 0.4, 0.6, 0.8), metavar="T", help="(default: 0.2 to 0.8)"
     )

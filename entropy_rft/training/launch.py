@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.suggestions import did_you_mean
+from entropy_rft.training.build_locks import left_locks, message
 
 ACCELERATE_CONFIG = "--accelerate_config"
 USER_MISTAKE = 2
@@ -160,6 +161,18 @@ def check_engine() -> None:
         )
 
 
+def warn_of_left_builds(deepspeed: object) -> None:
+    """Say in one line, once for all processes of a machine, what would make a launch with DeepSpeed wait for ever.
+
+    Args:
+        deepspeed: the field of that name; accelerate's own setting counts too.
+    """
+    if not (deepspeed or _set("ACCELERATE_USE_DEEPSPEED")) or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if locks := left_locks():
+        print(f"entropy-rft: warning: {message(locks)}", file=sys.stderr, flush=True)
+
+
 def join_deepspeed(training: TrainingArguments) -> None:
     """Tell DeepSpeed of the process group that accelerate has made on a CPU.
 
@@ -201,8 +214,8 @@ def _roots() -> list[Path]:
 
 
 def _find_config(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
+    if name and (file := Path(name).expanduser()).is_file():
+        return file
     shipped = {file.stem: file for root in _roots() for file in sorted((root / "accelerate").glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
