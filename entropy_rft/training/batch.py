@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,8 @@ def decide(
     metrics: dict[str, float] = {}
     keep = torch.ones_like(advantages, dtype=torch.bool)
     if rule is not None:
+        if not apply:  # a rule that learns from batch to batch learns nothing from an evaluation
+            rule = copy.deepcopy(rule)
         decision = rule.decide(statistics, advantages, ones, group)
         keep = decision.keep
         metrics |= {f"entropy_clip/{name}": value.item() for name, value in decision.metrics.items()}

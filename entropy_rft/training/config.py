@@ -28,7 +28,7 @@ def _rule_fields() -> type:
         "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
     }
     for each in _options().values():
-        words = each.metadata["choices"] is not None
+        words = each.metadata["text"] or each.metadata["choices"] is not None
         text = f"{each.metadata['help']} Of {', '.join(_having(each.name))}. None: the rule's preset."
         name = _PREFIX + each.name
         made[name] = (name, str | None if words else float | None, field(default=None, metadata={"help": text}))

@@ -35,6 +35,7 @@ from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import MicroBatch, decide, phase_means, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.rule_state import RuleState
 
 TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
 
@@ -125,6 +126,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._without_gradient: Tensor | None = None
         self._audit: EntropyAudit | None = None
         self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is under way
+        if self.entropy_clip is not None and self.entropy_clip.state_dict():
+            self.add_callback(RuleState(self.entropy_clip))
         if args.entropy_audit_steps > 0:
             self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
             self.add_callback(self._audit)

@@ -10,12 +10,17 @@ from typing import Any
 
 from entropy_rft.entropy import RULES, Rule
 
+LOOSE = {"target": "10x"}
+"""Of options that are no thresholds: a value with which the rule drops tokens at once."""
+
 
 def loosened(name: str) -> dict[str, Any]:
     """Options of the rule: thresholds a twentieth of the preset, any sign of the advantage, a tenth of the batch."""
     options: dict[str, Any] = {}
     for each in fields(RULES[name]):  # type: ignore[arg-type]
-        if each.metadata["choices"] is not None:
+        if each.name in LOOSE:
+            options[each.name] = LOOSE[each.name]
+        elif each.metadata["choices"] is not None:
             if "all" in each.metadata["choices"]:
                 options[each.name] = "all"
         elif each.default is not None:

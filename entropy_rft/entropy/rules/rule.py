@@ -71,6 +71,13 @@ class Rule(ABC):
         """``decide(...).keep``: bool ``(B, T)``, False only where a valid token is dropped."""
         return self.decide(statistics, advantages, mask, group).keep
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a rule remembers from batch to batch, as plain JSON values; the trainer's checkpoints hold it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most rules remember nothing
+        """Continue from a state of :meth:`state_dict`."""
+
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]  # every rule is a dataclass
             _check(each.name, getattr(self, each.name), each.metadata)
@@ -85,6 +92,7 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     optional: bool = False,
+    text: bool = False,
 ) -> Any:
     """A field of a rule, with its help and what it may be; a number where there are no `choices`.
 
@@ -94,6 +102,7 @@ def option(
         choices: the words it may be.
         above, at_least, at_most: bounds of a number.
         optional: may also be ``None``.
+        text: a number or a text, which the rule itself reads and checks.
     """
     about = {
         "help": help,
@@ -102,11 +111,14 @@ def option(
         "at_least": at_least,
         "at_most": at_most,
         "optional": optional,
+        "text": text,
     }
     return field(metadata=about) if default is MISSING else field(default=default, metadata=about)
 
 
 def _check(name: str, value: Any, about: Mapping[str, Any]) -> None:
+    if about["text"]:
+        return
     if about["choices"] is not None:
         if value not in about["choices"]:
             raise ValueError(f"{name} must be one of {', '.join(about['choices'])}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The table of the rules says what the list of the rules says."""
+"""The tables of rules and rewards say what the lists in the code say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields
 from reading import ROOT
 
 from entropy_rft.entropy import RULES
+from entropy_rft.rewards.catalogue import reward_names
 
 TABLE = re.compile(r"^\| rule \| fields and presets \|.*\n\|[- |]+\n((?:\|.*\n)+)", re.MULTILINE)
 
@@ -32,3 +33,10 @@ def test_each_field_of_a_rule_is_explained() -> None:
         assert f"`{name}`" in page
         for each in fields(rule):  # type: ignore[arg-type]
             assert f"`entropy_clip_{each.name}`" in page, each.name
+
+
+def test_each_reward_that_can_be_named_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "rules-and-rewards.md").read_text(encoding="utf-8")
+    table = page[page.index("## Rewards in a recipe") :]
+    named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)))
+    assert set(reward_names()) <= set(named)
