@@ -1,4 +1,4 @@
-"""How the package reads YAML and writes JSON, in one place for every such file, and what a run's files are called."""
+"""How the package reads YAML and writes JSON, in one place for every such file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import math
 from typing import Any
 
 import yaml
-
-RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
-FINDINGS = "findings.jsonl"  # of the doctor; only where it found something
 
 
 class _RepeatedKey(yaml.YAMLError):

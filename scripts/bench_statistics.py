@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import statistics
@@ -302,8 +301,11 @@ def show(row: dict[str, Any]) -> None:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
+    from entropy_rft.atomic import write_text
+    from entropy_rft.files import json_text
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(path, json_text(result, indent=1) + "\n")
     print(f"written to {path}")
 
 

@@ -28,7 +28,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-from entropy_rft.entropy.fused import FAR_BELOW, Head, RunningSums
+from entropy_rft.entropy.running_sums import FAR_BELOW, Head, RunningSums
 
 # Wide enough that cuBLAS runs at full speed and each launch hides the next; 256 MiB of logits, as much as TRL's head
 # takes for bfloat16 (4,096 x 32,768) and half of what it takes for float32.

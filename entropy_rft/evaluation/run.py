@@ -13,7 +13,10 @@ import yaml
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.result import Evaluation
-from entropy_rft.files import FINDINGS, METRICS, RECIPE, RUN, read_yaml
+from entropy_rft.files import read_yaml
+from entropy_rft.run_files import FINDINGS, METRICS, RECIPE, RUN, evaluation_files
+
+_NEEDED = (RUN, RECIPE, METRICS)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     path = Path(directory)
     if not path.is_dir():
         raise UserValueError(f"run {os.fspath(directory)!r} is not a directory")
-    missing = [name for name in (RUN, RECIPE, METRICS) if not (path / name).is_file()]
+    missing = [name for name in _NEEDED if not (path / name).is_file()]
     if missing:
         raise UserValueError(f"{os.fspath(directory)!r} is not a run directory: it has no {', '.join(missing)}")
     described = _mapping(path / RUN, json.loads)
@@ -105,12 +108,11 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     )
     run.metrics = _read_metrics(path / METRICS, run.notes)
     run.findings = _read_findings(path / FINDINGS, run.notes)
-    for file in [path / "evaluation.json", *sorted(path.glob("evaluation-*.json"))]:
-        if file.is_file():
-            try:
-                run.evaluations[file.name] = Evaluation.load(file)
-            except ValueError as error:
-                run.notes.append(f"{file.name} is left out: {error}")
+    for file in evaluation_files(path):
+        try:
+            run.evaluations[file.name] = Evaluation.load(file)
+        except ValueError as error:
+            run.notes.append(f"{file.name} is left out: {error}")
     return run
 
 
@@ -164,6 +166,6 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")
-        notes.append(f"metrics.jsonl: line {where} is no metrics entry (half written?) and is skipped")
-    notes.extend(f"metrics.jsonl: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
+        notes.append(f"{METRICS}: line {where} is no metrics entry (half written?) and is skipped")
+    notes.extend(f"{METRICS}: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
     return [rows[step] for step in sorted(rows)]

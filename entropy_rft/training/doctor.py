@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from entropy_rft.errors import UserTypeError, UserValueError
-from entropy_rft.files import FINDINGS as FINDINGS_FILE
+from entropy_rft.run_files import FINDINGS as FINDINGS_FILE
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.advice import Facts
 from entropy_rft.training.findings import FINDINGS, Finding, Levels, Watch

@@ -21,7 +21,13 @@ from entropy_rft.rewards.entries import entries
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.doctor import DoctorArguments
-from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
+from entropy_rft.training.launch import (
+    ACCELERATE_CONFIG,
+    check_engine,
+    find_recipe,
+    join_deepspeed,
+    warn_of_left_builds,
+)
 
 # Fields that a flag gives one word, and a recipe may give several.
 _ALSO_LISTS = frozenset({"report_to", "optim_target_modules"})
@@ -165,6 +171,7 @@ class RecipeParser(TrlParser):
         flags, options, environment = self._read_all(argv)
         if environment:
             _set_environment(environment)
+        warn_of_left_builds(options.get("deepspeed") or any(word.startswith("--deepspeed") for word in flags))
         try:
             # TRL's and transformers' checks of the fields, and of the device that they ask for.
             with users(ValueError, OSError, ImportError, RuntimeError):
@@ -279,10 +286,11 @@ class RecipeParser(TrlParser):
 
 def _recipe_file(path: str) -> Path:
     """The file of that name, or else the recipe that came with the package: ``tiny/clip_b.yaml``."""
-    if not Path(path).exists():
+    file = Path(path).expanduser()
+    if not file.exists():
         with contextlib.suppress(ValueError):
             return find_recipe(path.removeprefix("recipes/"))
-    return Path(path)
+    return file
 
 
 def _reason(error: Exception) -> str:

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.errors import UserValueError, users
-from entropy_rft.files import METRICS, RECIPE
 from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
 from entropy_rft.rewards.parameters import ENTROPIES, parameters_of
+from entropy_rft.run_files import METRICS, RECIPE
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker

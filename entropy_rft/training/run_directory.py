@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entropy_rft.files import FINDINGS, METRICS, RECIPE, RUN, json_text, read_yaml
+from entropy_rft.atomic import write_text
+from entropy_rft.files import json_text, read_yaml
+from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER, FINDINGS, METRICS, RECIPE, RUN, earlier_recipe_name
 
-MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
@@ -37,7 +38,7 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether something lies here that a run writes too, and a new one would overwrite or mix with."""
         names = (RUN, RECIPE, METRICS)
-        checkpoints = self.path.glob("checkpoint-*") if self.path.is_dir() else ()
+        checkpoints = self.path.glob(f"{CHECKPOINT}*") if self.path.is_dir() else ()
         return self.has_model or any((self.path / name).is_file() for name in names) or any(checkpoints)
 
     def recipe(self) -> dict[str, Any] | None:
@@ -84,9 +85,9 @@ class RunDirectory:
         if not (self.path / RECIPE).is_file():
             return None
         number = 1
-        while (kept := self.path / f"recipe-{number}.yaml").exists():
+        while (kept := self.path / earlier_recipe_name(number)).exists():
             number += 1
-        _replace(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
+        write_text(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
         return kept.name
 
     def describe(
@@ -113,21 +114,21 @@ class RunDirectory:
             "engine": engine,
             "python": platform.python_version(),
             "versions": installed_versions(),
-            "checkpoint_marker": MARKER,
+            "checkpoint_marker": CHECKPOINT_MARKER,
             **further,
         }
-        _replace(self.path / RUN, json_text(description, indent=2) + "\n")
-        _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
+        write_text(self.path / RUN, json_text(description, indent=2) + "\n")
+        write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_until(self, step: int) -> float:
         """Drop metrics and findings after `step`, and half-written lines; returns the seconds of what is kept."""
         kept = self._entries(METRICS, step)
         self.make()
         # (Earlier versions wrote NaN, which is no JSON.)
-        _replace(self.path / METRICS, "".join(json_text(entry) + "\n" for entry in kept))
+        write_text(self.path / METRICS, "".join(json_text(entry) + "\n" for entry in kept))
         if (self.path / FINDINGS).is_file():
             findings = self._entries(FINDINGS, step)
-            _replace(self.path / FINDINGS, "".join(json_text(entry) + "\n" for entry in findings))
+            write_text(self.path / FINDINGS, "".join(json_text(entry) + "\n" for entry in findings))
         return next((entry["time"] for entry in reversed(kept) if "time" in entry), 0.0)
 
     def findings(self) -> list[dict[str, Any]]:
@@ -231,10 +232,3 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _replace(path: Path, text: str) -> None:
-    # A crash leaves the old file or the new one, never half of it.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

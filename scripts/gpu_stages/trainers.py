@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer
 from entropy_rft.assets import model_source
 from entropy_rft.entropy import TokenStatistics
-from entropy_rft.training.trainer import _STATISTICS
+from entropy_rft.training import micro_batch
 
 STATISTICS = ("log_prob", "entropy", "expected_discriminant")
 ROWS = 8  # completions of a step
@@ -96,7 +96,7 @@ class Watched(EntropyGRPOTrainer):
             learned = (advantages != 0).any(1, keepdim=True)  # a group of equal rewards has none anyway
             self.seen.append(
                 Batch(
-                    TokenStatistics(*(inputs[name].detach().cpu() for name in _STATISTICS)),
+                    TokenStatistics(*(inputs[name].detach().cpu() for name in micro_batch.STATISTICS)),
                     valid.cpu(),
                     ((advantages == 0) & learned & valid).cpu(),
                     inputs["completion_ids"][:, 0].tolist(),

@@ -11,7 +11,7 @@ import torch
 from rule_matrix import loose_fields
 
 from entropy_rft.entropy import RULES, Rule, TokenStatistics, token_statistics
-from entropy_rft.training import trainer as trainer_module
+from entropy_rft.training.micro_batch import STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -48,7 +48,7 @@ def dropped_tokens(inputs: list[dict[str, Any]]) -> set[tuple]:
 def expected_drops(inputs: list[dict[str, Any]], clip: Rule, advantages: dict[tuple, float]) -> set[tuple]:
     """The same from the tensors of all micro-batches at once."""
     rows = [
-        (tuple(ids[mask.bool()].tolist()), *(batch[name][i][mask.bool()] for name in trainer_module._STATISTICS))
+        (tuple(ids[mask.bool()].tolist()), *(batch[name][i][mask.bool()] for name in STATISTICS))
         for batch in inputs
         for i, (ids, mask) in enumerate(zip(batch["completion_ids"], batch["completion_mask"], strict=True))
     ]
@@ -175,7 +175,7 @@ def test_statistics_are_those_of_full_logits_of_the_old_policy(make_trainer: Cal
     reference = token_statistics(full.double(), batch["completion_ids"], temperature=0.8)
     mask = batch["completion_mask"].bool()
     for name, expected in zip(
-        trainer_module._STATISTICS,
+        STATISTICS,
         (reference.log_prob, reference.entropy, reference.expected_discriminant),
         strict=True,
     ):

@@ -123,9 +123,9 @@ def test_dropped_tokens_have_no_gradient(make_trainer: Callable, loss_type: str,
 
 
 def key_of_dropped() -> str:
-    from entropy_rft.training.trainer import _DROPPED
+    from entropy_rft.training.micro_batch import DROPPED
 
-    return _DROPPED
+    return DROPPED
 
 
 def log_prob_gradient(trainer: Any, inputs: dict[str, Any]) -> torch.Tensor:

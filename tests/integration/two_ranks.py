@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
 from entropy_rft.entropy import RULES
-from entropy_rft.training.trainer import _STATISTICS
+from entropy_rft.training.micro_batch import STATISTICS
 
 ACCUMULATION = 2
 GLOBAL_ROWS = 8  # of one optimisation step
@@ -92,7 +92,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
     def recording(model: Any, inputs: dict[str, Any]) -> Any:
         stage = model.zero_optimization_stage() if hasattr(model, "zero_optimization_stage") else 0
         seen["engines"].add((type(model).__name__, stage))
-        valid = (inputs["completion_mask"] != 0) & (inputs[_STATISTICS[1]] > 0)
+        valid = (inputs["completion_mask"] != 0) & (inputs[STATISTICS[1]] > 0)
         seen["valid"].append(int(valid.sum()))
         for ids, row_valid, advantages in zip(inputs["completion_ids"], valid, inputs["advantages"], strict=True):
             if (advantages != 0).any():

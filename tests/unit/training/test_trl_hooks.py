@@ -9,7 +9,7 @@ import pytest
 import torch
 import trl.trainer.grpo_trainer as trl_trainer
 
-from entropy_rft.training import trainer
+from entropy_rft.training import trl_hooks
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from entropy_rft.training import trainer
 def test_trl_keeps_its_own_vllm_backend(
     use_vllm: bool, device: str, installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "is_vllm_available", lambda: installed)
+    monkeypatch.setattr(trl_hooks, "is_vllm_available", lambda: installed)
     own = trl_trainer.VLLMGeneration
     args: Any = SimpleNamespace(use_vllm=use_vllm, device=torch.device(device))
-    with trainer._vllm_for(args):
+    with trl_hooks.vllm_for(args):
         assert trl_trainer.VLLMGeneration is own
