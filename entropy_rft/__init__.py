@@ -15,14 +15,16 @@ _LAZY = {
     "EntropyGRPOConfig": "entropy_rft.training.config",
     "EntropyGRPOTrainer": "entropy_rft.training.trainer",
     "PEARReward": "entropy_rft.rewards.pear",
+    "RunDoctor": "entropy_rft.training.doctor",
 }
 
 if TYPE_CHECKING:
     from entropy_rft.rewards.pear import PEARReward
     from entropy_rft.training.config import EntropyGRPOConfig
+    from entropy_rft.training.doctor import RunDoctor
     from entropy_rft.training.trainer import EntropyGRPOTrainer
 
-__all__ = ["EntropyGRPOConfig", "EntropyGRPOTrainer", "PEARReward", "__version__"]
+__all__ = ["EntropyGRPOConfig", "EntropyGRPOTrainer", "PEARReward", "RunDoctor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
 from entropy_rft.reporting.cells import number, percent
+from entropy_rft.run_files import EVALUATION, REPORT
 from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
 from entropy_rft.sampling.progress import duration
 from entropy_rft.signals import Terminated
@@ -98,7 +99,7 @@ class Demo:
         directory.set_aside()
         recipe = {"model_name_or_path": "tiny_reasoner"}
         directory.describe(recipe, seed=self.seed, command=sys.argv, device="cpu", name=START)
-        directory.keep_metrics_until(0)
+        directory.keep_until(0)
         self._evaluate(str(TINY_REASONER), directory.path, START)
 
     def _train(self, name: str, title: str) -> None:
@@ -127,7 +128,7 @@ class Demo:
             seed=self.seed,
             model_name=title,
         )
-        evaluation.save(directory / "evaluation.json")
+        evaluation.save(directory / EVALUATION)
         self.rows.append((title, evaluation))
         accuracy, thinking = percent(evaluation.avg_at_k), number(evaluation.thinking_tokens, 0)
         self.console.print(f"  {accuracy} % correct, {thinking} thinking tokens", highlight=False)
@@ -141,7 +142,7 @@ class Demo:
         self.console.print(evaluation_table(self.rows, note))
         finished = {title for title, _ in self.rows}
         names = [START, *(name for name, title in METHODS.items() if title in finished)]
-        page = self.output_dir / "report.html"
+        page = self.output_dir / REPORT
         write_report([load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo")
         self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 

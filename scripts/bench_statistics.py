@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -258,6 +257,26 @@ def judge(row: dict[str, Any], device: str) -> dict[str, bool]:
     }
 
 
+def measured(
+    device: str, sizes: dict[str, Any], skip: Sequence[str], repeats: int, memory: bool = True
+) -> dict[str, Any]:
+    """One row of the result: times, memory, what they are worth against each other, and whether the goals are met.
+
+    Memory on a CPU takes a process for each contender; without `memory` it is left out.
+    """
+    calls = {
+        name: call
+        for name, call in contenders(*tensors(device, **sizes)).items()
+        if name not in skip and fits(name, device, sizes["tokens"], sizes["vocabulary"])
+    }
+    row: dict[str, Any] = {**sizes, "seconds": measure_time(calls, device, repeats)}
+    row["extra_memory_mib"] = measure_memory(calls, device, **sizes) if memory else {}
+    row["largest_differences"] = largest_differences(calls)
+    row["ratios"] = ratios(row)
+    row["targets"] = judge(row, device)
+    return row
+
+
 def show(row: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -282,8 +301,11 @@ def show(row: dict[str, Any]) -> None:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
+    from entropy_rft.atomic import write_text
+    from entropy_rft.files import json_text
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(path, json_text(result, indent=1) + "\n")
     print(f"written to {path}")
 
 
@@ -305,16 +327,7 @@ def main() -> int:
         for width in options.widths or ([1024, 2048, 4096, 5120] if on_cuda else [256, 512, 1024, 2048]):
             for tokens in options.tokens or ([2048, 8192, 32_768] if on_cuda else [1024]):
                 sizes = {"dtype": dtype, "tokens": tokens, "width": width, "vocabulary": options.vocabulary}
-                calls = {
-                    name: call
-                    for name, call in contenders(*tensors(device, **sizes)).items()
-                    if name not in options.skip and fits(name, device, tokens, options.vocabulary)
-                }
-                row: dict[str, Any] = {**sizes, "seconds": measure_time(calls, device, options.repeats)}
-                row["extra_memory_mib"] = measure_memory(calls, device, **sizes)
-                row["largest_differences"] = largest_differences(calls)
-                row["ratios"] = ratios(row)
-                row["targets"] = judge(row, device)
+                row = measured(device, sizes, options.skip, options.repeats)
                 show(row)
                 result["rows"].append(row)
                 write(output, result)  # after every row: a long run that is cut short leaves what it measured

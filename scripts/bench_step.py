@@ -16,7 +16,7 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 MODES: dict[str, tuple[int, float | None]] = {"off-policy": (2, 1.03), "on-policy": (1, None)}
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--hidden", type=int, help="default: 512; 1024 on CUDA")
@@ -42,7 +42,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: torch's own")
     parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: scripts/results/step-DEVICE.json")
-    return parser.parse_args()
+    return sized(parser.parse_args(argv))
+
+
+def sized(options: argparse.Namespace) -> argparse.Namespace:
+    """With the device that is there and its sizes where none were given."""
+    import torch
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = {"hidden": (512, 1024), "layers": (6, 28), "vocabulary": (65_536, 151_936)}
+    for name, (cpu, cuda) in (sizes | {"completions": (8, 64), "tokens": (96, 1024)}).items():
+        if getattr(options, name) is None:
+            setattr(options, name, cuda if options.device == "cuda" else cpu)
+    return options
 
 
 class Turn(TrainerCallback):
@@ -166,8 +178,10 @@ def build(options: argparse.Namespace, ours: bool, steps: int, given: bool, dire
     common = recipe(options, steps, directory)
     args = EntropyGRPOConfig(**common, entropy_clip="clip_v") if ours else GRPOConfig(**common)
     rollout = given_completions(tokenizer, options.tokens, options.vocabulary)
+    with torch.device(options.device):  # half a billion random numbers take a CPU seconds
+        model = Qwen3ForCausalLM(config)
     return (EntropyGRPOTrainer if ours else GRPOTrainer)(
-        model=Qwen3ForCausalLM(config),
+        model=model,
         reward_funcs=PEARReward(even_length) if ours else even_length,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": [f"What is {i} + {i + 1}?" for i in range(64)]}),
@@ -246,11 +260,6 @@ def main() -> int:
     options = arguments()
     import torch
 
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = {"hidden": (512, 1024), "layers": (6, 28), "vocabulary": (65_536, 151_936)}
-    for name, (cpu, cuda) in (sizes | {"completions": (8, 64), "tokens": (96, 1024)}).items():
-        if getattr(options, name) is None:
-            setattr(options, name, cuda if options.device == "cuda" else cpu)
     if options.threads:
         torch.set_num_threads(options.threads)
     names = ("hidden", "layers", "vocabulary", "completions", "tokens", "repeats")

@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 from bench_statistics import RESULTS, environment, write
 
+from entropy_rft.run_files import METRICS
 from entropy_rft.threads import CHOSEN_BY_USER, own_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def seconds_a_step(config: str, steps: int, threads: int | None, busy: bool) -> 
         flags = {"config": config, "max_steps": steps, "output_dir": run, "save_strategy": "no", "disable_tqdm": "true"}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, "-m", "entropy_rft", "train", *words], env=own, check=True, capture_output=True)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
     return statistics.median([line["step_time"] for line in lines if "step_time" in line][1:])
 
 

@@ -23,7 +23,9 @@ import signal
 import sys
 from pathlib import Path
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserMistake, UserValueError
+from entropy_rft.files import json_text
 from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +66,8 @@ def theory(options: argparse.Namespace) -> int:
         settings = TheorySettings(**({"batches": options.batches} if options.batches is not None else {}))
         result = study(settings, *load_model_and_tokenizer(settings.model, device="cpu"))
         output.mkdir(parents=True, exist_ok=True)
-        (output / "theory.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-    (output / "theory.md").write_text(markdown(result), encoding="utf-8")
+        write_text(output / "theory.json", json_text(result) + "\n")
+    write_text(output / "theory.md", markdown(result))
     write_figure(result, output / "theory.png")
     print(markdown(result))
     print(f"written: {output / 'theory.json'}, theory.md and theory.png")
@@ -102,7 +104,7 @@ def difficulty(options: argparse.Namespace) -> int:
         seeds = options.seeds or [0, 1, 2]
         result = study_models(models, StudySettings(**sizes), seeds, directory, device=options.device, log=_say)
         write_json(output / "difficulty.json", result)
-    (output / "difficulty.md").write_text(markdown(result), encoding="utf-8")
+    write_text(output / "difficulty.md", markdown(result))
     write_figure(result, output / "difficulty.png")
     print(markdown(result))
     print(f"written: {output / 'difficulty.json'}, difficulty.md and difficulty.png")

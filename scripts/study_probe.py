@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.threads import share_cores
 
@@ -116,7 +117,7 @@ def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.name}.json"
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     by = "number of terms" if result["settings"]["task"] == "arithmetic" else "difficulty"
     save_png(u_shape(result["pooled"]["levels"], by), options.output / f"{options.name}-u.png")
     save_png(frontier(result["pooled"]), options.output / f"{options.name}-frontier.png")

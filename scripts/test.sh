@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Set up an environment, then check everything: format and lint (ruff), types (mypy), tests (pytest, one worker a core),
-# and with vLLM (test_vllm.sh, an environment of its own, installed while the others run). `--soak` adds the tests that
-# repeat others at random or by another way. Other arguments go to pytest, such as `-m "not e2e"`, `-n 0` or a file; then
-# vLLM's tests are left out.
+# Set up an environment, then check everything: format and lint (ruff), types (mypy), documentation (mkdocs), tests (pytest,
+# one worker a core), and with vLLM (test_vllm.sh, an environment of its own, installed while the others run). `--soak`
+# adds the tests that repeat others at random or by another way. Other arguments go to pytest, such as `-m "not e2e"`,
+# `-n 0` or a file; then vLLM's tests are left out.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_environment dev
@@ -27,6 +27,9 @@ say "ruff"
 "$python" -m ruff check .
 say "mypy"
 "$python" -m mypy
+say "mkdocs"
+# (--quiet would also hide its warnings from --strict.)
+NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict
 say "pytest $*"
 "$python" -m pytest -n auto --maxprocesses 4 --dist loadscope --durations 20 "$@"
 if "$everything"; then

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.atomic import write_text
 from entropy_rft.difficulty.collect import SamplerLike, collect_traces
 from entropy_rft.difficulty.compare.comparison import (
     Questions,
@@ -322,6 +322,4 @@ def _part_of(seed: int, part: str) -> int:
 
 
 def _write(path: Path, data: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json_text(data, indent=2) + "\n")

@@ -17,7 +17,14 @@ import pytest
 
 # They start runs of several processes. No two of these may compete for two cores, and together they take as long as all
 # other tests.
-SEVERAL_PROCESSES = ("test_launching.py", "test_ranks.py", "test_smollm2_zero3.py", "test_survival.py", "test_zero3.py")
+SEVERAL_PROCESSES = (
+    "test_doctor_runs.py",
+    "test_launching.py",
+    "test_ranks.py",
+    "test_smollm2_zero3.py",
+    "test_survival.py",
+    "test_zero3.py",
+)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

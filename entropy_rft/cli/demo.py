@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from entropy_rft.cli.errors import TERMINATED
+from entropy_rft.cli.flags import path
 from entropy_rft.signals import Terminated, sigterm_raises
 
 
@@ -21,7 +22,13 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     add = parser.add_argument
-    add("--output_dir", default="runs/demo", metavar="DIR", help="where runs and report go (default: %(default)s)")
+    add(
+        "--output_dir",
+        default="runs/demo",
+        type=path,
+        metavar="DIR",
+        help="where runs and report go (default: %(default)s)",
+    )
     add("--steps", type=int, metavar="N", help="optimisation steps of each method (default: the recipes')")
     add("--questions", type=int, default=120, metavar="N", help="held-out questions (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="N", help="completions per question (default: %(default)s)")

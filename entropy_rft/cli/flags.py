@@ -17,10 +17,21 @@ Add = Callable[..., Any]
 """``parser.add_argument``."""
 
 
+def path(text: str) -> str:
+    """The type of every flag that names a file or a directory: a ``~`` at its start is the home directory.
+
+    The shell writes it out only where it stands alone, not in ``--output=~/page.html``.
+    """
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError as error:  # no such user
+        raise argparse.ArgumentTypeError(f"{text!r} has no home directory") from error
+
+
 def add_task(add: Add, split: str) -> None:
     """Which questions; `split` is the default."""
     add("--task", required=True, help="one of " + ", ".join(TASK_NAMES))
-    add("--path", metavar="FILE", help="local file with the task's questions")
+    add("--path", type=path, metavar="FILE", help="local file with the task's questions")
     add("--split", default=split, help="the task's split (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")
     add(
@@ -34,7 +45,7 @@ def add_task(add: Add, split: str) -> None:
 
 def task_source(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The arguments of `load_task` but the options; a path is made absolute, since others may load the task again."""
-    path = None if args.path is None else str(Path(args.path).expanduser().resolve())
+    path = None if args.path is None else str(Path(args.path).resolve())
     return {"name": args.task, "path": path, "split": args.split, "limit": args.limit, "seed": seed}
 
 
@@ -52,7 +63,7 @@ def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, t
 
 def add_probe(add: Add) -> None:
     """Which probe, and for which model."""
-    add("--probe", required=True, metavar="DIR", help="what `probe train` wrote")
+    add("--probe", required=True, type=path, metavar="DIR", help="what `probe train` wrote")
     add("--model", metavar="DIR_OR_HUB", help="the probe's base model, where it lies now (default: where it was)")
     add("--force", action="store_true", help="use the probe with another model than its own")
     add(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from entropy_rft.cli.flags import path
 from entropy_rft.errors import UserValueError
+from entropy_rft.run_files import REPORT
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,10 +20,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "runs",
         nargs="+",
+        type=path,
         metavar="RUN",
         help="run directory, as training writes it; the first is the baseline of differences",
     )
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=path, default=REPORT, metavar="FILE", help="page to write (default: %(default)s)"
+    )
     parser.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
     parser.set_defaults(run=run)
 
@@ -48,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         console.print(evaluation_table(rows))
     for one, label in zip(runs, labels, strict=True):
+        for finding in one.findings:
+            console.print(f"doctor: {label}: {finding}", markup=False, highlight=False)
         for note in one.notes:
             console.print(f"note: {label}: {note}", markup=False, highlight=False)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from entropy_rft.cli.flags import path
 from entropy_rft.errors import UserValueError
 
 # The settings that have one value; the others are for the file and the environment. A test compares them with
@@ -46,7 +47,9 @@ def add_parser(subparsers: Any) -> None:
         ),
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML of the settings, such as recipes/router/router.yaml")
+    parser.add_argument(
+        "--config", type=path, metavar="FILE", help="YAML of the settings, such as recipes/router/router.yaml"
+    )
     parser.add_argument("--check", action="store_true", help="check the configuration, and exit")
     for name, text in FLAGS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=text)

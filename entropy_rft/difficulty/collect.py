@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from entropy_rft.difficulty.records import CompletionRecord, chunk_seed, describe
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
-from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard
+from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard, chunk_seed
 from entropy_rft.difficulty.traces import write_card
-from entropy_rft.sampling import Completion, ThinkEndMarker, check_settings, progress_bar, right_and_scored, verdicts
+from entropy_rft.sampling import (
+    Completion,
+    ThinkEndMarker,
+    check_settings,
+    progress_bar,
+    right_and_scored,
+    score_completions,
+    verdicts,
+)
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest, question_id
+from entropy_rft.sampling.records import CompletionRecord, record_of
 from entropy_rft.tasks import level_of, task_rows
 
 
@@ -109,7 +117,7 @@ def collect_traces(
         "think_end_token": think_end_token,
     }
     store = ChunkStore(output_dir, settings, len(rows), chunk_size)
-    schema = _schema(rows, settings["width"])
+    schema = trace_schema(rows, settings["width"])
     added = 0
     write_card(store.directory, store.settings, store.done())
     left = sum(len(store.span(chunk)) for chunk in store.missing(shard, num_shards))
@@ -128,7 +136,9 @@ def collect_traces(
             )
             right = verdicts(task.reward_funcs[0], chosen, groups, marker)
             advance(0, f"chunk {chunk + 1} of {store.chunks}: scoring")
-            answers = describe(model, groups, marker, batch_size)
+            flat = [completion for group in groups for completion in group]
+            scored = iter(score_completions(model, flat, batch_size=batch_size))
+            records = [[record_of(completion, next(scored), marker) for completion in group] for group in groups]
             # As the sampler encoded them: the state is of the very prompt that was answered.
             prompt_ids = [group[0].prompt_ids for group in groups]
             states = question_states(model, prompt_ids, layer)
@@ -137,7 +147,7 @@ def collect_traces(
                 [
                     _trace(index, row, len(ids), state.numpy(), verdict, group, level)
                     for index, row, ids, state, verdict, group in zip(
-                        store.span(chunk), chosen, prompt_ids, states, right, answers, strict=True
+                        store.span(chunk), chosen, prompt_ids, states, right, records, strict=True
                     )
                 ],
                 schema,
@@ -154,7 +164,7 @@ def _trace(
     prompt_tokens: int,
     state: Any,
     right: Sequence[bool | None],
-    answers: Sequence[CompletionRecord],
+    records: Sequence[CompletionRecord],
     level: str | None,
 ) -> dict[str, Any]:
     known, scored = right_and_scored(right)
@@ -166,15 +176,15 @@ def _trace(
         "solution": None if row.get("solution") is None else str(row["solution"]),
         "level": None if own is None else str(own),
         "accuracy": known / scored if scored else None,
-        "tokens": sum(answer.tokens for answer in answers) / len(answers),
+        "tokens": sum(record.tokens for record in records) / len(records),
         "prompt_tokens": prompt_tokens,
         "correct": list(right),
-        "answer_tokens": [answer.tokens for answer in answers],
-        "truncated": [answer.truncated for answer in answers],
+        "answer_tokens": [record.tokens for record in records],
+        "truncated": [record.truncated for record in records],
         "hidden_state": state,
     }
     for name in _ENTROPIES:
-        values = [getattr(answer, name) for answer in answers]
+        values = [record.mean_entropies[name] for record in records]
         there = [value for value in values if value is not None]
         trace[name] = sum(there) / len(there) if there else None
         trace[f"{name}_each"] = values
@@ -184,7 +194,8 @@ def _trace(
 _ENTROPIES = ("entropy", "entropy_thinking", "entropy_answer")
 
 
-def _schema(rows: Sequence[Mapping[str, Any]], width: int) -> Any:
+def trace_schema(rows: Sequence[Mapping[str, Any]], width: int) -> Any:
+    """pyarrow's schema of the traces of `rows`; `width` is the hidden state's."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])

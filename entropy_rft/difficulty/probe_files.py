@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from entropy_rft.atomic import write_bytes, write_text
 from entropy_rft.errors import UserValueError
 
 CONFIG, WEIGHTS, CARD = "probe.json", "probe.safetensors", "README.md"
@@ -39,14 +39,14 @@ _FIELDS: dict[str, _Kind] = {
 
 
 def write_probe(target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:
-    """Write the three files into the directory `target`. Each is replaced in one go, the JSON last."""
+    """Write the three files into the directory `target`. Each is replaced in one step, the JSON last."""
     from safetensors.torch import save
 
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    _replace(target / WEIGHTS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    _replace(target / CARD, card.encode())
-    _replace(target / CONFIG, text.encode())
+    write_bytes(target / WEIGHTS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    write_text(target / CARD, card)
+    write_text(target / CONFIG, text)
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -104,12 +104,3 @@ def read_weights(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
             raise UserValueError(f"probe {str(path)!r} is corrupted: {name} is not finite float32")
     # In the order of the formula, whatever the file's.
     return {name: tensors[name] for name in expected}
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

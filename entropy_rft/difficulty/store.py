@@ -7,6 +7,7 @@ of them may go on with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.atomic import replacing, write_text
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.files import json_text
 
 SETTINGS, DATA = "settings.json", "data"
 SCHEMA = 1
@@ -95,17 +98,9 @@ class ChunkStore:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        path = self._path(chunk)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with partial.open("wb") as stream:
-                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-            _flush_directory(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        with replacing(self._path(chunk), sync=True) as temporary, temporary.open("wb") as stream:
+            pq.write_table(table, stream)
 
     def _path(self, chunk: int) -> Path:
         return self.directory / DATA / f"chunk-{chunk:06d}.parquet"
@@ -116,17 +111,8 @@ class ChunkStore:
         if not path.is_file():
             if any((self.directory / DATA).glob("*.parquet")):
                 raise UserValueError(f"{str(self.directory)!r} holds data without {SETTINGS}: give another directory")
-            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                with partial.open("w", encoding="utf-8") as stream:
-                    stream.write(json.dumps(self.settings, indent=2) + "\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.link(partial, path)  # unlike a rename it fails when another process was first
-            except FileExistsError:
-                pass
-            finally:
-                partial.unlink(missing_ok=True)
+            # Another process may do the same: the first one's settings stand, and are compared below.
+            write_text(path, json_text(self.settings, indent=2) + "\n", sync=True, keep=True)
         found = read_settings(self.directory)
         check_same(self.directory, {**dict.fromkeys(found), **self.settings}, found)
 
@@ -143,12 +129,17 @@ def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str,
 
     What earlier versions did not write (`LATER`) is taken for the same where it is not there.
     """
-    for name, value in json.loads(json.dumps(settings)).items():
+    for name, value in json.loads(json_text(settings)).items():
         if found.get(name) != value and (name in found or name not in LATER):
             raise UserValueError(
                 f"{str(directory)!r} was begun with {name} = {found.get(name)!r}, not {value!r}: "
                 "go on with the same settings, or give another directory"
             )
+
+
+def chunk_seed(seed: int, chunk: int) -> int:
+    """The seed of a chunk's samples, so that it does not depend on which process draws them."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/chunk {chunk}".encode(), digest_size=4).digest(), "big") >> 1
 
 
 def check_shard(shard: int, num_shards: int) -> None:
@@ -264,12 +255,3 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserValueError(
             f"{str(path)!r} is corrupted ({' '.join(str(error).split())[:120]}): delete it and collect again"
         ) from error
-
-
-def _flush_directory(directory: Path) -> None:
-    """So that the rename itself survives a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
@@ -197,4 +198,4 @@ def save_strategies(strategies: Mapping[Difficulty, Strategy], path: str | os.Pa
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    write_text(target, head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.atomic import write_text
 from entropy_rft.difficulty.states import same_model
 from entropy_rft.difficulty.store import read_rows_and_vectors, read_settings
 from entropy_rft.difficulty.wording import wordless_id
@@ -207,13 +208,7 @@ How often and how surely the model answered each question, for a difficulty prob
 | `correct`, `answer_tokens`, `truncated`, `entropy*_each` | the same of each answer |
 | `hidden_state` | float32, of the prompt's last token at the layer |
 """
-    target = directory / CARD
-    partial = target.with_name(f".{CARD}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(directory / CARD, text)
 
 
 def _legal_split(split: Any) -> str:

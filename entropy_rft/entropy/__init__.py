@@ -1,6 +1,6 @@
 """The mathematics of one token and of one batch: tensors in, tensors out. Imports torch and nothing above it."""
 
-from entropy_rft.entropy.clipping import ClipDecision, EntropyClip
+from entropy_rft.entropy.clipping import EntropyClip
 from entropy_rft.entropy.dynamics import (
     ChangeFit,
     change_sums,
@@ -10,12 +10,15 @@ from entropy_rft.entropy.dynamics import (
 )
 from entropy_rft.entropy.fused import fused_token_statistics
 from entropy_rft.entropy.phases import phase_masks
+from entropy_rft.entropy.rules import RULES, Decision, Rule
 from entropy_rft.entropy.statistics import TokenStatistics, token_statistics
 
 __all__ = [
+    "RULES",
     "ChangeFit",
-    "ClipDecision",
+    "Decision",
     "EntropyClip",
+    "Rule",
     "TokenStatistics",
     "change_sums",
     "fit_changes",

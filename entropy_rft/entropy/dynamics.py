@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from entropy_rft.entropy.clipping import per_token
+from entropy_rft.entropy.rules.whole_batch import Advantages, per_token
 from entropy_rft.entropy.statistics import TokenStatistics
 
 SIGNS = ("positive", "negative", "zero")  # of an advantage
 
 
 def predicted_entropy_change(
-    statistics: TokenStatistics, advantages: Tensor, mask: Tensor, step_size: float = 1.0
-) -> Tensor:
+    statistics: TokenStatistics,
+    advantages: Advantages,
+    mask: Shaped[Tensor, "batch time"],
+    step_size: float = 1.0,
+) -> Float[Tensor, "batch time"]:
     """The entropy change of each position to first order, ``ΔH = -α (S* - E_{v~π}[S_v])`` (arXiv 2602.03392).
 
     One GRPO step on token ``a`` moves the position's logits by ``α (e_a - π)`` with ``α = step_size · advantage``
@@ -37,7 +41,10 @@ def predicted_entropy_change(
 
 
 def split_entropy_change(
-    change: Tensor, advantages: Tensor, mask: Tensor, phases: Mapping[str, Tensor]
+    change: Float[Tensor, "batch time"],
+    advantages: Advantages,
+    mask: Shaped[Tensor, "batch time"],
+    phases: Mapping[str, Shaped[Tensor, "batch time"]],
 ) -> dict[str, dict[str, float]]:
     """Sums of `change` by the sign of the advantage and by phase; together they are the sum over all valid tokens.
 
@@ -89,14 +96,18 @@ class ChangeFit:
     correlation: float
 
 
-def change_sums(predicted: Tensor, measured: Tensor, mask: Tensor) -> Tensor:
+def change_sums(
+    predicted: Float[Tensor, "batch time"],
+    measured: Float[Tensor, "batch time"],
+    mask: Shaped[Tensor, "batch time"],
+) -> Float[Tensor, " 6"]:
     """What :func:`fit_changes` needs of a part of the tokens: ``(6,)``, to be added up over parts and processes."""
     valid = mask != 0
     p, m = (x[valid].to(_wide(x)) for x in (predicted, measured))
     return torch.stack([torch.ones_like(p).sum(), p.sum(), m.sum(), (p * p).sum(), (m * m).sum(), (p * m).sum()])
 
 
-def fit_changes(sums: Tensor) -> ChangeFit:
+def fit_changes(sums: Float[Tensor, " 6"]) -> ChangeFit:
     """The fit over all tokens whose :func:`change_sums` were added up."""
     n, p, m, pp, mm, pm = sums.tolist()
     if n == 0:

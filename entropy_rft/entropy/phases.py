@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
-def phase_masks(completion_ids: Tensor, mask: Tensor, think_end_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def phase_masks(
+    completion_ids: Int[Tensor, "batch time"], mask: Shaped[Tensor, "batch time"], think_end_ids: Sequence[int]
+) -> tuple[Bool[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
     """The thinking and the answer phase of each completion (PEAR, arXiv 2510.08026).
 
     The first occurrence of the marker ``</think>`` whose tokens are all valid ends the thinking. Tokens before it are

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -27,9 +28,9 @@ class TokenStatistics:
         expected_discriminant: ``E_{v~π}[S_v] = Σ_v π_v² (H + log π_v)``, nats.
     """
 
-    log_prob: Tensor
-    entropy: Tensor
-    expected_discriminant: Tensor
+    log_prob: Float[Tensor, "*shape"]
+    entropy: Float[Tensor, "*shape"]
+    expected_discriminant: Float[Tensor, "*shape"]
 
     def __post_init__(self) -> None:
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
@@ -37,12 +38,12 @@ class TokenStatistics:
             raise ValueError(f"TokenStatistics needs tensors of one shape, got {shapes}")
 
     @property
-    def discriminant(self) -> Tensor:
+    def discriminant(self) -> Float[Tensor, "*shape"]:
         """``S* = π(a) (H + log π(a))``, nats: positive where π(a) > e^{-H}."""
         return self.log_prob.exp() * (self.entropy + self.log_prob)
 
     @property
-    def centred_discriminant(self) -> Tensor:
+    def centred_discriminant(self) -> Float[Tensor, "*shape"]:
         """``S* - E_{v~π}[S_v]``, nats: its mean over on-policy tokens is 0."""
         return self.discriminant - self.expected_discriminant
 
@@ -58,7 +59,9 @@ class TokenStatistics:
         )
 
 
-def token_statistics(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> TokenStatistics:
+def token_statistics(
+    logits: Float[Tensor, "*shape vocabulary"], token_ids: Int[Tensor, "*shape"], temperature: float = 1.0
+) -> TokenStatistics:
     """The readable reference: :class:`TokenStatistics` from full logits.
 
     Args:

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
-from entropy_rft.entropy import TokenStatistics
 from entropy_rft.evaluation.result import Evaluation, Scores
 from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, question_means
-from entropy_rft.sampling import (
-    Completion,
-    ThinkEndMarker,
-    TransformersSampler,
-    progress_bar,
-    right_and_scored,
-    score_completions,
-    verdicts,
-)
+from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest
+from entropy_rft.sampling.records import CompletionRecord, record_completions
 from entropy_rft.tasks import level_of, task_rows
 
 
@@ -39,21 +28,6 @@ class TaskLike(Protocol):
 
     @property
     def reward_funcs(self) -> Any: ...
-
-
-@dataclass(slots=True)
-class SampleNumbers:
-    """One completion, boiled down."""
-
-    correct: bool | None  # None is unscorable
-    truncated: bool
-    marker: bool
-    tokens: int
-    thinking: int
-    answer: int
-    entropy: float  # sums over the tokens, nats
-    entropy_thinking: float
-    entropy_answer: float
 
 
 def evaluate_model(
@@ -110,10 +84,13 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, completions, marker) for verdict in group]
+    right = verdicts(task.reward_funcs[0], rows, completions, marker)
     flat = [completion for group in completions for completion in group]
-    described = describe_completions(model, flat, correct, marker, max(1, batch_size // 4), progress)
-    groups = [described[start : start + samples] for start in range(0, len(described), samples)]
+    records = record_completions(model, flat, marker, max(1, batch_size // 4), progress)
+    groups = [
+        (verdict, records[start : start + samples])
+        for verdict, start in zip(right, range(0, len(records), samples), strict=True)
+    ]
 
     levels = sorted({level for row in rows if (level := level_of(row)) is not None}, key=_level_order)
     by_difficulty = {
@@ -134,99 +111,49 @@ def evaluate_model(
             "think_end_token": think_end_token,
         },
         questions_digest=digest(rows),
-        question_means=[_mean_of(group) for group in groups],
+        question_means=[_mean_of(verdict) for verdict in right],
         by_difficulty=by_difficulty,
         seconds=time.perf_counter() - started,
     )
 
 
-def describe_completions(
-    model: Any,
-    completions: list[Completion],
-    correct: list[bool | None],
-    marker: ThinkEndMarker,
-    batch_size: int,
-    progress: bool,
-) -> list[SampleNumbers]:
-    """Lengths, phases and entropies of each completion, in a scoring pass of `batch_size` at a time.
-
-    Args:
-        correct: of each completion, as :func:`~entropy_rft.sampling.verdicts` gives it.
-        marker: ends the thinking.
-    """
-    # Batch by batch, because the statistics of every token of an evaluation need not fit in memory.
-    order = sorted(range(len(completions)), key=lambda i: -len(completions[i].token_ids))
-    described: dict[int, SampleNumbers] = {}
-    with progress_bar("entropies", len(order), progress) as advance:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            scored = score_completions(model, [completions[i] for i in batch], batch_size=batch_size)
-            for i, statistics in zip(batch, scored, strict=True):
-                described[i] = _sample(completions[i], correct[i], statistics, marker)
-            advance(len(batch), "")
-    return [described[i] for i in range(len(completions))]
-
-
-def _sample(
-    completion: Completion, correct: bool | None, statistics: TokenStatistics, marker: ThinkEndMarker
-) -> SampleNumbers:
-    ids = torch.tensor([completion.token_ids], dtype=torch.long)
-    everything = torch.ones_like(ids)
-    thinking, answer = (phase[0] for phase in marker.phases(ids, everything))
-    entropy = statistics.entropy.double()
-    return SampleNumbers(
-        correct=correct,
-        truncated=completion.truncated,
-        marker=not bool(thinking.all()),  # without a marker everything is thinking
-        tokens=len(completion.token_ids),
-        thinking=int(thinking.sum()),
-        answer=int(answer.sum()),
-        entropy=float(entropy.sum()),
-        entropy_thinking=float(entropy[thinking].sum()),
-        entropy_answer=float(entropy[answer].sum()),
-    )
-
-
-def _scores(groups: Sequence[Sequence[SampleNumbers]], samples: int) -> Scores:
-    """Sum up the samples of some questions."""
-    everything = [sample for group in groups for sample in group]
-    counts = [counted for counted in (_right_and_scored(group) for group in groups) if counted[1]]
+def _scores(groups: Sequence[tuple[Sequence[bool | None], Sequence[CompletionRecord]]], samples: int) -> Scores:
+    """Sum up the samples of some questions: what their rewards say, and their records."""
+    verdict_groups, record_groups = zip(*groups, strict=True)
+    records = [record for group in record_groups for record in group]
+    counts = [counted for counted in map(right_and_scored, verdict_groups) if counted[1]]
     correct, drawn = [right for right, _ in counts], [scored for _, scored in counts]
     means = question_means(correct, drawn) if drawn else None
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     passed = {k: [pass_at_k(n, c, k) for n, c in zip(drawn, correct, strict=True) if n >= k] for k in ks}
 
     def total(name: str) -> float:
-        return sum(getattr(sample, name) for sample in everything)
+        return sum(getattr(record, name) for record in records)
 
     def per_token(entropy: str, tokens: str) -> float | None:
         return total(entropy) / total(tokens) if total(tokens) else None
 
-    count = len(everything)
+    count = len(records)
     return Scores(
         questions=len(groups),
-        unscorable=sum(sample.correct is None for sample in everything),
+        unscorable=sum(verdict is None for group in verdict_groups for verdict in group),
         avg_at_k=None if means is None else float(means.mean()),
         avg_interval=None if means is None else bootstrap_interval(means),
         pass_at_k={k: sum(values) / len(values) for k, values in passed.items() if values},
         tokens=total("tokens") / count,
-        thinking_tokens=total("thinking") / count,
-        answer_tokens=total("answer") / count,
+        thinking_tokens=total("thinking_tokens") / count,
+        answer_tokens=total("answer_tokens") / count,
         truncated=total("truncated") / count,
         marker_missing=1 - total("marker") / count,
         entropy=per_token("entropy", "tokens"),
-        entropy_thinking=per_token("entropy_thinking", "thinking"),
-        entropy_answer=per_token("entropy_answer", "answer"),
+        entropy_thinking=per_token("entropy_thinking", "thinking_tokens"),
+        entropy_answer=per_token("entropy_answer", "answer_tokens"),
     )
 
 
-def _mean_of(group: Sequence[SampleNumbers]) -> float | None:
-    right, scored = _right_and_scored(group)
+def _mean_of(verdict: Sequence[bool | None]) -> float | None:
+    right, scored = right_and_scored(verdict)
     return right / scored if scored else None
-
-
-def _right_and_scored(group: Sequence[SampleNumbers]) -> tuple[int, int]:
-    return right_and_scored(sample.correct for sample in group)
 
 
 def _level_order(level: Any) -> tuple[bool, Any]:

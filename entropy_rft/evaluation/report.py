@@ -7,9 +7,9 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import plots
 from entropy_rft.evaluation.result import Evaluation
@@ -18,7 +18,8 @@ from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
 from entropy_rft.evaluation.table import evaluation_lines, interval
 from entropy_rft.reporting.cells import MISSING, number, percent
 from entropy_rft.reporting.figures import colour
-from entropy_rft.reporting.markup import Key, figure, page, table
+from entropy_rft.reporting.markup import Figure, Key, Table, render
+from entropy_rft.run_files import EVALUATION
 
 _Row = tuple[int, str, Evaluation]  # index of the run, label, evaluation
 
@@ -51,60 +52,60 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str =
         raise UserValueError("a report needs at least one run")
     labels = run_labels(runs)
     rows = evaluation_rows(runs)
-    document = page(
-        title,
-        [
-            _introduction(runs, labels),
-            _notes(runs, labels),
-            _evaluations(rows),
-            _difficulty(rows),
-            _training(runs, labels),
-            _recipes(runs, labels),
-            _origins(runs, labels),
-        ],
+    curves, absent = _curves(runs, labels)
+    page = render(
+        "entropy_rft.evaluation",
+        "report.html",
+        title=title,
+        summary=Table(["", *labels], summary_lines(runs)),
+        summary_note=f"{SUMMARY_NOTE.capitalize()}.",
+        findings=_findings(runs, labels),
+        notes=[(label, note) for run, label in zip(runs, labels, strict=True) for note in run.notes],
+        evaluations=_evaluations(rows),
+        evaluation_file=EVALUATION,
+        evaluation_figures=_evaluation_figures(rows),
+        evaluation_settings=_evaluation_settings(rows),
+        by_difficulty=_by_difficulty(rows),
+        curves=curves,
+        absent=absent,
+        several=len(runs) > 1,
+        **_recipes(runs, labels),
+        **_origins(runs, labels),
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(document, encoding="utf-8")
+    write_text(target, page)
 
 
-def _introduction(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    lines = table(["", *labels], summary_lines(runs))
-    return f'<h2>Runs</h2>{lines}<p class="soft">{escape(SUMMARY_NOTE.capitalize())}.</p>'
-
-
-def _notes(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    return "".join(
-        f'<p class="note"><b>{escape(label)}</b> {escape(note)}</p>'
+def _findings(runs: Sequence[Run], labels: Sequence[str]) -> Table | None:
+    rows = [
+        [label, str(finding.step), finding.name, finding.message]
         for run, label in zip(runs, labels, strict=True)
-        for note in run.notes
-    )
+        for finding in run.findings
+    ]
+    return Table(["run", "update", "finding", "what to change"], rows, text=True) if rows else None
 
 
-def _evaluations(rows: Sequence[_Row]) -> str:
+def _evaluations(rows: Sequence[_Row]) -> Table | None:
     if not rows:
-        return '<h2>Evaluations</h2><p class="soft">No run has an evaluation.json.</p>'
-    lines = table(["", *(label for _, label, _ in rows)], evaluation_lines([evaluation for _, _, evaluation in rows]))
-    settings = [[label, evaluation.model, _settings(evaluation)] for _, label, evaluation in rows]
-    figures = []
+        return None
+    return Table(["", *(label for _, label, _ in rows)], evaluation_lines([evaluation for _, _, evaluation in rows]))
+
+
+def _evaluation_figures(rows: Sequence[_Row]) -> list[Figure]:
+    drawings = []
     for task, group in _by_task(rows).items():
         # One point compares nothing; the table has its numbers.
-        drawing = plots.accuracy_against_thinking_svg(group) if len(group) > 1 else None
-        if drawing:
+        svg = plots.accuracy_against_thinking_svg(group) if len(group) > 1 else None
+        if svg:
             heading = f"{task}: accuracy (avg@k, %) against thinking length (tokens)"
-            figures.append(figure(heading, drawing, _keys(group), "bars: 95 % interval"))
-    explained = (
-        "avg@k: mean over questions of the fraction of right samples. Intervals: 95 %, from a bootstrap over whole "
-        "questions; they do not cover the chance in training, which only runs with other seeds show. Minus the first: "
-        "the difference to the first column, compared question by question where both answered the same ones, which is "
-        "known better than the averages are. pass@k is the unbiased estimate. Entropies are means over the phase's "
-        "tokens, of the model's distribution at temperature 1, in nats."
-    )
-    return (
-        f'<h2>Evaluations</h2>{lines}<p class="soft">{escape(explained)}</p>{_figures(figures)}'
-        "<details><summary>Models and sampling settings</summary>"
-        f"{table(['run', 'model', 'settings'], settings, text=True)}</details>"
-    )
+            drawings.append(Figure(heading, svg, _keys(group), "bars: 95 % interval"))
+    return drawings
+
+
+def _evaluation_settings(rows: Sequence[_Row]) -> Table:
+    cells = [[label, evaluation.model, _settings(evaluation)] for _, label, evaluation in rows]
+    return Table(["run", "model", "settings"], cells, text=True)
 
 
 def _by_task(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
@@ -131,21 +132,21 @@ _BY_DIFFICULTY = (
 )
 
 
-def _difficulty(rows: Sequence[_Row]) -> str:
+def _by_difficulty(rows: Sequence[_Row]) -> list[tuple[str, list[Figure], Table]]:
+    """Of each task that has levels: its name, its figures and its table."""
     parts = []
     for task, group in _by_task([row for row in rows if row[2].by_difficulty]).items():
-        figures = []
+        drawings = []
         for title, field, unit, scale in _BY_DIFFICULTY:
             heading = f"{task}: {title}"
-            drawing = plots.difficulty_svg(group, heading, field, unit, scale)
-            if drawing:
-                figures.append(figure(heading, drawing, _keys(group)))
-        summary = f"<summary>{escape(task)}: table by difficulty</summary>"
-        parts.append(f"{_figures(figures)}<details>{summary}{_difficulty_table(group)}</details>")
-    return "<h2>By difficulty</h2>" + "".join(parts) if parts else ""
+            svg = plots.difficulty_svg(group, heading, field, unit, scale)
+            if svg:
+                drawings.append(Figure(heading, svg, _keys(group)))
+        parts.append((task, drawings, _difficulty_table(group)))
+    return parts
 
 
-def _difficulty_table(rows: Sequence[_Row]) -> str:
+def _difficulty_table(rows: Sequence[_Row]) -> Table:
     header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)"]
     header += ["entropy, thinking (nats)", "entropy, answer (nats)"]
     cells = [
@@ -163,11 +164,12 @@ def _difficulty_table(rows: Sequence[_Row]) -> str:
         for _, label, evaluation in rows
         if (scores := evaluation.by_difficulty.get(level)) is not None
     ]
-    return table(header, cells)
+    return Table(header, cells)
 
 
-def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    figures, absent = [], []
+def _curves(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[Figure], list[str]]:
+    """The figures over training, and what no run recorded."""
+    drawings, absent = [], []
     for curve in plots.CURVES:
         svg = plots.curve_svg(runs, curve)
         if svg is None:
@@ -180,39 +182,19 @@ def _training(runs: Sequence[Run], labels: Sequence[str]) -> str:
         keys = [Key(colour(i), label) for i, label in enumerate(labels) if logged[i]]
         if len(curve.metrics) > 1:
             keys += [Key(None, name, dashed=i > 0) for i, (_, name) in enumerate(curve.metrics)]
-        figures.append(figure(f"{curve.title} ({curve.unit})", svg, keys))
-    missing = f'<p class="soft">Recorded by no run: {escape(", ".join(absent))}.</p>' if absent else ""
-    return (
-        "<h2>Training</h2>"
-        '<p class="soft">Faint: what was logged. Strong: centred moving average over a twentieth of the steps. Dots: '
-        "evaluations during training. A legend names only the runs that recorded the quantity.</p>"
-        + _figures(figures)
-        + missing
-    )
+        drawings.append(Figure(f"{curve.title} ({curve.unit})", svg, keys))
+    return drawings, absent
 
 
-def _figures(figures: Sequence[str]) -> str:
-    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
-
-
-def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> str:
+def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, Table]:
     fields = sorted({name for run in runs for name in run.recipe})
     differing = [name for name in fields if len({_value(run, name) for run in runs}) > 1]
-    if len(runs) == 1:
-        body = ""
-    elif differing:
-        rows = [[name, *(_value(run, name) for run in runs)] for name in differing]
-        body = table(["field", *labels], rows, text=True)
-    else:
-        body = '<p class="soft">The recipes are the same.</p>'
+    rows = [[name, *(_value(run, name) for run in runs)] for name in differing]
     shared = [[name, _value(runs[0], name)] for name in fields if name not in differing]
-    return (
-        "<h2>Recipes</h2>"
-        + body
-        + f"<details><summary>{'All' if len(runs) == 1 else 'The same in all runs:'} {len(shared)} fields</summary>"
-        + table(["field", "value"], shared, text=True)
-        + "</details>"
-    )
+    return {
+        "differing": Table(["field", *labels], rows, text=True),
+        "shared": Table(["field", "value"], shared, text=True),
+    }
 
 
 def _value(run: Run, name: str) -> str:
@@ -222,7 +204,7 @@ def _value(run: Run, name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _origins(runs: Sequence[Run], labels: Sequence[str]) -> str:
+def _origins(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, Table]:
     rows = [
         [
             label,
@@ -235,8 +217,7 @@ def _origins(runs: Sequence[Run], labels: Sequence[str]) -> str:
     ]
     packages = sorted({package for run in runs for package in run.versions})
     versions = [[package, *(run.versions.get(package, MISSING) for run in runs)] for package in packages]
-    return (
-        "<h2>Where the runs come from</h2>"
-        + table(["run", "started", "seed", "device", "command"], rows, text=True)
-        + (table(["package", *labels], versions, text=True) if versions else "")
-    )
+    return {
+        "origins": Table(["run", "started", "seed", "device", "command"], rows, text=True),
+        "versions": Table(["package", *labels], versions, text=True),
+    }

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
 
 SCHEMA = 1
@@ -120,16 +121,11 @@ class Evaluation(Scores):
         return evaluation
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON. The file is replaced in one go: a reader never sees half of it."""
+        """Write JSON; see :mod:`entropy_rft.atomic`."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            # NaN is no JSON: better an error here than a file that other readers refuse.
-            partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        # NaN is no JSON: better an error here than a file that other readers refuse.
+        write_text(target, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:

@@ -14,8 +14,21 @@ import yaml
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.files import read_yaml
+from entropy_rft.run_files import FINDINGS, METRICS, RECIPE, RUN, evaluation_files
 
-_FILES = ("run.json", "recipe.yaml", "metrics.jsonl")
+_NEEDED = (RUN, RECIPE, METRICS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the doctor said while the run trained: its name, after which update, and the sentence."""
+
+    name: str
+    step: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, update {self.step}: {self.message}"
 
 
 @dataclass
@@ -32,6 +45,7 @@ class Run:
         device: what it ran on, or "".
         recipe: the resolved recipe, field to value.
         metrics: one dict per logged step, ascending by "step"; training and `eval_` metrics of a step are in one dict.
+        findings: what the doctor found, oldest first.
         evaluations: file name to evaluation: `evaluation.json` first, then every `evaluation-*.json`.
         notes: what was odd about the files, one sentence each.
     """
@@ -45,6 +59,7 @@ class Run:
     device: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +79,7 @@ class Run:
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:
-    """Read a run directory: `run.json`, `recipe.yaml`, `metrics.jsonl` and, if there are any, evaluations.
+    """Read a run directory: `run.json`, `recipe.yaml`, `metrics.jsonl` and, if there are any, findings and evaluations.
 
     A run that was killed and resumed may have logged a step twice: the later line wins, and what the killed part had
     logged beyond it is dropped. Lines of `metrics.jsonl` that are no metrics, such as a half-written last one, are
@@ -77,10 +92,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     path = Path(directory)
     if not path.is_dir():
         raise UserValueError(f"run {os.fspath(directory)!r} is not a directory")
-    missing = [name for name in _FILES if not (path / name).is_file()]
+    missing = [name for name in _NEEDED if not (path / name).is_file()]
     if missing:
         raise UserValueError(f"{os.fspath(directory)!r} is not a run directory: it has no {', '.join(missing)}")
-    described = _mapping(path / "run.json", json.loads)
+    described = _mapping(path / RUN, json.loads)
     run = Run(
         directory=path,
         name=str(described.get("name") or path.resolve().name),
@@ -89,16 +104,27 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         command=[str(word) for word in described.get("command") or []],
         versions={str(name): str(version) for name, version in (described.get("versions") or {}).items()},
         device=str(described.get("device") or ""),
-        recipe=_mapping(path / "recipe.yaml", read_yaml),
+        recipe=_mapping(path / RECIPE, read_yaml),
     )
-    run.metrics = _read_metrics(path / "metrics.jsonl", run.notes)
-    for file in [path / "evaluation.json", *sorted(path.glob("evaluation-*.json"))]:
-        if file.is_file():
-            try:
-                run.evaluations[file.name] = Evaluation.load(file)
-            except ValueError as error:
-                run.notes.append(f"{file.name} is left out: {error}")
+    run.metrics = _read_metrics(path / METRICS, run.notes)
+    run.findings = _read_findings(path / FINDINGS, run.notes)
+    for file in evaluation_files(path):
+        try:
+            run.evaluations[file.name] = Evaluation.load(file)
+        except ValueError as error:
+            run.notes.append(f"{file.name} is left out: {error}")
     return run
+
+
+def _read_findings(path: Path, notes: list[str]) -> list[Finding]:
+    found: list[Finding] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            found.append(Finding(str(entry["finding"]), int(entry["step"]), str(entry["message"])))
+        except (ValueError, TypeError, KeyError):
+            notes.append(f"{path.name}: a line is no finding (half written?) and is skipped")
+    return found
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
@@ -140,6 +166,6 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")
-        notes.append(f"metrics.jsonl: line {where} is no metrics entry (half written?) and is skipped")
-    notes.extend(f"metrics.jsonl: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
+        notes.append(f"{METRICS}: line {where} is no metrics entry (half written?) and is skipped")
+    notes.extend(f"{METRICS}: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
     return [rows[step] for step in sorted(rows)]

@@ -1,6 +1,7 @@
-"""Rewards: PEAR, and the names by which a recipe asks for it and for TRL's own."""
+"""Rewards: one file each for ours, and the list of those that a recipe can name, TRL's among them."""
 
-from entropy_rft.rewards.named import REWARD_NAMES, build_rewards
+from entropy_rft.rewards.accuracy import Accuracy
+from entropy_rft.rewards.catalogue import build_rewards, reward_names
 from entropy_rft.rewards.pear import PEARReward
 
-__all__ = ["REWARD_NAMES", "PEARReward", "build_rewards"]
+__all__ = ["Accuracy", "PEARReward", "build_rewards", "reward_names"]

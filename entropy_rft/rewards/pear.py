@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from entropy_rft.errors import UserTypeError, UserValueError
+from entropy_rft.rewards.parameters import is_async, parameters_of
+from entropy_rft.rewards.values import reward_name, scored
 
 Reward = Callable[..., "list[float | None]"]
 
@@ -31,7 +32,7 @@ class PEARReward:
     looks at the text itself.
 
     Args:
-        correctness: a TRL reward function; a value above 0 means correct, ``None`` (not applicable) stays ``None``.
+        correctness: a TRL reward function; a value above 0 means correct, ``None`` (cannot be scored) stays ``None``.
         alpha: weight of the answer's entropy. Published ablation: -1, 0, 0.5, 1, 2.
         score: ``s``, the reward of a correct answer without penalty.
         format_score: the reward of an answer that is not correct.
@@ -63,9 +64,7 @@ class PEARReward:
     ) -> None:
         if not callable(correctness) or isinstance(correctness, type):
             raise UserTypeError(f"correctness must be a TRL reward function, got {correctness!r}")
-        if inspect.iscoroutinefunction(correctness) or inspect.iscoroutinefunction(
-            getattr(correctness, "__call__", None)  # noqa: B004 - the bound method is what is inspected
-        ):
+        if is_async(correctness):
             raise UserTypeError("correctness must be a synchronous reward function, got a coroutine function")
         for name, value in (("alpha", alpha), ("score", score), ("format_score", format_score), ("floor", floor)):
             if value is None and name == "floor":
@@ -106,22 +105,27 @@ class PEARReward:
             )
         if log_metric is not None:
             kwargs["log_metric"] = log_metric
-        correct = self.correctness(completions=completions, **kwargs)
-        if not len(correct) == len(phase_entropies) == len(completions):
+        if len(phase_entropies) != len(completions):
             raise UserValueError(
-                f"{len(completions)} completions need as many phase_entropies and correctness values, got "
-                f"{len(phase_entropies)} and {len(correct)}"
+                f"{len(completions)} completions need as many phase_entropies, got {len(phase_entropies)}"
             )
+        if "phase_entropies" in parameters_of(self.correctness):
+            kwargs["phase_entropies"] = phase_entropies
+        returned = self.correctness(completions=completions, **kwargs)
+        correct = scored(returned, reward_name(self.correctness), len(completions))
         rewards: list[float | None] = []
         for value, (h_think, h_answer) in zip(correct, phase_entropies, strict=True):
-            if value is None or value != value:  # TRL reads NaN as None too
+            if value is None:
                 rewards.append(None)
                 continue
             penalty = self.penalty(h_think, h_answer)
             if log_metric is not None:
                 # One call a completion: the trainer then averages over completions, not over ranks.
                 log_metric("pear/penalty", penalty)
-            rewards.append(self._reward(penalty) if value > 0 else float(self.format_score))
+            reward = self._reward(penalty) if value > 0 else float(self.format_score)
+            if log_metric is not None and value > 0:
+                log_metric("pear/below_wrong", float(reward < self.format_score))  # share of the correct ones
+            rewards.append(reward)
         return rewards
 
     def _reward(self, penalty: float) -> float:
@@ -132,8 +136,7 @@ class PEARReward:
         return float(self.floor) if self.floor is not None and reward < self.floor else reward
 
     def __repr__(self) -> str:
-        name = getattr(self.correctness, "__name__", type(self.correctness).__name__)
         return (
-            f"PEARReward({name}, alpha={self.alpha}, score={self.score}, format_score={self.format_score}, "
-            f"floor={self.floor})"
+            f"PEARReward({reward_name(self.correctness)}, alpha={self.alpha}, score={self.score}, "
+            f"format_score={self.format_score}, floor={self.floor})"
         )

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
-from entropy_rft.router.deadline import within
+from entropy_rft.router.deadline import timeout
 from entropy_rft.router.errors import RouterError, error_body
 from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
 from entropy_rft.router.generate import OWN_HEADERS, Generate
@@ -178,7 +178,8 @@ class RouterApp:
             missing.append("backends")
         if self.features is not None:
             try:
-                up = await within(_FEATURES_PATIENCE_S, self.features.ready())
+                async with timeout(_FEATURES_PATIENCE_S):
+                    up = await self.features.ready()
             except Exception:  # whatever it is, it is not ready
                 up = False
             self.metrics.feature_up.set(up)

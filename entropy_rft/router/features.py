@@ -11,10 +11,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
+from cachetools import LRUCache
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import Abandoned, FeatureError
-from entropy_rft.router.cache import LRUCache
 from entropy_rft.router.tokenizing import ChatTokenizer, Question
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class ProbedFeatures:
         self.knows_system_role = knows_system_role
         self.probe = probe
         self._tokenize = tokenize
+        if cache_size < 0:
+            raise UserValueError(f"cache_size must be at least 0, got {cache_size}")
         self._keys: LRUCache[bytes, bytes] = LRUCache(cache_size)
         self._probabilities: LRUCache[bytes, Probabilities] = LRUCache(cache_size)
         self._flights: dict[bytes, _Flight] = {}
@@ -173,7 +175,7 @@ class ProbedFeatures:
             key = blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
         except (TypeError, OverflowError) as error:
             raise FeatureError("the prompt holds something else than tokens") from error
-        self._keys.put(name, key)
+        _remember(self._keys, name, key)
         found = self._probabilities.get(key)
         if found is not None:
             self.hits += 1
@@ -233,8 +235,13 @@ class ProbedFeatures:
         except Exception as error:
             raise FeatureError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         found = (easy, normal, hard)
-        self._probabilities.put(key, found)
+        _remember(self._probabilities, key, found)
         return found
+
+
+def _remember(cache: LRUCache[bytes, Any], key: bytes, value: Any) -> None:
+    if cache.maxsize:  # one of size 0 refuses every value
+        cache[key] = value
 
 
 def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSource:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from entropy_rft.router.deadline import within
+from entropy_rft.router.deadline import timeout
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
 from entropy_rft.router.metrics import Metrics
@@ -166,7 +166,8 @@ class Generate:
         if len(self.exchanges) > limits.max_requests:
             raise RouterError(503, "the router is busy: try again later", "router_busy", retry_after=1)
         try:
-            raw = await within(limits.body_timeout_s, read_body(headers, receive, limits))
+            async with timeout(limits.body_timeout_s):
+                raw = await read_body(headers, receive, limits)
         except asyncio.TimeoutError:
             raise RouterError(408, f"the body took longer than {limits.body_timeout_s:g} s", "body_too_slow") from None
         start = perf_counter()
@@ -249,7 +250,8 @@ class Generate:
             return
         self._lingering += 1
         try:
-            await within(_LINGER_S, _drain(receive))
+            async with timeout(_LINGER_S):
+                await _drain(receive)
         except asyncio.TimeoutError:
             exchange.abort()
             return

@@ -135,7 +135,7 @@ class LocalStates:
         """In the worker: states of a batch, in its order; for a state that is not finite an error."""
         order = sorted(range(len(batch)), key=lambda index: len(batch[index]))
         results: list[Any] = [None] * len(batch)
-        for chunk in _chunks(order, batch):
+        for chunk in forward_batches(order, batch):
             for index, state in zip(chunk, self._states([batch[index] for index in chunk]), strict=True):
                 finite = bool(state.isfinite().all())
                 results[index] = state.numpy() if finite else FeatureError("the model's hidden state is not finite")
@@ -162,7 +162,7 @@ class LocalStates:
             return hidden[torch.arange(len(rows)), lengths - 1].float().cpu()
 
 
-def _chunks(order: list[int], batch: list[list[int]]) -> list[list[int]]:
+def forward_batches(order: list[int], batch: list[list[int]]) -> list[list[int]]:
     """Rows of like length, so that little of a forward is padding."""
     chunks: list[list[int]] = []
     for index in order:

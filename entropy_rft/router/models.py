@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from entropy_rft.router.deadline import within
+from entropy_rft.router.deadline import timeout
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.generate import Exchange
 from entropy_rft.router.guard import CONNECTION
@@ -52,7 +52,8 @@ class ForwardedModels(Response):
     async def _answer(self, exchange: Exchange) -> None:
         relay = exchange.relay
         try:
-            await within(self._timeout_s, self._pass_on(exchange))
+            async with timeout(self._timeout_s):
+                await self._pass_on(exchange)
         except asyncio.TimeoutError:
             if relay.started:
                 raise Truncated from None

@@ -139,11 +139,11 @@ class Pool:
             while len(body) < _MODELS_LIMIT and (piece := await response.content.readany()):
                 body += piece
         if path == "/v1/models":
-            backend.max_model_len = _model_len(body, self.settings.served_model_name)
+            backend.max_model_len = context_length(body, self.settings.served_model_name)
         return body
 
 
-def _model_len(models: bytes, name: str | None) -> int | None:
+def context_length(models: bytes, name: str | None) -> int | None:
     """The `max_model_len` that vLLM adds to /v1/models: of the model `name`, or of the first that has one."""
     try:
         listed: Any = orjson.loads(models)["data"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy, instructed
 from entropy_rft.router import policy
-from entropy_rft.router.deadline import within
+from entropy_rft.router.deadline import timeout
 from entropy_rft.router.features import FeatureError, FeatureSource, Question
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
@@ -77,7 +77,8 @@ class Routing:
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         start = perf_counter()
         try:
-            proba = await within(self._deadline_s, features.proba(question(body, endpoint)))
+            async with timeout(self._deadline_s):
+                proba = await features.proba(question(body, endpoint))
         except asyncio.TimeoutError:
             return self._unknown("feature_timeout", f"no answer within {1000 * self._deadline_s:g} ms")
         except FeatureError as error:

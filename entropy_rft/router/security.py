@@ -105,14 +105,14 @@ def parse(body: bytes, max_depth: int) -> Any:
         RouterError: it is no JSON, no UTF-8, nested deeper than `max_depth`, or of too many parts.
     """
     if body.count(b"[") + body.count(b"{") > max_depth:  # few brackets cannot nest deep, which settles most bodies
-        _check_shape(body, max_depth)
+        check_shape(body, max_depth)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RouterError(400, f"the body is no valid JSON: {error}", "invalid_json") from None
 
 
-def _check_shape(body: bytes, max_depth: int) -> None:
+def check_shape(body: bytes, max_depth: int) -> None:
     """Refuse what would take far more memory or time as a value than as text; before it is parsed, so in linear steps.
 
     What is no valid JSON may pass, or be refused for this: either way it is not parsed.

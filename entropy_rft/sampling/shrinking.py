@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 SLICE_TOKENS = 16  # between two looks at who has ended: a look costs about as much as one token
+
+
+@contextmanager
+def shrinking_generation(model: Any) -> Iterator[None]:
+    """Inside, the model's `generate` is :func:`generate_shrinking`."""
+    model.generate = partial(generate_shrinking, model)  # the instance's own name is found before the class's
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 def generate_shrinking(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from entropy_rft.errors import UserValueError
-from entropy_rft.rewards.fitting import THINKING_OPENED, fitted, parameters_of
+from entropy_rft.rewards.fitting import fitted
+from entropy_rft.rewards.parameters import THINKING_OPENED, parameters_of
+from entropy_rft.rewards.values import reward_name, scored
 from entropy_rft.sampling.completion import Completion
 from entropy_rft.sampling.marker import ThinkEndMarker
 
@@ -23,13 +24,14 @@ def verdicts(
     whatever counts right answers, and its question too where that leaves none, while its length and its entropy count
     like any other's. `right_and_scored` is that rule.
 
-    Right is a reward above 0; TRL too reads NaN as "no reward". The reward is called once, as TRL calls it, with
-    ``prompts``, ``completions``, ``completion_ids`` and the row's other columns repeated per completion. With `marker`
-    it reads what :meth:`ThinkEndMarker.reward_text` gives, and TRL's own look for that marker; without one they look
-    for ``</think>`` in the text as it is.
+    Right is a reward above 0; what is None, NaN or infinite says nothing, as in training
+    (:mod:`entropy_rft.rewards.values`). The reward is called once, as TRL calls it, with ``prompts``, ``completions``,
+    ``completion_ids`` and the row's other columns repeated per completion. With `marker` it reads what
+    :meth:`ThinkEndMarker.reward_text` gives, and TRL's own look for that marker; without one they look for
+    ``</think>`` in the text as it is.
 
     Raises:
-        ValueError: the reward gave another number of values.
+        ValueError: the reward returned something other than one number or None for each completion.
     """
     pairs = [(row, completion) for row, group in zip(rows, groups, strict=True) for completion in group]
     if not pairs:
@@ -42,7 +44,7 @@ def verdicts(
     reward = fitted(reward, "</think>" if marker is None else marker.text)
     if marker is not None and THINKING_OPENED in parameters_of(reward):
         extra = {THINKING_OPENED: [marker.opened(completion.prompt_ids) for _, completion in pairs]}
-    values = reward(
+    returned = reward(
         prompts=[row["prompt"] for row, _ in pairs],
         # As in TRL: a conversation is answered by a conversation, plain text by plain text.
         completions=[
@@ -53,10 +55,8 @@ def verdicts(
         **{key: [row[key] for row, _ in pairs] for key in rows[0] if key not in own},
         **extra,
     )
-    if len(values) != len(pairs):
-        name = getattr(reward, "__name__", type(reward).__name__)
-        raise UserValueError(f"the reward {name} gave {len(values)} values for {len(pairs)} completions")
-    flat = iter([None if value is None or value != value else bool(value > 0) for value in values])
+    values = scored(returned, reward_name(reward), len(pairs))
+    flat = iter([None if value is None else value > 0 for value in values])
     return [[next(flat) for _ in group] for group in groups]
 
 

@@ -11,7 +11,7 @@ from entropy_rft.rewards.checking import CHECKER, EXPONENT
 from entropy_rft.tasks.rows import Row, shown
 
 # What the reward reads right, as the tests show: integers, decimals as far as it compares them, fractions, percentages.
-_SURE = re.compile(
+SURE = re.compile(
     r"-?(0|[1-9]\d{0,14})|-?\d{0,15}\.\d{1,5}|\$-?\d{1,15}\\%\$"
     r"|\$-?(\\[dt]?frac\{\d{1,15}\}\{[1-9]\d{0,14}\}|\d{1,15}/[1-9]\d{0,14})\$"
 )
@@ -25,7 +25,7 @@ _NO_VALUE = re.compile(
 
 def check_golds(rows: Sequence[Row], fields: Sequence[str], golds: Sequence[str]) -> None:
     """Raise the row's error where its normalised gold answer, of the field of that name, cannot be used."""
-    unsure = {gold for gold in golds if not _SURE.fullmatch(gold)}
+    unsure = {gold for gold in golds if not SURE.fullmatch(gold)}
     started, told = time.monotonic(), False
     problems: dict[str, str | None] = {}
     for row, field, gold in zip(rows, fields, golds, strict=True):

@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Any
 
 from entropy_rft.errors import UserValueError
+from entropy_rft.rewards.parameters import FROM_THE_TRAINER
 from entropy_rft.tasks.gold_check import check_golds
 from entropy_rft.tasks.math_task import BOXED, math_task
 from entropy_rft.tasks.rows import Row, read_jsonl
@@ -20,13 +21,6 @@ _KINDS = {
     dict: "an object",
     type(None): None,
 }
-
-
-# Every other column reaches the reward functions as a keyword argument, beside these.
-_REWARD_ARGUMENTS = frozenset(
-    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-    | {"phase_entropies", "token_entropies"}
-)
 
 
 def load(
@@ -59,7 +53,7 @@ def _columns(rows: list[Row], leave_out: tuple[str, str]) -> dict[str, list[Any]
     kinds: dict[str, str | None] = {}
     for row in rows:
         for column, value in row.fields.items():
-            if column in _REWARD_ARGUMENTS:
+            if column in FROM_THE_TRAINER:
                 raise row.error(
                     f"field {column!r} would hide what the trainer passes to rewards under that name: rename it"
                 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from entropy_rft.errors import UserTypeError, UserValueError
+from entropy_rft.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +89,7 @@ def load_task(
         TypeError: an argument of the wrong type.
     """
     if name not in _TASKS:
-        raise UserValueError(f"unknown task {name!r}{_nearest(name, TASK_NAMES)}; known tasks: {', '.join(TASK_NAMES)}")
+        raise UserValueError(f"unknown task {name!r}{did_you_mean(name, TASK_NAMES)} (known: {', '.join(TASK_NAMES)})")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
         raise UserTypeError(f"limit must be an integer or None, not {limit!r}")
     if limit is not None and limit < 1:
@@ -105,7 +105,7 @@ def load_task(
     for option in options:
         if option not in known and not open_ended:
             raise UserValueError(
-                f"task {name!r} has no option {option!r}{_nearest(option, known)}; its options: {', '.join(known)}"
+                f"task {name!r} has no option {option!r}{did_you_mean(option, known)} (it has: {', '.join(known)})"
             )
     for option, kinds, expected in _TYPES:
         if option in options and not isinstance(options[option], kinds):
@@ -136,11 +136,6 @@ def chat_prompt(question: str, instruction: str | None, answer_format: str | Non
     content = f"{question}\n\n{answer_format}" if answer_format else question
     system = [{"role": "system", "content": instruction}] if instruction else []
     return [*system, {"role": "user", "content": content}]
-
-
-def _nearest(name: object, known: tuple[str, ...] | list[str]) -> str:
-    close = get_close_matches(str(name), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def level_of(row: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entropy_rft.rewards.checking import after_thinking
-from entropy_rft.rewards.fitting import content_of
+from entropy_rft.rewards.text import content_of
 from entropy_rft.rewards.timed import Budget, TimedProcess
 from entropy_rft.tasks.generators import from_text
 

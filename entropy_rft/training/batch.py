@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from entropy_rft.entropy import EntropyClip, TokenStatistics, predicted_entropy_change
-from entropy_rft.entropy.clipping import per_token
+from entropy_rft.entropy import Rule, TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy.rules.whole_batch import per_token
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class BatchDecision:
 
 @torch.no_grad()
 def decide(
-    clip: EntropyClip | None,
+    rule: Rule | None,
     batches: Sequence[MicroBatch],
     group: dist.ProcessGroup | None,
     apply: bool = True,
 ) -> BatchDecision:
-    """Apply `clip` to the valid tokens of all `batches` and of the other processes of `group` at once.
+    """Apply `rule` to the valid tokens of all `batches` and of the other processes of `group` at once.
 
     Micro-batches may differ in length: only their valid tokens are joined. With ``apply=False`` (evaluation) the
     metrics say what the rule would drop, and ``entropy/predicted_change`` is that of the batch as it is.
@@ -57,10 +58,12 @@ def decide(
     ones = torch.ones_like(advantages)
     metrics: dict[str, float] = {}
     keep = torch.ones_like(advantages, dtype=torch.bool)
-    if clip is not None:
-        decision = clip.decide(statistics, advantages, ones, group)
+    if rule is not None:
+        if not apply:  # a rule that learns from batch to batch learns nothing from an evaluation
+            rule = copy.deepcopy(rule)
+        decision = rule.decide(statistics, advantages, ones, group)
         keep = decision.keep
-        metrics["entropy_clip/sigma"] = decision.sigma.item()
+        metrics |= {f"entropy_clip/{name}": value.item() for name, value in decision.metrics.items()}
     effective = torch.where(keep, advantages, 0.0) if apply else advantages
     change = predicted_entropy_change(statistics, effective, ones)
     dropped = ~keep
@@ -76,7 +79,7 @@ def decide(
     tokens, change_sum, *drops = _total(sums, group)
     if tokens > 0:
         metrics["entropy/predicted_change"] = change_sum / tokens
-        if clip is not None:
+        if rule is not None:
             names = ("dropped", "dropped_negative", "dropped_positive")
             metrics |= {f"entropy_clip/{name}": drop / tokens for name, drop in zip(names, drops, strict=True)}
     return BatchDecision(_split_back(keep[0], batches), metrics)

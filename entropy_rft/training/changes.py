@@ -12,6 +12,7 @@ from typing import Any
 from trl import ModelConfig
 
 from entropy_rft.models.sources import model_place
+from entropy_rft.rewards.entries import compared
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.recipe import SECRETS, TaskArguments
 
@@ -30,6 +31,7 @@ _FREE: dict[str, str] = {
         "num_completions_to_print report_to disable_tqdm include_num_input_tokens_seen include_for_metrics debug "
         "skip_memory_metrics entropy_metrics entropy_audit_steps"
     ),
+    "what is watched, and what ends the run early": "doctor doctor_stop",
     "evaluation beside the training": (
         "do_eval eval_strategy eval_steps eval_delay eval_on_start eval_split eval_limit per_device_eval_batch_size "
         "num_generations_eval eval_accumulation_steps eval_use_gather_object eval_do_concat_batches batch_eval_metrics "
@@ -124,7 +126,9 @@ def _value(name: str, recipe: Mapping[str, Any], field: Any) -> Any:
         value = model_place(value or "tiny_reasoner")
     elif name == "task_path" and value is not None:
         value = str(Path(value).expanduser().absolute())
-    elif name in ("rewards", "reward_weights") and value is not None and not isinstance(value, list | tuple):
+    elif name == "rewards":
+        value = compared(value)
+    elif name == "reward_weights" and value is not None and not isinstance(value, list | tuple):
         value = [value]
     return list(value) if isinstance(value, tuple) else value
 

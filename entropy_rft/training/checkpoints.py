@@ -20,11 +20,14 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.atomic import is_temporary, write_text
 from entropy_rft.errors import UserValueError
-from entropy_rft.training.run_directory import MARKER, RUN, unused
+from entropy_rft.files import json_text
+from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER, RUN
+from entropy_rft.training.run_directory import unused
 
 STATE = "trainer_state.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(CHECKPOINT + r"(\d+)")
 # Neither the trainer nor its rotation takes these for checkpoints.
 _INCOMPLETE, _SUPERSEDED = "incomplete-", "superseded-"
 
@@ -71,7 +74,7 @@ def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
             raise UserValueError(f"resume_from_checkpoint is true, but {output_dir!r} holds no {kind}{incomplete}")
         return None if last is None else _with_optimizer(last)
     checkpoint = Path(requested).expanduser()
-    files = (checkpoint / STATE, checkpoint / MARKER)
+    files = (checkpoint / STATE, checkpoint / CHECKPOINT_MARKER)
     if not (any(file.is_file() for file in files) or (checkpoint.is_dir() and _NAME.fullmatch(checkpoint.name))):
         raise UserValueError(f"resume_from_checkpoint {requested!r} is not a checkpoint directory")
     reason = flaw(checkpoint)
@@ -94,11 +97,14 @@ def _with_optimizer(checkpoint: Path) -> Path:
 def mark_complete(checkpoint: Path) -> None:
     """Write the marker: the last thing that happens to a checkpoint, after everything in it has reached the disk."""
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    sizes = {name: _flush(path) for name, path in files.items() if not path.name.startswith(MARKER)}
-    temporary = checkpoint / f"{MARKER}.{os.getpid()}.tmp"  # with save_on_each_node several processes may mark it
-    temporary.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(checkpoint / MARKER)
+    # With save_on_each_node several processes may mark it at the same time.
+    others = {
+        name: path
+        for name, path in files.items()
+        if path.name != CHECKPOINT_MARKER and not is_temporary(path, of=CHECKPOINT_MARKER)
+    }
+    sizes = {name: _flush(path) for name, path in others.items()}
+    write_text(checkpoint / CHECKPOINT_MARKER, json_text({"files": sizes}, indent=1) + "\n", sync=True)
 
 
 def flaw(checkpoint: Path) -> str | None:
@@ -108,13 +114,15 @@ def flaw(checkpoint: Path) -> str | None:
     ``run.json`` beside it promises one. It is then judged by its files: the trainer's state must parse, safetensors
     files must be as long as their headers say, torch's files must be whole zip archives, and there must be weights.
     """
-    marker = checkpoint / MARKER
+    marker = checkpoint / CHECKPOINT_MARKER
     if not marker.is_file():
-        promised = _json(checkpoint.parent / RUN).get("checkpoint_marker") == MARKER
-        return f"{MARKER}, which is written last, is missing" if promised else _flaw_without_marker(checkpoint)
+        promised = _json(checkpoint.parent / RUN).get("checkpoint_marker") == CHECKPOINT_MARKER
+        return (
+            f"{CHECKPOINT_MARKER}, which is written last, is missing" if promised else _flaw_without_marker(checkpoint)
+        )
     sizes = _json(marker).get("files")
     if not isinstance(sizes, dict):
-        return f"{MARKER} cannot be read"
+        return f"{CHECKPOINT_MARKER} cannot be read"
     for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
@@ -135,7 +143,7 @@ def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
     for path in checkpoints(output_dir):
         reason = flaw(path)
         if reason is None and step_of(path) <= step:
-            if not (path / MARKER).is_file():
+            if not (path / CHECKPOINT_MARKER).is_file():
                 mark_complete(path)  # the new run.json promises markers
             continue
         target = path.with_name((_SUPERSEDED if reason is None else _INCOMPLETE) + path.name)
@@ -169,7 +177,7 @@ class CheckpointKeeper(TrainerCallback):
             return
         assert args.output_dir is not None
         directory = Path(args.output_dir)
-        checkpoint = directory / f"checkpoint-{state.global_step}"
+        checkpoint = directory / f"{CHECKPOINT}{state.global_step}"
         if args.world_size > 1 and not (args.save_only_model or args.save_on_each_node):
             found = len(list(checkpoint.glob("rng_state_*.pth")))
             if found < args.world_size:
@@ -178,7 +186,7 @@ class CheckpointKeeper(TrainerCallback):
                     "that all machines share"
                 )
         mark_complete(checkpoint)
-        for path in directory.glob(f"{_INCOMPLETE}checkpoint-*"):
+        for path in directory.glob(f"{_INCOMPLETE}{CHECKPOINT}*"):
             shutil.rmtree(path, ignore_errors=True)
         self._rotate(directory, state.best_model_checkpoint)
 
@@ -189,7 +197,9 @@ class CheckpointKeeper(TrainerCallback):
         protected = {kept[-1].name} | ({Path(best).name} if best else set())
         excess = len(kept) - max(self.limit, len(protected))
         for path in [path for path in kept if path.name not in protected][: max(excess, 0)]:
-            (path / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted one is not taken for complete
+            (path / CHECKPOINT_MARKER).unlink(
+                missing_ok=True
+            )  # first, so that a half-deleted one is not taken for complete
             shutil.rmtree(path, ignore_errors=True)
 
 

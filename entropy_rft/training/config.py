@@ -7,25 +7,58 @@ import copy
 import functools
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 from trl import GRPOConfig
 
-from entropy_rft.entropy import EntropyClip
-from entropy_rft.entropy.clipping import ADVANTAGES, RULES
+from entropy_rft.entropy.rules import RULES, Rule
 from entropy_rft.errors import UserTypeError, UserValueError, user_mistake, users
 from entropy_rft.suggestions import did_you_mean
 
-_PRESETS = {"clip_b": EntropyClip.clip_b(), "clip_v": EntropyClip.clip_v()}
+NO_RULE = "none"
+_PREFIX = "entropy_clip_"
+
+
+def _rule_fields() -> type:
+    """A dataclass with `entropy_clip` and every field of every rule as ``entropy_clip_FIELD``, in the rules' order."""
+    summaries = "; ".join(f"{name!r}: {_summary(rule)}" for name, rule in RULES.items())
+    about = f"Which tokens leave the policy gradient. {summaries}; {NO_RULE!r}: none, then this is TRL's GRPO."
+    made: dict[str, tuple[str, Any, Any]] = {
+        "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
+    }
+    for each in _options().values():
+        words = each.metadata["text"] or each.metadata["choices"] is not None
+        text = f"{each.metadata['help']} Of {', '.join(_having(each.name))}. None: the rule's preset."
+        name = _PREFIX + each.name
+        made[name] = (name, str | None if words else float | None, field(default=None, metadata={"help": text}))
+    return make_dataclass("RuleFields", made.values(), namespace={"__module__": __name__})
+
+
+def _options() -> dict[str, Any]:
+    """Each field that a rule has, by its name; rules with a field of the same name mean the same by it."""
+    return {each.name: each for rule in RULES.values() for each in fields(rule)}  # type: ignore[arg-type]
+
+
+def _having(option: str) -> list[str]:
+    return [name for name, rule in RULES.items() if option in rule.__dataclass_fields__]  # type: ignore[attr-defined]
+
+
+def _summary(rule: type[Rule]) -> str:
+    """The first line of its docstring, without its own name before and the full stop after it."""
+    return (rule.__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+RuleFields: Any = _rule_fields()
 
 
 @dataclass
-class EntropyGRPOConfig(GRPOConfig):
-    """:class:`trl.GRPOConfig` plus entropy-discriminator clipping and phase entropies.
+class EntropyGRPOConfig(RuleFields, GRPOConfig):
+    """:class:`trl.GRPOConfig` plus a rule that drops tokens by their entropy, and phase entropies.
 
-    The rules are those of arXiv 2602.03392; see :class:`~entropy_rft.entropy.EntropyClip`. Every field of
-    :class:`trl.GRPOConfig` keeps its name, default and meaning.
+    `entropy_clip` names the rule, "none" or one of :data:`~entropy_rft.entropy.RULES` ("clip_b" is the default). Each
+    field of a rule is here with ``entropy_clip_`` before its name, such as `entropy_clip_mu_low`; None is the rule's
+    preset. Every field of :class:`trl.GRPOConfig` keeps its name, default and meaning.
 
     A dropped token's advantage becomes 0: it leaves the policy gradient, and stays in the denominator of the loss. (The
     authors' released code shrinks the loss mask and with it a token-mean denominator, so that dropping tokens also
@@ -49,26 +82,6 @@ class EntropyGRPOConfig(GRPOConfig):
     no weight measures a change of exactly 0.
     """
 
-    entropy_clip: str = field(
-        default="clip_b",
-        metadata={"help": "Which tokens leave the policy gradient: 'clip_b', 'clip_v', or 'none' (then TRL's GRPO)."},
-    )
-    entropy_clip_mu_low: float | None = field(
-        default=None,
-        metadata={"help": "Tokens below -mu_low sigma are dropped. None: the rule's preset; inf leaves the side open."},
-    )
-    entropy_clip_mu_high: float | None = field(
-        default=None,
-        metadata={"help": "Tokens above mu_high sigma are dropped. None: the rule's preset, which leaves it open."},
-    )
-    entropy_clip_advantages: str | None = field(
-        default=None,
-        metadata={"help": "Tokens the rule may drop: 'negative', 'positive' or 'all'. None: the rule's preset."},
-    )
-    entropy_clip_max_fraction: float | None = field(
-        default=None,
-        metadata={"help": "At most this share of a batch's tokens is dropped; 1 is no limit. None: the rule's preset."},
-    )
     think_end_token: str = field(
         default="</think>",
         metadata={"help": "Text that ends the thinking and starts the answer; may be several tokens."},
@@ -119,27 +132,31 @@ class EntropyGRPOConfig(GRPOConfig):
         with users(ValueError, TypeError):  # TRL's and transformers' own checks of the fields
             super().__post_init__()
 
-    def build_entropy_clip(self) -> EntropyClip | None:
+    def build_entropy_clip(self) -> Rule | None:
         """The rule that the fields describe, or None for ``entropy_clip="none"``.
 
         Raises:
             ValueError, TypeError: naming the field, its value, and the nearest known name.
         """
-        _check_choice("entropy_clip", self.entropy_clip, ("none", *RULES))
-        if self.entropy_clip_advantages is not None:
-            _check_choice("entropy_clip_advantages", self.entropy_clip_advantages, ADVANTAGES)
-        overrides: dict[str, Any] = {
-            name: value
-            for name in ("mu_low", "mu_high", "advantages", "max_fraction")
-            if (value := getattr(self, f"entropy_clip_{name}")) is not None
-        }
-        preset = _PRESETS.get(self.entropy_clip, _PRESETS["clip_b"])
+        chosen: str = self.entropy_clip
+        _check_choice("entropy_clip", chosen, (NO_RULE, *RULES))
+        given = {name: value for name in _options() if (value := getattr(self, _PREFIX + name)) is not None}
+        for name, value in given.items():
+            if choices := _options()[name].metadata["choices"]:
+                _check_choice(_PREFIX + name, value, choices)
+            if chosen not in (NO_RULE, *_having(name)):
+                known = [_PREFIX + each.name for each in fields(RULES[chosen])]  # type: ignore[arg-type]
+                reason = f"is set to {value!r}, but {chosen} has no such field"
+                raise UserValueError(f"{_PREFIX}{name} {reason}: it has {', '.join(known)}")
         try:
-            rule = replace(preset, **overrides)
+            if chosen != NO_RULE:
+                return RULES[chosen](**given)
+            for name, value in given.items():  # not used, but a mistake in them is one all the same
+                RULES[_having(name)[0]](**{name: value})
         except (ValueError, TypeError) as error:
-            # EntropyClip names its own argument; a recipe knows it under this prefix.
-            raise user_mistake(error, "entropy_clip_") from None
-        return None if self.entropy_clip == "none" else rule
+            # A rule names its own field; a recipe knows it under this prefix.
+            raise user_mistake(error, _PREFIX) from None
+        return None
 
     @classmethod
     def from_grpo(cls, config: GRPOConfig) -> EntropyGRPOConfig:

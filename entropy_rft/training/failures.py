@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.rewards.values import WrongReward
+from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER
 from entropy_rft.signals import sigterm_raises
 from entropy_rft.training.checkpoints import last_complete
-from entropy_rft.training.reward_values import WrongReward
-from entropy_rft.training.run_directory import MARKER
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PEER_LOST = re.compile(
@@ -128,8 +128,8 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
             f"another process of this run died; rank {dist.get_rank()} noticed in step {step} "
             f"({text.splitlines()[0][:160]}) {_where_to_go_on(output_dir)}"
         )
-    checkpoint = output_dir / f"checkpoint-{trainer.state.global_step}"
-    if checkpoint.is_dir() and not (checkpoint / MARKER).is_file():  # what others left was put aside before
+    checkpoint = output_dir / f"{CHECKPOINT}{trainer.state.global_step}"
+    if checkpoint.is_dir() and not (checkpoint / CHECKPOINT_MARKER).is_file():  # what others left was put aside before
         reason = _storage_reason(error, output_dir) or f"{type(error).__name__}: {text}"
         if trainer.args.should_save:
             shutil.rmtree(checkpoint, ignore_errors=True)  # useless, and on a full disk in the way

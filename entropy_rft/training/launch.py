@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.suggestions import did_you_mean
+from entropy_rft.training.build_locks import left_locks, message
 
 ACCELERATE_CONFIG = "--accelerate_config"
 USER_MISTAKE = 2
@@ -87,7 +88,7 @@ class Launch:
         command = ["--config_file", str(self.config), *self.launcher, "-m", "entropy_rft", "train", *self.training]
         args = _launcher_parser().parse_args(command)
         self._check(args)
-        # What they report of a failed process is said by its own output and by `_exit_code`.
+        # What they report of a failed process is said by its own output and by `exit_code`.
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("torch.distributed.elastic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,7 +96,7 @@ class Launch:
         try:
             launch_command(args)
         except ChildFailedError as error:
-            return _exit_code(error)
+            return exit_code(error)
         except SignalException as error:
             return 128 + int(error.sigval)
         except subprocess.CalledProcessError as error:  # its text is the whole command line, secrets included
@@ -160,6 +161,18 @@ def check_engine() -> None:
         )
 
 
+def warn_of_left_builds(deepspeed: object) -> None:
+    """Say in one line, once for all processes of a machine, what would make a launch with DeepSpeed wait for ever.
+
+    Args:
+        deepspeed: the field of that name; accelerate's own setting counts too.
+    """
+    if not (deepspeed or _set("ACCELERATE_USE_DEEPSPEED")) or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if locks := left_locks():
+        print(f"entropy-rft: warning: {message(locks)}", file=sys.stderr, flush=True)
+
+
 def join_deepspeed(training: TrainingArguments) -> None:
     """Tell DeepSpeed of the process group that accelerate has made on a CPU.
 
@@ -201,8 +214,8 @@ def _roots() -> list[Path]:
 
 
 def _find_config(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
+    if name and (file := Path(name).expanduser()).is_file():
+        return file
     shipped = {file.stem: file for root in _roots() for file in sorted((root / "accelerate").glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
@@ -227,7 +240,7 @@ def _next(words: Iterator[str]) -> list[str]:
     return [] if word is None else [word]
 
 
-def _exit_code(error: Any) -> int:
+def exit_code(error: Any) -> int:
     """Of a torch ChildFailedError; says what happened in one line."""
     for failure in error.failures.values():
         if failure.exitcode == USER_MISTAKE and (message := _left_message(failure)):

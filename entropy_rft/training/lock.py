@@ -102,7 +102,7 @@ class DirectoryLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """In a forked child, which must not keep the lock longer than its parent does."""
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -138,7 +138,7 @@ _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 def _forget_all() -> None:
     for lock in _held:
-        lock._forget()
+        lock.forget()
 
 
 os.register_at_fork(after_in_child=_forget_all)

@@ -9,17 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from trl import ModelConfig, TrlParser
 
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.files import read_yaml, switched_off_or_on
+from entropy_rft.rewards.catalogue import TASK, reward_names
+from entropy_rft.rewards.entries import entries
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks import TASK_NAMES
 from entropy_rft.training.config import EntropyGRPOConfig
-from entropy_rft.training.launch import ACCELERATE_CONFIG, check_engine, find_recipe, join_deepspeed
+from entropy_rft.training.doctor import DoctorArguments
+from entropy_rft.training.launch import (
+    ACCELERATE_CONFIG,
+    check_engine,
+    find_recipe,
+    join_deepspeed,
+    warn_of_left_builds,
+)
 
 # Fields that a flag gives one word, and a recipe may give several.
 _ALSO_LISTS = frozenset({"report_to", "optim_target_modules"})
@@ -45,11 +54,19 @@ class TaskArguments:
         default=None, metadata={"help": "The task's split to evaluate on during training (see eval_strategy)."}
     )
     eval_limit: int | None = field(default=None, metadata={"help": "At most this many questions of eval_split."})
+    # For argparse a list of texts; an entry with arguments becomes a mapping, see `RewardEntry.plain`.
     rewards: list[str] = field(
-        default_factory=lambda: ["task"],
-        metadata={"help": "task, pear, accuracy, reasoning_accuracy, think_format, or module:function of your own."},
+        default_factory=lambda: [TASK],
+        metadata={
+            "help": f"{', '.join(reward_names())}, or module:function of your own; with arguments "
+            "{name: NAME, argument: value} or {path: module:function, argument: value} (on the command line as one "
+            "word, YAML or JSON)."
+        },
     )
-    pear_alpha: float = field(default=1.0, metadata={"help": "PEAR: weight of the answer's entropy."})
+    pear_alpha: float = field(
+        default=1.0,
+        metadata={"help": "PEAR: weight of the answer's entropy. An entry {name: pear, alpha: ...} wins over it."},
+    )
     pear_score: float = field(default=1.0, metadata={"help": "PEAR: reward of a correct answer without penalty."})
     pear_format_score: float = field(default=0.0, metadata={"help": "PEAR: reward of an answer that is not correct."})
     pear_floor: float | None = field(
@@ -57,6 +74,7 @@ class TaskArguments:
     )
 
     def __post_init__(self) -> None:
+        self.rewards = cast(list[str], [entry.plain() for entry in entries(self.rewards)])
         if isinstance(self.task_options, str):
             try:
                 self.task_options = json.loads(self.task_options)
@@ -69,7 +87,7 @@ class TaskArguments:
 
     @property
     def pear(self) -> dict[str, Any]:
-        """The arguments of :class:`~entropy_rft.PEARReward`."""
+        """What an argument of :class:`~entropy_rft.PEARReward` is where the reward's own entry does not say."""
         return {name: getattr(self, f"pear_{name}") for name in ("alpha", "score", "format_score", "floor")}
 
 
@@ -95,6 +113,7 @@ class Recipe:
     model: ModelConfig
     given: dict[str, Any]
     resume_with_changes: bool = False
+    doctor: DoctorArguments = field(default_factory=DoctorArguments)
 
     def resolved(self) -> dict[str, Any]:
         """The flat mapping that makes the same run again: what was given, and the run's own fields in full.
@@ -137,7 +156,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self) -> None:
         super().__init__(
-            [TaskArguments, EntropyGRPOConfig, ModelConfig, ResumeArguments],
+            [TaskArguments, EntropyGRPOConfig, ModelConfig, ResumeArguments, DoctorArguments],
             prog="entropy-rft train",
             allow_abbrev=False,
             epilog="--config RECIPE reads these fields from a file. --accelerate_config NAME_OR_FILE (ddp, zero2, "
@@ -153,10 +172,11 @@ class RecipeParser(TrlParser):
         flags, options, environment = self._read_all(argv)
         if environment:
             _set_environment(environment)
+        warn_of_left_builds(options.get("deepspeed") or any(word.startswith("--deepspeed") for word in flags))
         try:
             # TRL's and transformers' checks of the fields, and of the device that they ask for.
             with users(ValueError, OSError, ImportError, RuntimeError):
-                task, training, model, resume = self.parse_args_into_dataclasses(args=flags)
+                task, training, model, resume, doctor = self.parse_args_into_dataclasses(args=flags)
         except ValueError:
             check_engine()  # a batch too small for one process is no mistake when there should be several
             raise
@@ -165,10 +185,12 @@ class RecipeParser(TrlParser):
         flagged = {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
         flagged |= {name[3:] for name in flagged if name.startswith("no_")}  # --no_bf16 gives bf16
         given: dict[str, Any] = {}
-        for part in (task, training, model):
+        for part in (task, training, model, doctor):
             given |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in flagged}
             given |= {f.name: options[f.name] for f in fields(part) if f.name in options and f.name not in flagged}
-        return Recipe(task, training, model, given, resume.resume_with_changes)
+        if "rewards" in given:
+            given["rewards"] = task.rewards  # in one form, however it was written
+        return Recipe(task, training, model, given, resume.resume_with_changes, doctor)
 
     def check(self, argv: Sequence[str]) -> None:
         """Find the mistakes that show without setting up a device, before processes are started that would."""
@@ -265,10 +287,11 @@ class RecipeParser(TrlParser):
 
 def _recipe_file(path: str) -> Path:
     """The file of that name, or else the recipe that came with the package: ``tiny/clip_b.yaml``."""
-    if not Path(path).exists():
+    file = Path(path).expanduser()
+    if not file.exists():
         with contextlib.suppress(ValueError):
             return find_recipe(path.removeprefix("recipes/"))
-    return Path(path)
+    return file
 
 
 def _reason(error: Exception) -> str:

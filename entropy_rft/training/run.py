@@ -16,6 +16,8 @@ from trl import get_peft_config, get_quantization_config
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
+from entropy_rft.rewards.parameters import ENTROPIES, parameters_of
+from entropy_rft.run_files import METRICS, RECIPE
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
@@ -28,7 +30,7 @@ from entropy_rft.training.failures import FiniteWeights, NothingLeft, StepsLeft,
 from entropy_rft.training.launch import engine
 from entropy_rft.training.lock import DirectoryLock, in_use
 from entropy_rft.training.recipe import Recipe
-from entropy_rft.training.run_directory import METRICS, RECIPE, RunDirectory, RunRecorder
+from entropy_rft.training.run_directory import RunDirectory, RunRecorder
 from entropy_rft.training.trainer import EntropyGRPOTrainer
 
 
@@ -46,6 +48,7 @@ class TrainingRun:
 
     def __init__(self, recipe: Recipe, command: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> None:
         args = recipe.training
+        doctor = recipe.doctor.build(RunDirectory(args.output_dir))
         task = self._load_task(recipe, recipe.task.task_split, recipe.task.task_limit)
         evaluated = None
         if recipe.task.eval_split is not None:
@@ -78,7 +81,8 @@ class TrainingRun:
             tokenizer = AutoTokenizer.from_pretrained(
                 model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
             )
-        if "pear" in recipe.task.rewards and not ThinkEndMarker(tokenizer, args.think_end_token):
+        needs_entropies = any(ENTROPIES & parameters_of(reward) for reward in rewards)
+        if needs_entropies and not ThinkEndMarker(tokenizer, args.think_end_token):
             # The trainer checks it too, but only after minutes of loading weights.
             raise UserValueError(missing_marker(args.think_end_token, tokenizer))
         variables = args.chat_template_kwargs
@@ -115,6 +119,7 @@ class TrainingRun:
                     keeper,
                     SameOrder(),
                     FiniteWeights(),
+                    *([] if doctor is None else [doctor]),
                     *callbacks,
                     StepsLeft(),
                 ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -15,10 +16,10 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from entropy_rft.atomic import write_text
 from entropy_rft.files import json_text, read_yaml
+from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER, FINDINGS, METRICS, RECIPE, RUN, earlier_recipe_name
 
-RUN, RECIPE, METRICS = "run.json", "recipe.yaml", "metrics.jsonl"
-MARKER = "complete.json"  # the last file of each checkpoint, see checkpoints.py
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
@@ -27,6 +28,7 @@ class RunDirectory:
     """The files of one run.
 
     ``run.json`` describes it, ``recipe.yaml`` makes it again, ``metrics.jsonl`` has one line per log.
+    ``findings.jsonl`` has one line for each finding of the doctor.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,7 +38,7 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether something lies here that a run writes too, and a new one would overwrite or mix with."""
         names = (RUN, RECIPE, METRICS)
-        checkpoints = self.path.glob("checkpoint-*") if self.path.is_dir() else ()
+        checkpoints = self.path.glob(f"{CHECKPOINT}*") if self.path.is_dir() else ()
         return self.has_model or any((self.path / name).is_file() for name in names) or any(checkpoints)
 
     def recipe(self) -> dict[str, Any] | None:
@@ -83,9 +85,9 @@ class RunDirectory:
         if not (self.path / RECIPE).is_file():
             return None
         number = 1
-        while (kept := self.path / f"recipe-{number}.yaml").exists():
+        while (kept := self.path / earlier_recipe_name(number)).exists():
             number += 1
-        _replace(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
+        write_text(kept, (self.path / RECIPE).read_text(encoding="utf-8"))
         return kept.name
 
     def describe(
@@ -112,28 +114,26 @@ class RunDirectory:
             "engine": engine,
             "python": platform.python_version(),
             "versions": installed_versions(),
-            "checkpoint_marker": MARKER,
+            "checkpoint_marker": CHECKPOINT_MARKER,
             **further,
         }
-        _replace(self.path / RUN, json_text(description, indent=2) + "\n")
-        _replace(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
+        write_text(self.path / RUN, json_text(description, indent=2) + "\n")
+        write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
-    def keep_metrics_until(self, step: int) -> float:
-        """Drop the lines after `step`, and a half-written last one; returns the seconds the kept part took."""
-        file = self.path / METRICS
-        kept: list[str] = []
-        seconds = 0.0
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry["step"] <= step:
-                kept.append(json_text(entry) + "\n")  # earlier versions wrote NaN, which is no JSON
-                seconds = entry.get("time", seconds)
+    def keep_until(self, step: int) -> float:
+        """Drop metrics and findings after `step`, and half-written lines; returns the seconds of what is kept."""
+        kept = self._entries(METRICS, step)
         self.make()
-        _replace(file, "".join(kept))
-        return seconds
+        # (Earlier versions wrote NaN, which is no JSON.)
+        write_text(self.path / METRICS, "".join(json_text(entry) + "\n" for entry in kept))
+        if (self.path / FINDINGS).is_file():
+            findings = self._entries(FINDINGS, step)
+            write_text(self.path / FINDINGS, "".join(json_text(entry) + "\n" for entry in findings))
+        return next((entry["time"] for entry in reversed(kept) if "time" in entry), 0.0)
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What the doctor found in this run."""
+        return self._entries(FINDINGS)
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
         """Add one line, in one write; a value that is not finite is null.
@@ -141,12 +141,32 @@ class RunDirectory:
         Raises:
             OSError: naming the file.
         """
-        file = self.path / METRICS
+        self._append(METRICS, entry)
+
+    def append_finding(self, entry: Mapping[str, Any]) -> None:
+        """As `append_metrics`, of what the doctor found."""
+        self._append(FINDINGS, entry)
+
+    def _append(self, name: str, entry: Mapping[str, Any]) -> None:
+        file = self.path / name
         try:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json_text(entry) + "\n")
         except OSError as error:  # a write that fails names no file
             raise OSError(error.errno, error.strerror, str(file)) from error
+
+    def _entries(self, name: str, until: float = math.inf) -> list[dict[str, Any]]:
+        """The lines of a file up to a step, without those that are no JSON."""
+        file = self.path / name
+        entries: list[dict[str, Any]] = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry["step"] <= until:
+                entries.append(entry)
+        return entries
 
 
 class RunRecorder(TrainerCallback):
@@ -163,7 +183,7 @@ class RunRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._started = time.monotonic() - self.directory.keep_metrics_until(state.global_step)
+            self._started = time.monotonic() - self.directory.keep_until(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -212,10 +232,3 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _replace(path: Path, text: str) -> None:
-    # A crash leaves the old file or the new one, never half of it.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -7,7 +7,7 @@
 #       POOL_GPUS=2 POOL_MEMORY=0.9 recipes/router/vllm.sh --log_requests true
 #
 # Arguments go to `entropy-rft serve`. PROBE is made by `entropy-rft probe collect` and `probe train` from the same model
-# (README.md). It reads the states of the last layer: train it with what that server gives, so with the same --dtype.
+# (docs/difficulty.md). It reads the states of the last layer: train it with what that server gives, so with the same --dtype.
 # By default both servers share one GPU: the memory of it that each may take is below.
 set -euo pipefail
 

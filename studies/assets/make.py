@@ -7,7 +7,6 @@ measured on the test split and written beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import shlex
@@ -24,6 +23,8 @@ import torch
 from torch import Tensor
 
 from entropy_rft.assets import TINY_REASONER
+from entropy_rft.atomic import write_text
+from entropy_rft.files import json_text
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.tasks.arithmetic import LEVELS, draw
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
@@ -229,10 +230,10 @@ def make(output: Path, recipe: ModelSettings, questions: int = 600, command: str
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "provenance.json", json_text(provenance, indent=2) + "\n")
     for file in output.iterdir():
         file.chmod(0o644)  # safetensors writes its file for the owner alone
-    (output / "README.md").write_text(model_card(provenance), encoding="utf-8")
+    write_text(output / "README.md", model_card(provenance))
     return provenance
 
 
@@ -265,5 +266,5 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(given)
     recipe = ModelSettings(args.seed, args.drill_steps, args.steps, args.batch_size)
     provenance = make(args.output, recipe, args.questions, shlex.join(["scripts/make_tiny_reasoner", *given]))
-    print(json.dumps(provenance["measured"], indent=2))
+    print(json_text(provenance["measured"], indent=2))
     return 0

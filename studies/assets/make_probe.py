@@ -7,7 +7,6 @@ on the validation split. The test split is not touched.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.assets import TINY_PROBE
+from entropy_rft.atomic import write_text
+from entropy_rft.files import json_text
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, An
         },
         "versions": versions(),
     }
-    (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "provenance.json", json_text(provenance, indent=2) + "\n")
     return {"metrics": probe.metrics, **provenance}
 
 
@@ -148,6 +149,6 @@ def main(arguments: list[str] | None = None) -> int:
     output = values.pop("output")
     provenance = make(output, ModelSettings(**values), shlex.join(["scripts/make_tiny_probe", *given]))
     shown = ("labels", "test", "baselines", "mean_tokens", "mean_tokens_of")
-    print(json.dumps({name: provenance["metrics"][name] for name in shown}, indent=2))
+    print(json_text({name: provenance["metrics"][name] for name in shown}, indent=2))
     print(f"probe: {output}")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import replacing
 from entropy_rft.errors import UserValueError
 from entropy_rft.reporting import figures
 
@@ -57,6 +58,5 @@ def save(figure: Any, path: str | os.PathLike[str], legend_from: Sequence[Any] =
         for axes in figure.axes:  # on a page the grid has a colour of its own
             for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
                 line.set_color("#d5dae0")
-        partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp.png")
-        figure.savefig(partial, dpi=140, facecolor="white", metadata={"Software": None})
-        partial.replace(target)
+        with replacing(target) as temporary:
+            figure.savefig(temporary, format="png", dpi=140, facecolor="white", metadata={"Software": None})

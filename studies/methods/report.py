@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.atomic import write_text
 from entropy_rft.evaluation.plots import smoothed
 from entropy_rft.reporting import figures
 from entropy_rft.reporting.cells import MISSING, number
@@ -64,7 +65,7 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     }
     write_json(output / "claims.json", _without_nan(data))
     text = markdown(plan, groups, sweeps, search, claims)
-    (output / "claims.md").write_text(f"{text}\n{_machinery_line(about)}\n", encoding="utf-8")
+    write_text(output / "claims.md", f"{text}\n{_machinery_line(about)}\n")
     if groups:
         trained = {name: group for name, group in groups.items() if name != "start"}
         if trained:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
 
 SCHEMA = 1
@@ -48,15 +48,9 @@ class RunResult:
         return np.asarray(self.questions[name], dtype=np.float64)
 
     def save(self, path: Path) -> None:
-        """Write JSON, in one go: a reader never sees half of it."""
+        """Write JSON, in one step."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            text = json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(path, json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RunResult:
@@ -119,8 +113,6 @@ class Results:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """For people and programs; replaced in one go."""
+    """For people and programs; replaced in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

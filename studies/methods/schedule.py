@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from entropy_rft.errors import UserValueError
+from entropy_rft.run_files import METRICS
 from entropy_rft.sampling.progress import duration
 from studies.methods.plan import Plan, RunSpec
 from studies.methods.results import Results, write_json
@@ -41,7 +42,7 @@ class Worker:
     def steps_done(self) -> int:
         """Optimisation steps that were logged."""
         with suppress(OSError):
-            return sum(1 for _ in (self.directory / "metrics.jsonl").open("rb"))
+            return sum(1 for _ in (self.directory / METRICS).open("rb"))
         return 0
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from entropy_rft.errors import UserMistake
+from entropy_rft.run_files import CHECKPOINT, METRICS
 from studies.methods.plan import RunSpec
 from studies.methods.results import RunResult
 
@@ -61,8 +62,8 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     curves: dict[str, dict[str, list[float]]] = {}
     if spec.steps:
         train(spec, model, directory, device)
-        curves = read_curves(directory / "metrics.jsonl")
-        training_seconds = _seconds(directory / "metrics.jsonl")
+        curves = read_curves(directory / METRICS)
+        training_seconds = _seconds(directory / METRICS)
     trained = time.monotonic()
     asked = spec.measurement
     task_name, options = spec.fields.get("task", "arithmetic"), dict(spec.fields.get("task_options") or {})
@@ -135,9 +136,9 @@ def _seconds(metrics: Path) -> float:
 
 def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
-    from entropy_rft.evaluation.evaluate import describe_completions
-    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
+    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
+    from entropy_rft.sampling.records import record_completions
     from entropy_rft.tasks import task_rows
 
     asked = spec.measurement
@@ -152,16 +153,19 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
         progress=False,
     )
     marker = ThinkEndMarker(tokenizer, "</think>")
-    correct = [verdict for group in verdicts(task.reward_funcs[0], rows, groups, marker) for verdict in group]
+    right = verdicts(task.reward_funcs[0], rows, groups, marker)
     flat = [completion for group in groups for completion in group]
-    described = describe_completions(model, flat, correct, marker, max(1, asked.batch_size // 4), False)
-    columns: dict[str, list[Any]] = {"difficulty": [row.get("difficulty", 0) for row in rows]}
+    records = record_completions(model, flat, marker, max(1, asked.batch_size // 4), False)
+    counts = [right_and_scored(group) for group in right]
+    columns: dict[str, list[Any]] = {
+        "difficulty": [row.get("difficulty", 0) for row in rows],
+        "correct": [known for known, _ in counts],
+        "scored": [scored for _, scored in counts],
+    }
     sums = {
-        "correct": lambda s: int(bool(s.correct)),
-        "scored": lambda s: int(s.correct is not None),
         "tokens": lambda s: s.tokens,
-        "thinking": lambda s: s.thinking,
-        "answer": lambda s: s.answer,
+        "thinking": lambda s: s.thinking_tokens,
+        "answer": lambda s: s.answer_tokens,
         "truncated": lambda s: int(s.truncated),
         "marker_missing": lambda s: int(not s.marker),
         "entropy": lambda s: s.entropy,
@@ -171,7 +175,7 @@ def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[
     k = asked.samples
     for name, value in sums.items():
         columns[name] = [
-            _rounded(sum(value(s) for s in described[start : start + k])) for start in range(0, len(described), k)
+            _rounded(sum(value(s) for s in records[start : start + k])) for start in range(0, len(records), k)
         ]
     return columns, digest(rows)
 
@@ -212,7 +216,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     result.save(Path(job["result"]))
-    for checkpoint in directory.glob("*checkpoint-*"):
+    for checkpoint in directory.glob(f"*{CHECKPOINT}*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return 0
 

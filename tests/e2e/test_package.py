@@ -69,7 +69,10 @@ def test_a_wheel_holds_what_users_run_and_an_sdist_what_developers_do(built: tup
     with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
     assert not [name for name in names if name.startswith("studies/") or "recipes/studies" in name]
-    for name in ("recipes/tiny/grpo.yaml", "assets/tiny_reasoner/model.safetensors", "router/status.html"):
+    templates = ("reporting/templates/page.css", "reporting/templates/page.html", "reporting/templates/parts.html")
+    templates += ("evaluation/templates/report.html", "difficulty/compare/templates/comparison.html")
+    others = ("recipes/tiny/grpo.yaml", "assets/tiny_reasoner/model.safetensors", "router/status.html")
+    for name in (*others, *templates):
         assert f"entropy_rft/{name}" in names
     with tarfile.open(built[1]) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}

@@ -13,8 +13,8 @@ from training_inputs import prompts, some_reward
 from transformers import AutoTokenizer
 from two_ranks import close, leave
 
-import entropy_rft.training.trainer as trainer_module
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer
+from entropy_rft.training import trl_hooks
 
 
 def measure(model_dir: str, output: Path, lora: bool) -> dict[str, Any]:
@@ -68,16 +68,16 @@ def measure(model_dir: str, output: Path, lora: bool) -> dict[str, Any]:
             passing = False
 
     hooked: list[Any] = []
-    statistics = trainer_module.fused_token_statistics
+    statistics = trl_hooks.fused_token_statistics
 
     def in_the_kernel(hidden: Any, weight: Any, *arguments: Any, **keywords: Any) -> Any:
         kernel.append({"weight": tuple(weight.shape), "held": held()})
         return statistics(hidden, weight, *arguments, **keywords)
 
     trainer._get_per_token_logps_and_entropies = one_pass
-    trainer_module.fused_token_statistics = in_the_kernel
+    trl_hooks.fused_token_statistics = in_the_kernel
     trainer.train()
-    trainer_module.fused_token_statistics = statistics
+    trl_hooks.fused_token_statistics = statistics
     named = {name: p.ds_numel for name, p in trainer.model.named_parameters()}
     result = {
         "stage": trainer.model_wrapped.zero_optimization_stage(),

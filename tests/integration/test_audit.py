@@ -10,6 +10,7 @@ import torch
 
 from entropy_rft.entropy import token_statistics
 from entropy_rft.training import trainer as trainer_module
+from entropy_rft.training.micro_batch import micro_batch
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +54,7 @@ def test_the_reported_change_is_that_of_the_step(make_trainer: Callable, case: s
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             predicted, measured, signs = [], [], []
             for inputs, start in before:
-                batch = trainer_module._micro_batch(inputs)
+                batch = micro_batch(inputs)
                 change = entropy_by_hand(trainer.model, inputs, temperature) - start
                 advantages = batch.advantages if batch.advantages.dim() == 2 else batch.advantages.unsqueeze(1)
                 formula = -advantages * batch.statistics.centred_discriminant

@@ -118,6 +118,46 @@ def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path, rand
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
+def test_rewards_with_arguments_train_and_resume(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(max_len: int) -> None:
+        rewards = [
+            {"name": "pear", "correctness": {"name": "cosine_scaled", "max_len": max_len}, "format_score": -0.25},
+            {"name": "repetition_penalty", "ngram_size": 1},
+            "repetition_penalty",
+            {"path": "varied:length_reward", "unit": "characters"},
+        ]
+        recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"rewards": rewards}))
+
+    write(8)
+    result = entropy_rft("train", "--config", recipe, "--max_steps", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert [entry["step"] for entry in metrics(run)] == [1, 2]
+    for entry in metrics(run):
+        assert entry["rewards/pear_reward/mean"] == -0.25  # the random model is never right
+        assert entry["rewards/repetition_penalty_reward/mean"] <= entry["rewards/repetition_penalty_reward_2/mean"] <= 0
+        assert entry["rewards/length_reward/mean"] > 0
+        assert "pear/penalty" in entry
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert stored["rewards"] == yaml.safe_load(recipe.read_text())["rewards"]
+
+    auto = ("train", "--config", recipe, "--resume_from_checkpoint", "auto")
+    result = entropy_rft(*auto, "--max_steps", "3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [entry["step"] for entry in metrics(run)] == [1, 2, 3]
+
+    write(9)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(word) for word in (*auto, "--max_steps", "4")]) == 2
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "was another one: rewards was [" in line
+    assert '"max_len": 8' in line.partition("is now")[0]
+    assert '"max_len": 9' in line.partition("is now")[2]
+    assert [entry["step"] for entry in metrics(run)] == [1, 2, 3]
+
+
 def test_evaluates_during_training(recipe: Path, tmp_path: Path) -> None:
     flags = ["--eval_split", "validation", "--eval_limit", "2", "--eval_strategy", "steps", "--eval_steps", "1"]
     result = entropy_rft("train", "--config", recipe, "--max_steps", "1", *flags, cwd=tmp_path)
@@ -180,6 +220,11 @@ def test_real_questions_run_through(tmp_path: Path) -> None:
         (["--config", "missing.yaml"], "recipe 'missing.yaml' cannot be read"),
         (["--learning_rat", "1"], "unknown option --learning_rat; did you mean --learning_rate?"),
         (["--rewards", "pearl"], "there is no reward 'pearl'; did you mean pear?"),
+        (["--rewards", "{name: cosine_scaled, min_len: 1}"], "has no argument 'min_len'; did you mean max_len?"),
+        (
+            ["--rewards", "pear", '{"name": "cosine_scaled"}'],
+            "cosine_scaled needs max_len: write {name: cosine_scaled,",
+        ),
         (["--entropy_clip_mu_low", "0"], "entropy_clip_mu_low must be above 0, got 0"),
         (["--entropy_clip", "clipb"], "did you mean clip_b?"),
         (["--num_generations", "3"], "must be divisible by num_generations (3)"),

@@ -12,23 +12,22 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launching import CASES, ENGINES, HERE, STEPS, launch, launcher, needs_deepspeed
+from launching import CASES, ENGINES, FEW_CASES, HERE, STEPS, launch, launcher, needs_deepspeed
+from rule_matrix import loose_rules
 
-from entropy_rft.entropy import EntropyClip, TokenStatistics
+from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
 
 pytestmark = pytest.mark.integration
 
 METRICS = (
     "reward_std",
-    "entropy_clip/dropped",
-    "entropy_clip/sigma",
     "entropy/thinking",
     "entropy/answer",
     "entropy/predicted_change",
     "completions/thinking_length",
     "completions/answer_length",
 )
-OF_EACH_UPDATE = ("entropy_clip/dropped", "entropy_clip/sigma", "entropy/predicted_change")
+OF_EACH_UPDATE = ("entropy/predicted_change",)
 # Differences of like numbers, float32 each: some 1e-7 nats of rounding a token, of changes of some 1e-2.
 AUDIT = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
 
@@ -49,6 +48,10 @@ Results = dict[str, dict[str, Any]]
 ALONE = "alone"
 
 
+def cases_of(engine: str) -> tuple[str, ...]:
+    return FEW_CASES if engine in ("zero1", "zero2") else CASES
+
+
 @pytest.fixture(scope="module")
 def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[bool, Results]]:
     """``trained(engine)[lora]``: what two processes do, and one with the whole batch; each is launched once."""
@@ -58,7 +61,9 @@ def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         directory = tmp_path_factory.mktemp(engine)
         command = [sys.executable] if engine == ALONE else launcher(engine, directory)
         output = directory / "results.pt"
-        launch([*command, str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *CASES], cwd=directory)
+        launch(
+            [*command, str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *cases_of(engine)], cwd=directory
+        )
         return torch.load(output)
 
     return run
@@ -70,7 +75,8 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
     if engine != "ddp":
         needs_deepspeed()
     ones, twos = trained(ALONE)[lora], trained(engine)[lora]
-    assert twos.keys() == ones.keys() == set(CASES)
+    assert ones.keys() == set(CASES)
+    assert twos.keys() == set(cases_of(engine))
     for case, two in twos.items():
         one = ones[case]
         assert (one["num_processes"], two["num_processes"]) == (1, 2), case
@@ -91,6 +97,12 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
                 assert (metric in ours) == (metric in theirs) == (metric in logged), (case, metric)
                 if metric in logged:
                     assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
+            of_the_rule = {metric for metric in ours if metric.startswith("entropy_clip/")}
+            assert of_the_rule == {metric for metric in theirs if metric.startswith("entropy_clip/")}, case
+            assert "entropy_clip/dropped" in of_the_rule
+            assert len(of_the_rule) > 3, (case, "the rule's own")
+            for metric in of_the_rule:
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
             for metric in AUDIT:
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (case, metric)
 
@@ -99,7 +111,7 @@ def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool)
     """Or else equality says nothing."""
     assert len(one["logs"]) == STEPS
     assert len(one["dropped"]) > 3, case
-    assert {step for step, *_ in one["dropped"]} == set(range(STEPS)), case
+    assert len({step for step, *_ in one["dropped"]}) >= STEPS - 1, case
     assert all(entry.get("reward_std", 1.0) > 0.1 for entry in one["logs"]), case
     kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
     for kind in kinds:
@@ -121,6 +133,7 @@ def decide_on_a_rank(rank: int, port: int, results: Any) -> None:
 
 
 CLIPS = (
+    *loose_rules(),
     EntropyClip.two_sided("clip_b", 1.0),
     EntropyClip("clip_v", 0.5, 0.5, "all", 0.05),
     EntropyClip("clip_v", 0.5, None, "negative", 1e-4),
@@ -154,9 +167,8 @@ def test_the_rule_over_three_ranks_of_which_one_is_empty() -> None:
         expected = clip.keep_mask(statistics, advantages, mask)
         joined = torch.tensor([row for rank in range(3) for row in found[rank, number]])
         assert torch.equal(joined, expected), clip
-    assert not clip_drops_nothing(CLIPS[0])
-    assert not clip_drops_nothing(CLIPS[1])
+    assert not any(clip_drops_nothing(clip) for clip in CLIPS[: len(RULES) + 2])
 
 
-def clip_drops_nothing(clip: EntropyClip) -> bool:
+def clip_drops_nothing(clip: EntropyClip | Rule) -> bool:
     return bool(clip.keep_mask(*global_batch()).all())

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from warm import warm_run
 
+from entropy_rft.entropy import RULES
 from entropy_rft.training.recipe import Recipe, RecipeParser
 
 pytestmark = pytest.mark.integration
@@ -35,7 +36,7 @@ LAPTOP: dict[str, Any] = {
     "report_to": "none",
 }
 ARCHITECTURES = {"Qwen2.5": "Qwen2", "Qwen3": "Qwen3"}
-METHODS = {"clip_b": "entropy_clip/sigma", "clip_v": "entropy_clip/sigma", "pear": "pear/penalty"}
+METHODS = {**dict.fromkeys(RULES, "entropy_clip/dropped"), "pear": "pear/penalty"}
 
 
 def processes(file: Path) -> int:
@@ -94,7 +95,7 @@ def test_the_papers_settings() -> None:
         recipe = parse(file, *flags)
         args, rule = recipe.training, recipe.training.build_entropy_clip()
         assert rule is not None
-        assert (rule.rule, rule.mu_low, rule.mu_high, rule.advantages, rule.max_fraction) == (
+        assert (rule.name, rule.mu_low, rule.mu_high, rule.advantages, rule.max_fraction) == (
             *(name, mu, None, "negative"),
             fraction,
         )

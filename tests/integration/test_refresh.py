@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from entropy_rft.entropy import EntropyClip, TokenStatistics, token_statistics
-from entropy_rft.training import trainer as trainer_module
+from entropy_rft.training.micro_batch import micro_batch
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +56,7 @@ def test_the_rule_looks_at_the_policy_it_says(make_trainer: Callable, case: str,
     assert len(steps) == len(logs) == 4
     for (update, prepared, now), entry in zip(steps, logs, strict=True):
         masks = [inputs["completion_mask"].bool() for inputs in prepared]
-        used = [trainer_module._micro_batch(inputs).statistics for inputs in prepared]
+        used = [micro_batch(inputs).statistics for inputs in prepared]
         apart = max(
             float((mine.centred_discriminant - theirs.centred_discriminant)[mask].abs().max())
             for mine, theirs, mask in zip(used, now, masks, strict=True)

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from training_inputs import scripted_rollout
 
 from entropy_rft.entropy import token_statistics
-from entropy_rft.training import trainer as trainer_module
+from entropy_rft.training import trl_hooks
+from entropy_rft.training.micro_batch import STATISTICS
 
 pytestmark = [
     pytest.mark.integration,
@@ -137,7 +138,7 @@ def record_generations(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> list[Ge
 
     found: list[Generation] = []
     rows: list[int] = []
-    statistics, generate = trainer_module.fused_token_statistics, trainer._generate_and_score_completions
+    statistics, generate = trl_hooks.fused_token_statistics, trainer._generate_and_score_completions
 
     def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows.append(hidden.shape[0])
@@ -161,7 +162,7 @@ def record_generations(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> list[Ge
         found.append(Generation(dict(output), log_probs, torch.cat(full), list(rows)))
         return output
 
-    monkeypatch.setattr(trainer_module, "fused_token_statistics", counted)
+    monkeypatch.setattr(trl_hooks, "fused_token_statistics", counted)
     trainer._generate_and_score_completions = recording
     return found
 
@@ -225,9 +226,7 @@ def test_statistics_are_those_of_the_models_own_full_logits(
     output, mask = generation.output, generation.mask
     full = token_statistics(generation.full_logits.double(), output["completion_ids"], trainer.temperature)
     # A soft cap and a scale in bfloat16 round once more in the model's own forward; no case here combines them.
-    for name, expected in zip(
-        trainer_module._STATISTICS, (full.log_prob, full.entropy, full.expected_discriminant), strict=True
-    ):
+    for name, expected in zip(STATISTICS, (full.log_prob, full.entropy, full.expected_discriminant), strict=True):
         assert torch.allclose(output[name][mask].double(), expected[mask], rtol=2e-5, atol=2e-6), name
         assert (output[name][~mask] == 0).all(), name
 
@@ -287,4 +286,4 @@ def test_no_token_at_all(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
     trainer.train()
     (generation,) = generations
     assert sum(generation.rows) == 0
-    assert all(torch.isfinite(generation.output[name]).all() for name in trainer_module._STATISTICS)
+    assert all(torch.isfinite(generation.output[name]).all() for name in STATISTICS)

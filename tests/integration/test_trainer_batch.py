@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from rule_matrix import loose_fields
 
-from entropy_rft.entropy import EntropyClip, TokenStatistics, token_statistics
-from entropy_rft.training import trainer as trainer_module
+from entropy_rft.entropy import RULES, Rule, TokenStatistics, token_statistics
+from entropy_rft.training.micro_batch import STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -44,10 +45,10 @@ def dropped_tokens(inputs: list[dict[str, Any]]) -> set[tuple]:
     return found
 
 
-def expected_drops(inputs: list[dict[str, Any]], clip: EntropyClip, advantages: dict[tuple, float]) -> set[tuple]:
+def expected_drops(inputs: list[dict[str, Any]], clip: Rule, advantages: dict[tuple, float]) -> set[tuple]:
     """The same from the tensors of all micro-batches at once."""
     rows = [
-        (tuple(ids[mask.bool()].tolist()), *(batch[name][i][mask.bool()] for name in trainer_module._STATISTICS))
+        (tuple(ids[mask.bool()].tolist()), *(batch[name][i][mask.bool()] for name in STATISTICS))
         for batch in inputs
         for i, (ids, mask) in enumerate(zip(batch["completion_ids"], batch["completion_mask"], strict=True))
     ]
@@ -58,12 +59,12 @@ def expected_drops(inputs: list[dict[str, Any]], clip: EntropyClip, advantages: 
     return {place for place, kept in zip(where, keep, strict=True) if not kept}
 
 
-@pytest.mark.parametrize("rule", ["clip_b", "clip_v"])
+@pytest.mark.parametrize("rule", RULES)
 def test_accumulation_does_not_change_the_mask(make_trainer: Callable, rule: str) -> None:
     found = {}
     for accumulation in (1, 4):
         trainer = make_trainer(
-            **(OFTEN | {"entropy_clip": rule, "entropy_clip_advantages": "all", "entropy_clip_max_fraction": 1.0}),
+            **loose_fields(rule),
             per_device_train_batch_size=8 // accumulation,
             gradient_accumulation_steps=accumulation,
             max_steps=1,
@@ -174,7 +175,7 @@ def test_statistics_are_those_of_full_logits_of_the_old_policy(make_trainer: Cal
     reference = token_statistics(full.double(), batch["completion_ids"], temperature=0.8)
     mask = batch["completion_mask"].bool()
     for name, expected in zip(
-        trainer_module._STATISTICS,
+        STATISTICS,
         (reference.log_prob, reference.entropy, reference.expected_discriminant),
         strict=True,
     ):

@@ -12,11 +12,13 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from rule_matrix import loose_fields
 from training_inputs import prompts, scripted_rollout, some_reward
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
+from entropy_rft.entropy import RULES
 
 pytestmark = pytest.mark.integration
 
@@ -121,9 +123,9 @@ def test_dropped_tokens_have_no_gradient(make_trainer: Callable, loss_type: str,
 
 
 def key_of_dropped() -> str:
-    from entropy_rft.training.trainer import _DROPPED
+    from entropy_rft.training.micro_batch import DROPPED
 
-    return _DROPPED
+    return DROPPED
 
 
 def log_prob_gradient(trainer: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -318,9 +320,12 @@ class TestEvaluation:
         assert not trainer._prepared
 
 
-def test_resume_continues_identically(make_trainer: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_resume_continues_identically(make_trainer: Callable, tmp_path: Path, rule: str) -> None:
+    near = {"entropy_clip_target": "1.02x"} if rule == "target" else {}  # its share then moves between its bounds
     options = {
-        **OFTEN,
+        **loose_fields(rule),
+        **near,
         "max_steps": 4,
         "save_strategy": "steps",
         "save_steps": 2,
@@ -349,6 +354,8 @@ def test_resume_continues_identically(make_trainer: Callable, tmp_path: Path) ->
     ]
     assert histories[0] == histories[1]
     assert len(histories[0]) == 4
+    if near:
+        assert len({entry["entropy_clip/share"] for entry in histories[0]}) > 2
 
 
 def test_metrics_weigh_tokens_not_micro_batches(make_trainer: Callable) -> None:

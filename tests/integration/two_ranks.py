@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from launching import CASES, STEPS
 from peft import LoraConfig
+from rule_matrix import loose_fields
 from training_inputs import prompts, scripted_rollout
 from transformers import AutoTokenizer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
-from entropy_rft.training.trainer import _STATISTICS
+from entropy_rft.entropy import RULES
+from entropy_rft.training.micro_batch import STATISTICS
 
 ACCUMULATION = 2
 GLOBAL_ROWS = 8  # of one optimisation step
@@ -46,7 +48,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
     def reward(completions: list, completion_ids: list, **kwargs: Any) -> list[float]:
         return [float(ids[0] % 3) for ids in completion_ids]
 
-    clip_v = case.startswith("clip_v")
+    rule = case if case in RULES else "clip_v" if case.startswith("clip_v") else "clip_b"
     torch.manual_seed(0)  # the adapters' start, the same on each rank
     args = EntropyGRPOConfig(
         output_dir=f"{output}-run",
@@ -68,10 +70,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         entropy_audit_steps=1,
         num_iterations=2 if case == "refresh" else 1,
         entropy_clip_refresh=case == "refresh",
-        entropy_clip="clip_v" if clip_v else "clip_b",
-        entropy_clip_mu_low=0.2,
-        entropy_clip_advantages="all",
-        entropy_clip_max_fraction=0.1 if clip_v else None,
+        **loose_fields(rule),
     )
     adapters = LoraConfig(
         r=4,
@@ -93,7 +92,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
     def recording(model: Any, inputs: dict[str, Any]) -> Any:
         stage = model.zero_optimization_stage() if hasattr(model, "zero_optimization_stage") else 0
         seen["engines"].add((type(model).__name__, stage))
-        valid = (inputs["completion_mask"] != 0) & (inputs[_STATISTICS[1]] > 0)
+        valid = (inputs["completion_mask"] != 0) & (inputs[STATISTICS[1]] > 0)
         seen["valid"].append(int(valid.sum()))
         for ids, row_valid, advantages in zip(inputs["completion_ids"], valid, inputs["advantages"], strict=True):
             if (advantages != 0).any():

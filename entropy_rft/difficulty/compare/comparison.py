@@ -18,8 +18,8 @@ from entropy_rft.difficulty.compare.policies import Outcomes, compare_policies
 from entropy_rft.difficulty.fitting import BASELINES, check_weights, labels_of, majority
 from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
-from entropy_rft.difficulty.records import chunk_seed
 from entropy_rft.difficulty.states import question_states
+from entropy_rft.difficulty.store import chunk_seed
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
 from entropy_rft.errors import UserValueError

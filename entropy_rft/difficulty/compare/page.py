@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import write_text
 from entropy_rft.difficulty.compare.plots import (
     POLICIES,
     frontier,
@@ -28,20 +28,13 @@ from entropy_rft.difficulty.traces import Traces
 from entropy_rft.errors import UserValueError
 from entropy_rft.reporting import figures
 from entropy_rft.reporting.cells import number, percent
-from entropy_rft.reporting.markup import Key, figure, page, table
+from entropy_rft.reporting.markup import Figure, Key, Table, render
+from entropy_rft.run_files import EVALUATION, REPORT
 
 POLICY_HEADER = [
     "choice", "accuracy (%)", "95 %", "tokens", "minus Normal: accuracy (points)", "tokens saved (%)", "seconds",
     "easy/normal/hard (%)",
 ]  # fmt: skip
-_EXPLAINED = (
-    "All rows are of the same answers: every question was answered by every strategy. Intervals: 95 %, bootstrap over "
-    "questions; differences are paired question by question. The oracle takes "
-    f"{ORACLE}: it chooses on all samples but one and is measured on that one, averaged over the samples; in sample it "
-    "chooses and is measured on the same ones, which flatters it. Seconds are those of one answer in batched sampling, "
-    "shared out by tokens; the probe's have the time to choose on top, its prefill included, which a server would "
-    "share."
-)
 
 
 def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
@@ -128,16 +121,14 @@ def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | 
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    partial = target / f".evaluation.json.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(target / "evaluation.json")
+    write_text(target / EVALUATION, json.dumps(result, indent=2, allow_nan=False) + "\n")
     thresholds = result.get("thresholds")
     classes = labels_of(traces, Thresholds(**thresholds)) if thresholds else [Difficulty.NORMAL.index] * len(traces)
     points = [
         {"accuracy": row["accuracy"], "entropy": row["entropy"], "label": NAMES[index]}
         for row, index in zip(traces.rows, classes, strict=True)
     ]
-    write_page(result, points, target / "report.html")
+    write_page(result, points, target / REPORT)
     save_png(frontier(result), target / "frontier.png")
     save_png(u_shape(result["levels"], _by(result)), target / "u-shape.png")
 
@@ -153,67 +144,57 @@ def write_page(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], p
     Raises:
         ImportError: matplotlib is not installed.
     """
-    note = "bars: 95 % interval; diamonds are dashed in the legend"
-    tradeoff = figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note)
     by = _by(result)
-    u_keys = [Key(figures.PALETTE[0], "entropy"), Key(figures.PALETTE[5], "accuracy", dashed=True)]
-    shape = figure(f"Entropy and accuracy by {by}", u_shape_svg(result["levels"], by), u_keys)
-    scatter = figure(
-        "The traces and their labels",
-        scatter_svg(points, result.get("thresholds")),
-        [Key(figures.colour(i), name) for i, name in enumerate(NAMES)],
-        "one point a question; lines: the thresholds",
+    classifier = classifier_lines(result["classifier"]) if result.get("classifier") else None
+    confusion = confusion_lines(result["classifier"]["probe"]) if classifier else None
+    text = render(
+        "entropy_rft.difficulty.compare",
+        "comparison.html",
+        title="Strategies by difficulty",
+        result=result,
+        policies=Table(POLICY_HEADER, policy_lines(result)),
+        oracle=ORACLE,
+        oracle_share=result["policies"]["probe"].get("oracle_share"),
+        routing_seconds=result.get("routing_seconds"),
+        drawings=_figures(result, points, by),
+        classifiers=classifier and Table(classifier[0], classifier[1:]),
+        confusion=confusion and Table(confusion[0], confusion[1:]),
+        levels=_levels(result, by),
+        settings=Table(["setting", "value"], [[name, str(value)] for name, value in _settings(result)], text=True),
     )
-    share = result["policies"]["probe"].get("oracle_share")
-    routing = result.get("routing_seconds")
-    parts = [
-        f"<p>{escape(_summary(result))}</p>",
-        table(POLICY_HEADER, policy_lines(result)),
-        f'<p class="soft">{escape(_EXPLAINED)}'
-        + ("" if share is None else f" The probe gets {100 * share:.0f} % of what the oracle saves.")
-        + ("" if routing is None else f" To choose takes {1000 * routing:.1f} ms a question, prefill included.")
-        + "</p>",
-        f'<div class="figures">{tradeoff}{shape}{scatter}</div>',
-        _classifier(result),
-        _levels(result, by),
-        "<h2>Settings</h2>" + table(["setting", "value"], [[k, str(v)] for k, v in _settings(result)], text=True),
-    ]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page("Strategies by difficulty", parts), encoding="utf-8")
+    write_text(target, text)
+
+
+def _figures(result: Mapping[str, Any], points: Sequence[Mapping[str, Any]], by: str) -> list[Figure]:
+    note = "bars: 95 % interval; diamonds are dashed in the legend"
+    u_keys = [Key(figures.PALETTE[0], "entropy"), Key(figures.PALETTE[5], "accuracy", dashed=True)]
+    return [
+        Figure("Accuracy against tokens", frontier_svg(result), frontier_keys(result), note),
+        Figure(f"Entropy and accuracy by {by}", u_shape_svg(result["levels"], by), u_keys),
+        Figure(
+            "The traces and their labels",
+            scatter_svg(points, result.get("thresholds")),
+            [Key(figures.colour(i), name) for i, name in enumerate(NAMES)],
+            "one point a question; lines: the thresholds",
+        ),
+    ]
 
 
 def _by(result: Mapping[str, Any]) -> str:
     return "difficulty level" if result["levels"]["by"] == "level" else "accuracy of the question"
 
 
-def _summary(result: Mapping[str, Any]) -> str:
-    left = result["left_out"]
-    uncollected = f", {left['uncollected']} that are not collected yet" if left.get("uncollected") else ""
-    return (
-        f"{result['model']} on {', '.join(result['tasks'])}: {result['questions']} questions, {result['samples']} "
-        f"answers of each strategy. Left out: {left['fitted']} questions that the probe was fitted to, "
-        f"{left['unscorable_traces'] + result['unscorable']} that could not be scored{uncollected}."
-    )
-
-
 def _settings(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [*result["settings"].items(), ("thresholds", result.get("thresholds"))]
 
 
-def _classifier(result: Mapping[str, Any]) -> str:
-    reports = result.get("classifier")
-    if not reports:
-        return ""
-    (header, *rows), (classes, *confusion) = classifier_lines(reports), confusion_lines(reports["probe"])
-    return "<h2>The probe as a classifier</h2>" + table(header, rows) + table(classes, confusion)
-
-
-def _levels(result: Mapping[str, Any], by: str) -> str:
+def _levels(result: Mapping[str, Any], by: str) -> Table:
     rows = [
         [name, str(g["questions"]), percent(g["accuracy"]), number(g["entropy"]), number(g["entropy_thinking"]),
          number(g["tokens"], 1)]
         for name, g in result["levels"]["groups"].items()
     ]  # fmt: skip
     header = [by, "questions", "accuracy (%)", "entropy (nats)", "entropy, thinking (nats)", "tokens"]
-    return "<h2>By difficulty</h2>" + table(header, rows)
+    return Table(header, rows)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.atomic import replacing
 from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.reporting import figures
 from entropy_rft.reporting.cells import number, percent
@@ -142,4 +143,5 @@ def save_png(drawing: Any, path: str | os.PathLike[str]) -> None:
         for axes in drawing.axes:  # on a page the grid has a colour of its own
             for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
                 line.set_color("#d5dae0")
-        drawing.savefig(target, dpi=160, facecolor="white", metadata={"Software": None})
+        with replacing(target) as temporary:
+            drawing.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})

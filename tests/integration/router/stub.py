@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from stub_answers import HEAD, MODELS, PLAIN, Answer, Request, pooled, stream_events
+from stub_answers import HEAD, MODELS, PLAIN, Behaviour, Request, pooled, stream_events
 
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
@@ -34,12 +34,12 @@ class Stub:
     """
 
     def __init__(
-        self, *, events: int = 16, answer: Callable[[Request], Answer | None] | None = None, record: bool = True
+        self, *, events: int = 16, answer: Callable[[Request], Behaviour | None] | None = None, record: bool = True
     ) -> None:
         self.answer = answer
         self.record = record
         self.healthy = True
-        self.gets: dict[str, Answer] = {}  # by path, where it is not the fast one
+        self.gets: dict[str, Behaviour] = {}  # by path, where it is not the fast one
         self.port = 0
         self.requests: list[Request] = []
         self.health_checks = 0
@@ -49,13 +49,13 @@ class Stub:
         self.in_progress = 0
         self.written = 0  # pieces of slow answers
         self.changed = threading.Condition()
-        self.plain = Answer()
-        self.streamed = Answer.stream(stream_events(events))
+        self.plain = Behaviour()
+        self.streamed = Behaviour.stream(stream_events(events))
         self.fast_plain = self.plain.head() + PLAIN
         self.fast_stream = [self.streamed.head() + self.streamed.frame(self.streamed.pieces[0])]
         self.fast_stream += [self.streamed.frame(piece) for piece in self.streamed.pieces[1:]]
         self.fast_stream[-1] += self.streamed.last
-        self._script: deque[Answer] = deque()
+        self._script: deque[Behaviour] = deque()
         self._gate: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
@@ -66,7 +66,7 @@ class Stub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def script(self, *answers: Answer) -> None:
+    def script(self, *answers: Behaviour) -> None:
         """What the next requests get, one after the other."""
         self._script.extend(answers)
 
@@ -109,7 +109,7 @@ class Stub:
         self._gate = asyncio.Event()
         await self._open()
 
-    def next_answer(self, request: Request) -> Answer | None:
+    def next_answer(self, request: Request) -> Behaviour | None:
         if self._script:
             return self._script.popleft()
         return self.answer(request) if self.answer is not None else None
@@ -225,7 +225,7 @@ class _Connection(asyncio.Protocol):
         if method == "GET":
             stub.note(health_checks=1)
             if not stub.healthy:
-                answer = Answer.error(503)
+                answer = Behaviour.error(503)
             else:
                 fast = replace(stub.plain, pieces=(MODELS if path.endswith("/models") else b"{}",))
                 answer = stub.gets.get(path, fast)
@@ -240,7 +240,7 @@ class _Connection(asyncio.Protocol):
             answer = scripted or (stub.streamed if _STREAM.search(body) else stub.plain)
         self.task = asyncio.ensure_future(self.perform(answer, counted=method != "GET"))
 
-    async def perform(self, answer: Answer, counted: bool) -> None:
+    async def perform(self, answer: Behaviour, counted: bool) -> None:
         try:
             await asyncio.sleep(answer.head_after)
             if answer.stop_before == HEAD and not await self.stopped(answer):
@@ -265,7 +265,7 @@ class _Connection(asyncio.Protocol):
                 self.stub.note(in_progress=-1)
         self.done()
 
-    async def stopped(self, answer: Answer) -> bool:
+    async def stopped(self, answer: Behaviour) -> bool:
         """Wait at the gate, or end here; false when the answer is at its end."""
         if answer.stop == "gate":
             assert self.stub._gate is not None

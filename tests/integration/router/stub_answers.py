@@ -58,7 +58,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Behaviour:
     """What the stub does with one request.
 
     `pieces` go out one write each, `between` seconds apart; the head `head_after` seconds after the request. Before the
@@ -78,7 +78,7 @@ class Answer:
     raw: bytes | None = None
 
     @classmethod
-    def stream(cls, pieces: tuple[bytes, ...] | None = None, **options: Any) -> Answer:
+    def stream(cls, pieces: tuple[bytes, ...] | None = None, **options: Any) -> Behaviour:
         """Server-sent events in chunks."""
         pieces = stream_events() if pieces is None else pieces
         return cls(pieces, content_type="text/event-stream; charset=utf-8", framing="chunked", **options)
@@ -86,13 +86,13 @@ class Answer:
     @classmethod
     def error(
         cls, status: int, message: str = "stub", headers: tuple[tuple[str, str], ...] = (), **options: Any
-    ) -> Answer:
+    ) -> Behaviour:
         """An error as vLLM words it."""
         error = {"message": message, "type": "stub_error", "param": None, "code": status}
         return cls((json.dumps({"error": error}).encode(),), status, headers=headers, **options)
 
     @classmethod
-    def json(cls, value: Any, **options: Any) -> Answer:
+    def json(cls, value: Any, **options: Any) -> Behaviour:
         return cls((json.dumps(value).encode(),), **options)
 
     def head(self) -> bytes:
@@ -113,10 +113,10 @@ class Answer:
         return b"0\r\n\r\n" if self.framing == "chunked" else b""
 
 
-def pooled(request: Request, width: int = 128) -> Answer:
+def pooled(request: Request, width: int = 128) -> Behaviour:
     """States as vLLM's pooling runner gives them, different for different last tokens."""
     entries = []
     for index, token_ids in enumerate(request.json["input"]):
         state = array("f", [0.1 + 0.01 * ((token_ids[-1] + i) % 7) for i in range(width)])
         entries.append({"index": index, "object": "pooling", "data": base64.b64encode(state.tobytes()).decode()})
-    return Answer.json({"id": "pool-1", "object": "list", "created": 0, "model": "stub", "data": entries})
+    return Behaviour.json({"id": "pool-1", "object": "list", "created": 0, "model": "stub", "data": entries})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stub_answers import Answer, Request
+from stub_answers import Behaviour, Request
 
 ANSWER = "The sum is 4."
 JSON_ANSWER = '{"sum": 4}'
@@ -13,7 +13,7 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 TOOL_CALL = {"id": "call-1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
 
 
-def realistic(request: Request) -> Answer:
+def realistic(request: Request) -> Behaviour:
     """Chat and text completions: tools, `n`, JSON mode, logprobs, usage; streamed a word at a time."""
     body = request.json
     chat = request.path.endswith("/chat/completions")
@@ -23,7 +23,7 @@ def realistic(request: Request) -> Answer:
     if not body.get("stream"):
         # Spaces, key order and escapes that no other program would choose: they show whether it was written anew.
         value = {**common, "object": kind, "choices": choices, "usage": USAGE, "x_unknown": 1.50}
-        return Answer((json.dumps(value, indent=3, ensure_ascii=False).encode(),))
+        return Behaviour((json.dumps(value, indent=3, ensure_ascii=False).encode(),))
     events = [
         {**common, "object": f"{kind}.chunk" if chat else kind, "choices": [piece]}
         for choice in choices
@@ -32,7 +32,7 @@ def realistic(request: Request) -> Answer:
     if (body.get("stream_options") or {}).get("include_usage"):
         events.append({**common, "object": f"{kind}.chunk", "choices": [], "usage": USAGE})
     lines = [b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n" for event in events]
-    return Answer.stream((b": a comment\n\n", *lines, b"data: [DONE]\n\n"))
+    return Behaviour.stream((b": a comment\n\n", *lines, b"data: [DONE]\n\n"))
 
 
 def _choice(body: dict[str, Any], index: int, chat: bool) -> dict[str, Any]:

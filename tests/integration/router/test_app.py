@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from running import PATIENCE, FixedFeatures, RunningRouter, running_router
 from stub import Stub
-from stub_answers import PLAIN, Answer, stream_events
+from stub_answers import PLAIN, Behaviour, stream_events
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
 from entropy_rft.router.app import create_app
@@ -75,7 +75,7 @@ def test_every_answer_carries_an_id_and_the_decision(stub: Stub) -> None:
         for answer in (ask(router), ask(router, {**CHAT, "stream": True}), ask(router, {**CHAT, "difficulty": "hard"})):
             assert answer.status_code == 200
             assert all(f"x-entropy-rft-{name}" in answer.headers for name in OURS)
-        stub.script(Answer.error(500))
+        stub.script(Behaviour.error(500))
         failed = ask(router, headers={"x-request-id": "mine.1"})
         assert failed.status_code == 500
         assert failed.headers["x-request-id"] == "mine.1"
@@ -99,7 +99,7 @@ def test_without_a_probe_all_is_normal(stub: Stub) -> None:
 
 def test_a_limit_of_ours_that_does_not_fit_is_left_out(stub: Stub) -> None:
     """A long prompt leaves no room for the strategy's share: without us it would have been answered."""
-    too_long = Answer.error(
+    too_long = Behaviour.error(
         400, "This model's maximum context length is 100 tokens. However, you requested 'max_tokens'"
     )
     with running_router([stub.url], features=EASY, max_tokens=1000) as router:
@@ -110,7 +110,7 @@ def test_a_limit_of_ours_that_does_not_fit_is_left_out(stub: Stub) -> None:
         mine = ask(router, {**CHAT, "max_tokens": 99})  # the client's own mistake stays its own
         assert mine.status_code == 400
         assert "maximum context length" in mine.json()["error"]["message"]
-        stub.script(Answer.error(400, "bad tools"))
+        stub.script(Behaviour.error(400, "bad tools"))
         assert ask(router).json()["error"]["message"] == "bad tools"
 
 
@@ -168,7 +168,7 @@ def test_nothing_of_a_question_or_a_key_reaches_the_log(
     key = {"authorization": "Bearer sesame"}
     auth = {"keys_env": "CLIENT_KEYS"}
     with running_router([stub.url], features=Down(), log_requests=True, auth=auth) as router:
-        stub.script(Answer.error(503), Answer(raw=b"garbage"))
+        stub.script(Behaviour.error(503), Behaviour(raw=b"garbage"))
         assert ask(router, headers=key).status_code == 502
         assert ask(router, {"prompt": SECRET}, "/v1/completions", headers=key).status_code == 200
         ask(router, json.dumps(CHAT).encode()[:-1], headers=key)
@@ -216,7 +216,7 @@ def test_a_router_that_goes_down_says_so(stub: Stub) -> None:
 def test_cors_is_off_by_default(stub: Stub) -> None:
     page = {"origin": "https://page.example", "access-control-request-method": "POST"}
     with running_router([stub.url]) as router:
-        stub.script(Answer(headers=(("access-control-allow-origin", "*"), ("set-cookie", "a=b"))))
+        stub.script(Behaviour(headers=(("access-control-allow-origin", "*"), ("set-cookie", "a=b"))))
         answer = ask(router, headers=page)
         assert "access-control-allow-origin" not in answer.headers
         assert "set-cookie" not in answer.headers
@@ -233,7 +233,7 @@ def test_cors_is_off_by_default(stub: Stub) -> None:
 
 def test_a_redirect_is_not_followed(stub: Stub) -> None:
     with Stub() as elsewhere, running_router([stub.url]) as router:
-        stub.script(*[Answer(status=307, headers=(("location", elsewhere.url),))] * 3)
+        stub.script(*[Behaviour(status=307, headers=(("location", elsewhere.url),))] * 3)
         answer = ask(router)
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_garbled")
         assert elsewhere.requests == []
@@ -245,13 +245,13 @@ def test_an_answer_that_ends_with_its_connection(stub: Stub) -> None:
     plain, stream = head % b"application/json", head % b"text/event-stream"
     events = b"".join(stream_events(3))
     with running_router([stub.url], retries={"attempts": 2, "backoff_s": 0.01}) as router:
-        stub.script(Answer(raw=plain + PLAIN))
+        stub.script(Behaviour(raw=plain + PLAIN))
         assert ask(router).content == PLAIN
-        stub.script(Answer(raw=plain + PLAIN[:-9]))
+        stub.script(Behaviour(raw=plain + PLAIN[:-9]))
         assert ask(router).json()["error"]["code"] == "backend_died"
-        stub.script(Answer(raw=stream + events))
+        stub.script(Behaviour(raw=stream + events))
         assert ask(router, {**CHAT, "stream": True}).content == events
-        stub.script(Answer(raw=stream + events[:-20]))
+        stub.script(Behaviour(raw=stream + events[:-20]))
         cut = ask(router, {**CHAT, "stream": True}).text
         assert json.loads(cut.rstrip().rsplit("data: ", 1)[1])["error"]["code"] == "backend_died"
         router.wait_for_metric(1, "entropy_rft_requests_total", 'status="stream_error"')
@@ -259,11 +259,11 @@ def test_an_answer_that_ends_with_its_connection(stub: Stub) -> None:
 
 def test_a_long_answer_that_dies_is_not_taken_for_whole(stub: Stub) -> None:
     """Too long to be held back: its head was sent, so the connection is cut."""
-    long = Answer((PLAIN, b" " * 100_000, b" "), framing="chunked")
+    long = Behaviour((PLAIN, b" " * 100_000, b" "), framing="chunked")
     with running_router([stub.url], limits={"max_buffered_bytes": 1000}) as router:
         stub.script(long)
         assert len(ask(router).content) == len(PLAIN) + 100_001
-        stub.script(Answer(long.pieces, framing="chunked", stop_before=2, stop="abort"))
+        stub.script(Behaviour(long.pieces, framing="chunked", stop_before=2, stop="abort"))
         with pytest.raises(httpx.RemoteProtocolError):
             ask(router)
         router.assert_idle()
@@ -288,7 +288,7 @@ def test_the_model_is_renamed(stub: Stub) -> None:
 
 def test_busy(stub: Stub) -> None:
     with running_router([stub.url], limits={"max_requests": 1}) as router:
-        stub.script(Answer(stop_before=0))
+        stub.script(Behaviour(stop_before=0))
         first = threading.Thread(target=ask, args=(router,))
         first.start()
         stub.wait_for(lambda stub: stub.in_progress == 1)
@@ -310,7 +310,7 @@ def test_under_another_server_too(stub: Stub) -> None:
     RunningRouter._wait(lambda: server.started, lambda: "not started")
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1/chat/completions"
     assert httpx.post(url, json=CHAT, timeout=PATIENCE).content == PLAIN
-    stub.script(Answer.stream(stop_before=2, stop="hang"))
+    stub.script(Behaviour.stream(stop_before=2, stop="hang"))
     with httpx.stream("POST", url, json={**CHAT, "stream": True}, timeout=PATIENCE) as response:
         next(response.iter_bytes())
     stub.wait_for(lambda stub: stub.disconnects == 1)

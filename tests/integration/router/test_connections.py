@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from running import PATIENCE, RunningRouter, running_router
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer
+from stub_answers import HEAD, PLAIN, Behaviour
 from wire import STREAM, connected, exchange, get, read_body, read_head, read_reply, request
 
 pytestmark = pytest.mark.integration
@@ -88,7 +88,7 @@ def test_a_client_that_asks_and_never_reads(router: RunningRouter, path: str) ->
 
 def test_a_client_that_does_not_read_a_plain_answer(router: RunningRouter, stub: Stub) -> None:
     """It is written at once, and the request is over; its connection is not."""
-    stub.script(Answer((b"x" * 6 * 2**20,)))
+    stub.script(Behaviour((b"x" * 6 * 2**20,)))
     with unread(router.port) as connection:
         connection.sendall(request())
         stub.wait_for(lambda stub: stub.requests and not stub.in_progress)
@@ -96,7 +96,7 @@ def test_a_client_that_does_not_read_a_plain_answer(router: RunningRouter, stub:
 
 
 def test_the_beginning_of_the_next_request_ends_none(router: RunningRouter, stub: Stub) -> None:
-    stub.answer = lambda asked: Answer(stop_before=HEAD)
+    stub.answer = lambda asked: Behaviour(stop_before=HEAD)
     with connected(router.port) as connection:
         connection.sendall(request() + b"POST /v1/ch")
         stub.wait_for(lambda stub: stub.in_progress == 1)
@@ -113,7 +113,7 @@ def test_the_beginning_of_the_next_request_ends_none(router: RunningRouter, stub
     ids=["no HTTP", "many headers", "a long header"],
 )
 def test_garbage_after_a_request_does_not_take_its_answer(router: RunningRouter, stub: Stub, garbage: bytes) -> None:
-    stub.answer = lambda asked: Answer.stream(stop_before=2)
+    stub.answer = lambda asked: Behaviour.stream(stop_before=2)
     with connected(router.port) as connection:
         connection.sendall(request(STREAM) + garbage)
         status, headers, rest = read_head(connection)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import ServerProcess, router_process
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer, stream_events
+from stub_answers import HEAD, PLAIN, Behaviour, stream_events
 from wire import STREAM, Reply, checked_error, connected, exchange, get, read_body, read_head, read_reply, request
 
 pytestmark = pytest.mark.integration
@@ -46,7 +46,7 @@ def test_what_was_begun_is_finished(stub: Stub, tmp_path: Path, how: signal.Sign
     """Twenty streams in the middle and twenty answers not begun; all end whole, and nothing new is taken."""
     with started(stub, tmp_path) as router, ThreadPoolExecutor(40) as threads:
         stub.answer = lambda asked: (
-            Answer.stream(stop_before=3) if b"stream" in asked.body else Answer(stop_before=HEAD)
+            Behaviour.stream(stop_before=3) if b"stream" in asked.body else Behaviour(stop_before=HEAD)
         )
         waiting: list[Future[Reply]] = [threads.submit(exchange, router.port, request(STREAM)) for _ in range(20)]
         waiting += [threads.submit(exchange, router.port, request()) for _ in range(20)]
@@ -63,7 +63,7 @@ def test_what_was_begun_is_finished(stub: Stub, tmp_path: Path, how: signal.Sign
 
 def test_under_load(stub: Stub, tmp_path: Path) -> None:
     """Thirty-two clients that ask and ask: nothing that was begun is cut, and what comes too late is refused."""
-    stub.answer = lambda asked: Answer.stream(between=0.005)
+    stub.answer = lambda asked: Behaviour.stream(between=0.005)
 
     def client(port: int) -> list[tuple[int, bool]]:
         """(status, whole) of each answer until the router is gone; 0 where a connection was refused."""
@@ -120,7 +120,7 @@ def test_an_idle_connection_does_not_hold_it_up(stub: Stub, tmp_path: Path) -> N
 
 
 def test_what_never_ends_is_cut_at_last(stub: Stub, tmp_path: Path) -> None:
-    stub.answer = lambda asked: Answer.stream(stop_before=3, stop="hang")
+    stub.answer = lambda asked: Behaviour.stream(stop_before=3, stop="hang")
     with started(stub, tmp_path, drain_s=1.0) as router, connected(router.port) as connection:
         connection.sendall(request(STREAM))
         status, headers, rest = read_head(connection)

@@ -15,7 +15,7 @@ import stub as stub_module
 from processes import ServerProcess, free_port
 from running import RunningRouter, running_router
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer, stream_events
+from stub_answers import HEAD, PLAIN, Behaviour, stream_events
 from wire import STREAM, checked_error, connected, exchange, get, read_body, read_head, read_reply, request
 
 pytestmark = pytest.mark.integration
@@ -52,26 +52,26 @@ def pair(stub: Stub, other: Stub) -> Iterator[RunningRouter]:
 
 
 BROKEN = {
-    "garbage": Answer(raw=b"\x16\x03\x01\x00\xff this is no HTTP\r\n\r\n" * 40),
-    "half a head": Answer(raw=b"HTTP/1.1 200 OK\r\ncontent-type: appl"),
-    "nothing": Answer(raw=b""),
-    "reset": Answer(stop_before=HEAD, stop="abort"),
-    "endless head": Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000),
-    "wrong length": Answer(raw=b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n{}"),
-    "silence": Answer(stop_before=HEAD, stop="hang"),
-    "half a body": Answer((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="abort"),
-    "half a body, then silence": Answer((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="hang"),
-    "chunked and cut": replace(Answer((PLAIN[:40], PLAIN[40:]), framing="chunked"), stop_before=1, stop="close"),
-    "500": Answer.error(500),
-    "502 in HTML": Answer((b"<html>Bad gateway</html>",), 502, content_type="text/html"),
-    "status 999": Answer(status=999),
-    "status 600": Answer(status=600),
-    "status 101": Answer(raw=b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"),
-    "a header no server may send": Answer(raw=b"HTTP/1.1 200 OK\r\nx: a\x01b\r\ncontent-length: 2\r\n\r\n{}"),
+    "garbage": Behaviour(raw=b"\x16\x03\x01\x00\xff this is no HTTP\r\n\r\n" * 40),
+    "half a head": Behaviour(raw=b"HTTP/1.1 200 OK\r\ncontent-type: appl"),
+    "nothing": Behaviour(raw=b""),
+    "reset": Behaviour(stop_before=HEAD, stop="abort"),
+    "endless head": Behaviour(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000),
+    "wrong length": Behaviour(raw=b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n{}"),
+    "silence": Behaviour(stop_before=HEAD, stop="hang"),
+    "half a body": Behaviour((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="abort"),
+    "half a body, then silence": Behaviour((PLAIN[:40], PLAIN[40:]), stop_before=1, stop="hang"),
+    "chunked and cut": replace(Behaviour((PLAIN[:40], PLAIN[40:]), framing="chunked"), stop_before=1, stop="close"),
+    "500": Behaviour.error(500),
+    "502 in HTML": Behaviour((b"<html>Bad gateway</html>",), 502, content_type="text/html"),
+    "status 999": Behaviour(status=999),
+    "status 600": Behaviour(status=600),
+    "status 101": Behaviour(raw=b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"),
+    "a header no server may send": Behaviour(raw=b"HTTP/1.1 200 OK\r\nx: a\x01b\r\ncontent-length: 2\r\n\r\n{}"),
 }
 
 
-DECLINED = {"429": Answer.error(429), "503": Answer.error(503), "a redirect": Answer(status=307)}
+DECLINED = {"429": Behaviour.error(429), "503": Behaviour.error(503), "a redirect": Behaviour(status=307)}
 """What a backend answers that has generated nothing, and never will of this request."""
 
 
@@ -104,7 +104,7 @@ def test_a_generation_that_was_declined_costs_no_request(
     """Whichever is asked first declines; the other one answers."""
     declined = threading.Event()
 
-    def once(request: object) -> Answer | None:
+    def once(request: object) -> Behaviour | None:
         if declined.is_set():
             return None
         declined.set()
@@ -137,7 +137,7 @@ def test_a_get_is_asked_again_after_any_failure(router: RunningRouter, stub: Stu
 
 
 def test_an_answer_after_two_refusals(router: RunningRouter, stub: Stub) -> None:
-    stub.script(Answer.error(429), Answer.error(503))
+    stub.script(Behaviour.error(429), Behaviour.error(503))
     assert exchange(router.port, request()).body == PLAIN
     assert len(stub.requests) == 3
 
@@ -159,7 +159,7 @@ def test_a_backend_that_keeps_failing_is_left_alone(stub: Stub, other: Stub, fau
 @pytest.mark.parametrize("at", [1, 5, LAST])
 def test_death_in_mid_stream(pair: RunningRouter, stub: Stub, other: Stub, at: int, stop: str) -> None:
     pieces = stream_events()
-    stub.answer = other.answer = lambda request: Answer.stream(stop_before=at, stop=stop)
+    stub.answer = other.answer = lambda request: Behaviour.stream(stop_before=at, stop=stop)
     reply = exchange(pair.port, request(STREAM))
     assert (reply.status, reply.whole) == (200, True)
     assert reply.body.startswith(b"".join(pieces[:at]))
@@ -173,7 +173,7 @@ def test_death_in_mid_stream(pair: RunningRouter, stub: Stub, other: Stub, at: i
 
 def test_death_in_the_middle_of_an_event(router: RunningRouter, stub: Stub) -> None:
     first, second, *_ = stream_events()
-    stub.script(Answer.stream((first, second[:30], b""), stop_before=2, stop="abort"))
+    stub.script(Behaviour.stream((first, second[:30], b""), stop_before=2, stop="abort"))
     reply = exchange(router.port, request(STREAM))
     assert reply.whole
     assert reply.body.startswith(first)
@@ -182,14 +182,14 @@ def test_death_in_the_middle_of_an_event(router: RunningRouter, stub: Stub) -> N
 
 def test_death_in_an_event_too_long_to_be_held_back(router: RunningRouter, stub: Stub) -> None:
     first, *_ = stream_events()
-    stub.script(Answer.stream((first, b"data: " + b"x" * 3 * 2**20, b""), stop_before=2, stop="abort"))
+    stub.script(Behaviour.stream((first, b"data: " + b"x" * 3 * 2**20, b""), stop_before=2, stop="abort"))
     reply = exchange(router.port, request(STREAM))
     assert reply.whole
     assert checked_error(reply.events[-1])["code"] == "backend_died"
 
 
 def test_silence_in_mid_stream(router: RunningRouter, stub: Stub) -> None:
-    stub.script(Answer.stream(stop_before=4, stop="hang"))
+    stub.script(Behaviour.stream(stop_before=4, stop="hang"))
     reply = exchange(router.port, request(STREAM))
     assert reply.whole
     assert len(reply.events) == 5
@@ -268,14 +268,14 @@ def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
 def test_an_idle_connection_that_the_backend_closed(router: RunningRouter, stub: Stub) -> None:
     """The backend ends each connection after an answer that had promised to keep it: it is not used again."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(PLAIN)
-    stub.answer = lambda request: Answer(raw=head + PLAIN)
+    stub.answer = lambda request: Behaviour(raw=head + PLAIN)
     for number in range(1, 101):
         assert exchange(router.port, request()).status == 200
         stub.wait_for(lambda stub, number=number: stub.closed == number)  # before the next request is sent
 
 
 def test_429_goes_to_another_backend(pair: RunningRouter, stub: Stub, other: Stub) -> None:
-    stub.answer = lambda request: Answer.error(429, headers=(("retry-after", "30"),))
+    stub.answer = lambda request: Behaviour.error(429, headers=(("retry-after", "30"),))
     replies = [exchange(pair.port, request()) for _ in range(20)]
     assert {reply.status for reply in replies} == {200}
     assert len(stub.requests) == 1  # it asked to be left alone
@@ -283,7 +283,7 @@ def test_429_goes_to_another_backend(pair: RunningRouter, stub: Stub, other: Stu
 
 
 def test_429_of_all_backends_is_passed_on(pair: RunningRouter, stub: Stub, other: Stub) -> None:
-    stub.answer = other.answer = lambda request: Answer.error(429, "slow down", headers=(("retry-after", "7"),))
+    stub.answer = other.answer = lambda request: Behaviour.error(429, "slow down", headers=(("retry-after", "7"),))
     reply = exchange(pair.port, request())
     assert (reply.status, reply.headers["retry-after"]) == (429, "7")
     assert reply.error["message"] == "slow down"
@@ -294,7 +294,7 @@ def test_429_of_all_backends_is_passed_on(pair: RunningRouter, stub: Stub, other
 
 
 def test_429_with_a_pause_that_is_none(router: RunningRouter, stub: Stub) -> None:
-    stub.answer = lambda request: Answer(
+    stub.answer = lambda request: Behaviour(
         raw=b"HTTP/1.1 429 Slow Down\r\nretry-after: \xb2\r\ncontent-length: 2\r\n\r\n{}"
     )
     assert exchange(router.port, request()).status == 429  # and nothing is left of it, as the fixture looks
@@ -307,7 +307,7 @@ def test_a_mistake_of_ours_keeps_no_place_at_a_backend(
         raise KeyError("a mistake")
 
     monkeypatch.setattr("entropy_rft.router.proxy.in_openai_shape", mistaken)
-    stub.script(Answer.error(404))
+    stub.script(Behaviour.error(404))
     reply = exchange(router.port, request())
     assert (reply.status, reply.error["code"]) == (500, "internal_error")
 
@@ -315,7 +315,7 @@ def test_a_mistake_of_ours_keeps_no_place_at_a_backend(
 def test_the_breaker_keeps_requests_away(stub: Stub, other: Stub) -> None:
     settings = {**FAST, "breaker": {"failures": 3, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
     with running_router([stub.url, other.url], **settings) as router:
-        stub.answer = lambda request: Answer.error(503)
+        stub.answer = lambda request: Behaviour.error(503)
         assert {exchange(router.port, request()).status for _ in range(30)} == {200}
         assert len(stub.requests) == 3
         assert router.metric("entropy_rft_backend_breaker_open") == 1
@@ -325,7 +325,7 @@ def test_the_breaker_keeps_requests_away(stub: Stub, other: Stub) -> None:
 def test_the_breaker_closes_again(stub: Stub, other: Stub) -> None:
     settings = {**FAST, "breaker": {"failures": 1, "cooldown_s": 0.2}, "health": {"interval_s": 1000}}
     with running_router([stub.url, other.url], **settings) as router:
-        stub.script(Answer.error(503))
+        stub.script(Behaviour.error(503))
         while not stub.requests:
             assert exchange(router.port, request()).status == 200
         router.wait_for_metric(0.5, "entropy_rft_backend_breaker_open")
@@ -351,7 +351,7 @@ def test_a_sick_backend_is_left_alone_until_it_is_well(pair: RunningRouter, stub
 def test_a_full_backend(stub: Stub, other: Stub) -> None:
     backends = [{"url": stub.url, "max_outstanding": 2}, {"url": other.url, "max_outstanding": 3}]
     with running_router(backends) as router, ThreadPoolExecutor(5) as threads:
-        stub.answer = other.answer = lambda request: Answer(stop_before=HEAD)
+        stub.answer = other.answer = lambda request: Behaviour(stop_before=HEAD)
         waiting = [threads.submit(exchange, router.port, request()) for _ in range(5)]
         stub.wait_for(lambda stub: stub.in_progress == 2)
         other.wait_for(lambda other: other.in_progress == 3)

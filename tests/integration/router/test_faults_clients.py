@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from running import RunningRouter, running_router
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer, stream_events
+from stub_answers import HEAD, PLAIN, Behaviour, stream_events
 from wire import BODY, STREAM, checked_error, connected, exchange, read_body, read_head, read_reply, request
 
 pytestmark = pytest.mark.integration
@@ -107,7 +107,7 @@ STRANGE = {
 @pytest.mark.parametrize("field", STRANGE)
 def test_strange_values_are_the_backends_business(router: RunningRouter, stub: Stub, field: str) -> None:
     """vLLM says better than we what is wrong with its own fields."""
-    stub.answer = lambda request: Answer.error(400, "the backend's word")
+    stub.answer = lambda request: Behaviour.error(400, "the backend's word")
     reply = exchange(router.port, request(json.dumps(json.loads(BODY) | {field: STRANGE[field]}).encode()))
     assert (reply.status, reply.error["message"]) == (400, "the backend's word")
     assert stub.requests[-1].json[field] == STRANGE[field]
@@ -248,7 +248,7 @@ def test_requests_sent_before_the_answer_came(router: RunningRouter) -> None:
 
 @pytest.mark.parametrize("body", [BODY, STREAM], ids=["plain", "streamed"])
 def test_a_client_that_leaves_before_the_answer(router: RunningRouter, stub: Stub, body: bytes) -> None:
-    stub.answer = lambda request: Answer(stop_before=HEAD, stop="hang")
+    stub.answer = lambda request: Behaviour(stop_before=HEAD, stop="hang")
     lost = stub.disconnects
     with connected(router.port) as connection:
         connection.sendall(request(body))
@@ -261,7 +261,7 @@ def test_a_client_that_leaves_before_the_answer(router: RunningRouter, stub: Stu
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_client_that_leaves_in_mid_stream(router: RunningRouter, stub: Stub, how: str) -> None:
     """The backend learns of it at once, not when it writes the next piece: it has none to write."""
-    stub.answer = lambda request: Answer.stream(stop_before=3, stop="hang")
+    stub.answer = lambda request: Behaviour.stream(stop_before=3, stop="hang")
     lost = stub.disconnects
     with connected(router.port) as connection:
         connection.sendall(request(STREAM))
@@ -276,7 +276,7 @@ def test_a_client_that_leaves_in_mid_stream(router: RunningRouter, stub: Stub, h
 def test_a_client_that_reads_nothing(router: RunningRouter, stub: Stub) -> None:
     """It is cut off, the backend with it, and what it did not read was not collected in memory."""
     piece = b"data: " + b"x" * 2**20 + b"\n\n"
-    stub.answer = lambda request: Answer.stream((piece,) * 500)
+    stub.answer = lambda request: Behaviour.stream((piece,) * 500)
     lost, written = stub.disconnects, stub.written
     with connected(router.port) as connection:
         connection.sendall(request(STREAM))
@@ -285,7 +285,7 @@ def test_a_client_that_reads_nothing(router: RunningRouter, stub: Stub) -> None:
 
 
 def test_hundreds_of_clients_that_leave_at_any_moment(router: RunningRouter, stub: Stub) -> None:
-    stub.answer = lambda request: Answer.stream(between=0.002)
+    stub.answer = lambda request: Behaviour.stream(between=0.002)
     total = 300
 
     def leave(number: int) -> None:
@@ -304,7 +304,7 @@ def test_hundreds_of_clients_that_leave_at_any_moment(router: RunningRouter, stu
 
 def test_a_first_piece_is_not_held_back(router: RunningRouter, stub: Stub) -> None:
     first = stream_events()[0]
-    stub.answer = lambda request: Answer.stream(stop_before=1)
+    stub.answer = lambda request: Behaviour.stream(stop_before=1)
     with connected(router.port) as connection:
         connection.sendall(request(STREAM))
         status, headers, rest = read_head(connection)
@@ -317,7 +317,7 @@ def test_a_first_piece_is_not_held_back(router: RunningRouter, stub: Stub) -> No
 
 def test_a_huge_answer(router: RunningRouter, stub: Stub) -> None:
     pieces = tuple(bytes([65 + number % 26]) * 2**20 for number in range(60))
-    stub.answer = lambda request: Answer(pieces)
+    stub.answer = lambda request: Behaviour(pieces)
     reply = exchange(router.port, request())
     assert reply.whole
     assert reply.body == b"".join(pieces)
@@ -326,7 +326,7 @@ def test_a_huge_answer(router: RunningRouter, stub: Stub) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_an_answer_that_is_no_utf8(router: RunningRouter, stub: Stub, stream: bool) -> None:
     odd = b'{"text": "\xff\xfe\x80\0"}'
-    answer = Answer.stream((b"data: " + odd + b"\n\n", b"data: [DONE]\n\n")) if stream else Answer((odd,))
+    answer = Behaviour.stream((b"data: " + odd + b"\n\n", b"data: [DONE]\n\n")) if stream else Behaviour((odd,))
     stub.answer = lambda request: answer
     reply = exchange(router.port, request(STREAM if stream else BODY))
     assert (reply.status, reply.body) == (200, b"".join(answer.pieces))

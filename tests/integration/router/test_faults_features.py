@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from running import RunningRouter, running_router
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer, Request, pooled
+from stub_answers import HEAD, PLAIN, Behaviour, Request, pooled
 from wire import Reply, exchange, request
 
 pytestmark = pytest.mark.integration
@@ -77,7 +77,7 @@ def test_down_from_the_start(stub: Stub, pooling: Stub) -> None:
 
 def test_slow(router: RunningRouter, pooling: Stub) -> None:
     ask(router, 1)
-    pooling.answer = lambda request: Answer(stop_before=HEAD, stop="hang")
+    pooling.answer = lambda request: Behaviour(stop_before=HEAD, stop="hang")
     start = time.monotonic()
     assert_normal(ask(router, 2), "feature_timeout")
     assert DEADLINE_MS / 1000 <= time.monotonic() - start < DEADLINE_MS / 1000 + 5
@@ -86,14 +86,14 @@ def test_slow(router: RunningRouter, pooling: Stub) -> None:
 
 
 ODD = {
-    "garbage": Answer(raw=b"\x16\x03 hello\r\n\r\n"),
-    "no JSON": Answer((b"hello",)),
-    "another JSON": Answer.json([1, 2]),
-    "no states": Answer.json({"data": []}),
-    "broken base64": Answer.json({"data": [{"index": 0, "data": "%%%"}]}),
-    "an error": Answer.error(500),
-    "a refusal": Answer.error(400, "too long"),
-    "half an answer": Answer((b'{"da', b'ta": []}'), stop_before=1, stop="abort"),
+    "garbage": Behaviour(raw=b"\x16\x03 hello\r\n\r\n"),
+    "no JSON": Behaviour((b"hello",)),
+    "another JSON": Behaviour.json([1, 2]),
+    "no states": Behaviour.json({"data": []}),
+    "broken base64": Behaviour.json({"data": [{"index": 0, "data": "%%%"}]}),
+    "an error": Behaviour.error(500),
+    "a refusal": Behaviour.error(400, "too long"),
+    "half an answer": Behaviour((b'{"da', b'ta": []}'), stop_before=1, stop="abort"),
 }
 
 
@@ -107,13 +107,13 @@ def test_odd_answers(router: RunningRouter, pooling: Stub, name: str) -> None:
 
 
 def of_width(width: int, value: float | None = None) -> object:
-    def answer(asked: Request) -> Answer:
+    def answer(asked: Request) -> Behaviour:
         import base64
         import struct
 
         states = [struct.pack(f"<{width}f", *([0.5 if value is None else value] * width))] * len(asked.json["input"])
         entries = [{"index": i, "data": base64.b64encode(state).decode()} for i, state in enumerate(states)]
-        return Answer.json({"data": entries})
+        return Behaviour.json({"data": entries})
 
     return answer
 
@@ -131,7 +131,7 @@ def test_a_hanging_source_under_load(router: RunningRouter, stub: Stub, pooling:
     """Two hundred new questions at once, while the source hangs, then dies: none fails, none waits for long."""
     ask(router, 0)
     seen = len(pooling.requests)
-    pooling.answer = lambda request: Answer(stop_before=HEAD, stop="hang")
+    pooling.answer = lambda request: Behaviour(stop_before=HEAD, stop="hang")
     with ThreadPoolExecutor(50) as threads:
         waiting = [threads.submit(ask, router, number) for number in range(1, 201)]
         pooling.wait_for(lambda pooling: len(pooling.requests) > seen)
@@ -149,7 +149,7 @@ def test_a_client_that_leaves_while_the_source_thinks(router: RunningRouter, stu
 
     ask(router, 1)
     count = len(pooling.requests)
-    pooling.script(Answer(stop_before=HEAD))
+    pooling.script(Behaviour(stop_before=HEAD))
     with connected(router.port) as connection:
         connection.sendall(request())
         pooling.wait_for(lambda pooling: len(pooling.requests) == count + 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from processes import ServerProcess, router_process
 from stub import Stub
-from stub_answers import HEAD, Answer, Request, pooled
+from stub_answers import HEAD, Behaviour, Request, pooled
 from wire import STREAM, connected, exchange, get, request
 
 pytestmark = [
@@ -34,14 +34,14 @@ def resident_mib(router: ServerProcess) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def answer(asked: Request) -> Answer | None:
+def answer(asked: Request) -> Behaviour | None:
     """By a number that the client's unknown field carries."""
     answers = {
-        1: Answer.stream(stop_before=4, stop="abort"),
-        2: Answer(raw=b"garbage\r\n\r\n"),
-        3: Answer.error(500),
-        4: Answer(stop_before=HEAD, stop="hang"),
-        5: Answer.stream(stop_before=4, stop="hang"),
+        1: Behaviour.stream(stop_before=4, stop="abort"),
+        2: Behaviour(raw=b"garbage\r\n\r\n"),
+        3: Behaviour.error(500),
+        4: Behaviour(stop_before=HEAD, stop="hang"),
+        5: Behaviour.stream(stop_before=4, stop="hang"),
     }
     return answers.get(asked.json["kind"])
 

@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from running import FixedFeatures, RunningRouter, running_router
 from stub import Stub
-from stub_answers import Answer, stream_events
+from stub_answers import Behaviour, stream_events
 from wire import exchange, request
 
 pytestmark = pytest.mark.integration
@@ -78,9 +78,9 @@ def test_counts_are_those_of_the_traffic(router: RunningRouter, stub: Stub) -> N
     assert ask(router, difficulty="hard") == 200
     assert ask(router, stream=True) == 200
     assert ask(router, difficulty="nonsense") == 400
-    stub.script(Answer.error(500))
+    stub.script(Behaviour.error(500))
     assert ask(router) == 500
-    stub.script(Answer.stream(stream_events(), stop_before=3, stop="abort"))
+    stub.script(Behaviour.stream(stream_events(), stop_before=3, stop="abort"))
     ask(router, stream=True)
     router.wait_for_metric(8, "entropy_rft_requests_total")
     families = scraped(router)

@@ -10,7 +10,7 @@ import openai
 import pytest
 from running import FixedFeatures, RunningRouter, running_router
 from stub import Stub
-from stub_answers import Answer
+from stub_answers import Behaviour
 from stub_openai import ANSWER, JSON_ANSWER, TOOL_CALL, USAGE, realistic
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty
@@ -202,7 +202,7 @@ def test_models(client: Any) -> None:
 
 
 def test_a_users_mistake_is_the_backends_word(client: Any, stub: Stub) -> None:
-    stub.script(Answer.error(400, "top_p must be in (0, 1]"))
+    stub.script(Behaviour.error(400, "top_p must be in (0, 1]"))
     with pytest.raises(openai.BadRequestError, match="top_p must be in") as refusal:
         client.chat.completions.create(model="m", messages=QUESTION, top_p=0.5)
     assert refusal.value.response.headers["x-request-id"]

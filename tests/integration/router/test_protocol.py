@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from running import FixedFeatures, RunningRouter, running_router
 from stub import Stub
-from stub_answers import HEAD, PLAIN, Answer, stream_events
+from stub_answers import HEAD, PLAIN, Behaviour, stream_events
 from wire import STREAM, Reply, connected, exchange, get, read_body, read_head, read_reply, request
 
 pytestmark = pytest.mark.integration
@@ -48,7 +48,7 @@ def test_http_1_0(router: RunningRouter) -> None:
 def test_a_stream_in_http_1_0(router: RunningRouter, stub: Stub) -> None:
     """It knows no chunks, so the stream ends with its connection; what nginx asks for by default."""
     first = stream_events()[0]
-    stub.answer = lambda asked: Answer.stream(stop_before=1)
+    stub.answer = lambda asked: Behaviour.stream(stop_before=1)
     with connected(router.port) as connection:
         connection.sendall(request(STREAM).replace(b"HTTP/1.1", b"HTTP/1.0"))
         status, headers, rest = read_head(connection)
@@ -71,7 +71,7 @@ def test_a_connection_that_is_to_be_closed(router: RunningRouter) -> None:
 
 def test_a_compressed_answer_stays_compressed(router: RunningRouter, stub: Stub) -> None:
     squeezed = gzip.compress(PLAIN)
-    stub.script(Answer((squeezed,), headers=(("content-encoding", "gzip"),)))
+    stub.script(Behaviour((squeezed,), headers=(("content-encoding", "gzip"),)))
     reply = exchange(router.port, request())
     assert (reply.headers["content-encoding"], reply.body) == ("gzip", squeezed)
     assert "accept-encoding" not in stub.requests[-1].headers  # nobody asked for it
@@ -79,7 +79,7 @@ def test_a_compressed_answer_stays_compressed(router: RunningRouter, stub: Stub)
 
 @pytest.mark.parametrize("status", [201, 404, 418])
 def test_other_statuses_go_through(router: RunningRouter, stub: Stub, status: int) -> None:
-    answer = Answer.error(status) if status >= 400 else Answer(status=status)
+    answer = Behaviour.error(status) if status >= 400 else Behaviour(status=status)
     stub.script(answer)
     reply = exchange(router.port, request())
     assert (reply.status, reply.body) == (status, answer.pieces[0])
@@ -89,7 +89,7 @@ def test_other_statuses_go_through(router: RunningRouter, stub: Stub, status: in
 def test_a_redirect_is_not_followed(router: RunningRouter, stub: Stub) -> None:
     """Requests go nowhere but where the configuration says."""
     with Stub() as elsewhere:
-        stub.answer = lambda asked: Answer(status=307, headers=(("location", f"{elsewhere.url}{asked.path}"),))
+        stub.answer = lambda asked: Behaviour(status=307, headers=(("location", f"{elsewhere.url}{asked.path}"),))
         reply = exchange(router.port, request())
         assert reply.status == 502
         assert reply.error
@@ -104,7 +104,7 @@ def test_what_belongs_to_one_connection_stays_there(router: RunningRouter, stub:
         ("server", "stub"),
         ("x-kept", "yes"),
     )
-    stub.script(Answer(headers=theirs))
+    stub.script(Behaviour(headers=theirs))
     reply = exchange(router.port, request(headers=(("cookie", "secret=1"), ("authorization", "Bearer mine"))))
     assert reply.headers["x-kept"] == "yes"
     assert not {"x-odd", "set-cookie", "server"} & reply.headers.keys()
@@ -134,14 +134,14 @@ def test_a_router_before_a_router(router: RunningRouter) -> None:
 
 def test_a_death_after_the_end(router: RunningRouter, stub: Stub) -> None:
     """The stream has said [DONE]: that its connection then breaks is no error for the client."""
-    stub.script(Answer.stream(stop_before=len(stream_events()), stop="abort"))
+    stub.script(Behaviour.stream(stop_before=len(stream_events()), stop="abort"))
     reply = exchange(router.port, request(STREAM))
     assert (reply.status, reply.whole, reply.body) == (200, True, WHOLE)
 
 
 def test_hundreds_of_streams_at_once(router: RunningRouter, stub: Stub) -> None:
     """All in the middle at the same time; all come to their end."""
-    stub.answer = lambda asked: Answer.stream(stop_before=2)
+    stub.answer = lambda asked: Behaviour.stream(stop_before=2)
     count = 500
     with ExitStack() as stack:
         connections = [stack.enter_context(connected(router.port)) for _ in range(count)]
@@ -155,7 +155,7 @@ def test_hundreds_of_streams_at_once(router: RunningRouter, stub: Stub) -> None:
 
 
 def test_more_requests_than_may_be(stub: Stub) -> None:
-    stub.answer = lambda asked: Answer(stop_before=HEAD)
+    stub.answer = lambda asked: Behaviour(stop_before=HEAD)
     with running_router([stub.url], limits={"max_requests": 3}) as router, ExitStack() as stack:
         connections = [stack.enter_context(connected(router.port)) for _ in range(3)]
         for connection in connections:

@@ -15,7 +15,7 @@ import pytest
 from browser import Page, executable, open_page
 from running import FixedFeatures, RunningRouter, running_router
 from stub import Stub
-from stub_answers import Answer
+from stub_answers import Behaviour
 from wire import exchange, request
 
 pytestmark = pytest.mark.integration
@@ -241,7 +241,7 @@ def test_it_is_readable(
     async def look() -> None:
         async with open_page(router.url + "/", width=width, height=844) as page:
             await page.media(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-            stubs[1].script(*[Answer.error(500)] * 3)
+            stubs[1].script(*[Behaviour.error(500)] * 3)
             for _ in range(4):
                 ask(router)
             stubs[1].refuse()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running import RunningRouter, running_router
 from stub import Stub
-from stub_answers import PLAIN, Answer, Request
+from stub_answers import PLAIN, Behaviour, Request
 from wire import Reply, exchange, request
 
 from entropy_rft.assets import TINY_REASONER
@@ -25,9 +25,9 @@ REFUSES = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System r
 IN_TURN = "What is 2 + 2?\n\nThink step by step."
 
 
-def gemma_like(asked: Request) -> Answer | None:
+def gemma_like(asked: Request) -> Behaviour | None:
     refused = any(message["role"] == "system" for message in asked.json["messages"])
-    return Answer.error(400, "System role not supported") if refused else None
+    return Behaviour.error(400, "System role not supported") if refused else None
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,13 @@ def test_an_answer_tells_where_the_router_has_no_template(stub: Stub) -> None:
 
 def test_a_refusal_for_another_reason_stays_one(stub: Stub) -> None:
     with running_router([stub.url]) as router:
-        stub.answer = lambda asked: Answer.error(400, "no such thing")
+        stub.answer = lambda asked: Behaviour.error(400, "no such thing")
         reply = ask(router, USER)
         assert (reply.status, reply.error["message"]) == (400, "no such thing")
         stub.answer = None
         assert ask(router, USER).status == 200  # the system role is known, so that …
         before = len(stub.requests)
-        stub.answer = lambda asked: Answer.error(400, "no such thing")
+        stub.answer = lambda asked: Behaviour.error(400, "no such thing")
         assert ask(router, USER).status == 400
         assert len(stub.requests) == before + 1  # … no further refusal is asked about
     assert seen(stub)[-1][0]["role"] == "system"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from entropy_rft.difficulty import collect_traces, load_traces, question_states
-from entropy_rft.difficulty.collect import _schema as collection_schema
+from entropy_rft.difficulty.collect import trace_schema
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.difficulty.store import ChunkStore
 from entropy_rft.difficulty.traces import levels
@@ -271,7 +271,7 @@ def wide(tmp_path_factory):
     settings = {"model": "m", "fingerprint": "f", "layer": -1, "width": WIDTH, "think_end_token": "</think>"}
     store = ChunkStore(tmp_path_factory.mktemp("wide"), {**settings, "task": {"name": "t"}, "digest": "d"}, MANY, 64)
     for chunk in range(store.chunks):
-        store.write(chunk, [rows[i] for i in store.span(chunk)], collection_schema(rows, WIDTH))
+        store.write(chunk, [rows[i] for i in store.span(chunk)], trace_schema(rows, WIDTH))
     return store.directory
 
 

@@ -87,7 +87,7 @@ def test_sigma_below_threshold_keeps_everything() -> None:
     expected[0, 0] = 1e-13
     statistics = TokenStatistics(torch.zeros(1, 50).double(), torch.zeros(1, 50).double(), expected)
     decision = EntropyClip("clip_v", 1.0, 1.0, "all", None).decide(statistics, -torch.ones(1), torch.ones(1, 50))
-    assert 0 < decision.sigma < 1e-12
+    assert 0 < decision.metrics["sigma"] < 1e-12
     assert decision.keep.all()
 
 

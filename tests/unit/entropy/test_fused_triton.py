@@ -1,10 +1,15 @@
-"""The Triton path: on CUDA for real, elsewhere through Triton's interpreter in a process of its own."""
+"""The Triton path: on CUDA for real, elsewhere through Triton's interpreter in a process of its own.
+
+What the compiler makes of the kernel is in test_fused_triton_compiled.py.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -19,10 +24,19 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-runs_the_kernel = pytest.mark.skipif(
-    not (CUDA or INTERPRETED), reason="no CUDA device: test_in_the_interpreter runs it with TRITON_INTERPRET=1"
-)
 on_cuda = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA device")
+
+
+# The real vocabulary takes the interpreter seconds a kind: it gets one kind of it.
+CASES = [
+    (kind, shape) for shape in SHAPES for kind in KINDS if not INTERPRETED or shape != SHAPES[-1] or kind == KINDS[0]
+]
+
+
+def runs_the_kernel(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of this process where the kernel can run in it; elsewhere test_in_the_interpreter runs them all."""
+    test.__test__ = CUDA or INTERPRETED  # type: ignore[attr-defined]
+    return test
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernel's own tests run in this process")
@@ -32,30 +46,9 @@ def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("optional", [False, True], ids=["plain", "bias and soft cap"])
-def test_the_kernel_compiles_without_a_device(dtype: str, capability: int, optional: bool) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from entropy_rft.entropy.fused_triton import _fold
-
-    def kind(name: str) -> str:
-        if name.isupper():
-            return "constexpr"
-        if name.endswith("_ptr"):
-            return {"tile_ptr": f"*{dtype}", "bias_ptr": f"*{dtype}", "targets_ptr": "*i64"}.get(name, "*fp32")
-        return "i32" if name in ("stride", "start", "width") else "fp32"
-
-    constants = {"HAS_BIAS": optional, "HAS_SOFTCAP": optional, "BLOCK": 1024}
-    source = ASTSource(_fold, {name: kind(name) for name in _fold.arg_names}, constants)
-    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed, run.stdout
+    assert int(passed[1]) > len(KINDS) * (len(SHAPES) - 1), run.stdout
 
 
 @pytest.fixture
@@ -82,8 +75,7 @@ def through_triton(hidden, weight, ids, bias=None, temperature=1.0, softcap=None
 
 
 @runs_the_kernel
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
 def test_agrees_with_float64(kind: str, shape: tuple[int, int, int]) -> None:
     hidden, weight, ids, bias = case(kind, *shape)
     check(through_triton(hidden, weight, ids, bias, 0.9), reference(hidden, weight, ids, bias, 0.9))

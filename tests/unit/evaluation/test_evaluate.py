@@ -9,7 +9,7 @@ import torch
 
 from entropy_rft.entropy import TokenStatistics
 from entropy_rft.evaluation import evaluate, evaluate_model
-from entropy_rft.sampling import Completion
+from entropy_rft.sampling import Completion, records
 
 MARKER = [90, 91]
 
@@ -83,7 +83,7 @@ def scripted(monkeypatch):
         return [TokenStatistics(log_prob=-x, entropy=x, expected_discriminant=x) for x in ids]
 
     monkeypatch.setattr(evaluate, "TransformersSampler", Sampler)
-    monkeypatch.setattr(evaluate, "score_completions", score)
+    monkeypatch.setattr(records, "score_completions", score)
 
 
 def test_the_numbers_of_a_known_evaluation():
@@ -169,7 +169,7 @@ def test_nothing_scorable():
         (FakeTask(dataset=[]), "no questions"),
         (FakeTask(dataset=[{"question": "a"}]), "no column 'prompt', only question"),
         (FakeTask(reward_funcs=[]), "no reward_funcs"),
-        (FakeTask(reward_funcs=[lambda **_: [1.0]]), "gave 1 values for 6"),
+        (FakeTask(reward_funcs=[lambda **_: [1.0]]), "must return a list of 6 numbers or None, .* got 1"),
     ],
 )
 def test_tasks_that_cannot_be_evaluated(task, message):

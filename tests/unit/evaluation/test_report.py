@@ -87,7 +87,7 @@ def test_the_page_stands_alone(make_run, page):
     source = page.read_text()
     assert not re.findall(r"url\((?!#)", source)
     assert "@import" not in source
-    drawings = re.findall(r"<svg role[^>]*>", source)
+    drawings = re.findall(r"<svg [^>]*role=[^>]*>", source)
     assert len(drawings) > 6
     assert all("aria-label=" in drawing and 'width="' not in drawing for drawing in drawings)
 
@@ -109,6 +109,20 @@ def test_text_from_a_run_cannot_become_markup(make_run, make_evaluation, page):
     assert "script" not in checker.tags
     assert EVIL in text
     assert not [name for name, _ in checker.attributes if name.startswith("on")]
+
+
+def test_what_the_doctor_found_is_in_the_page_and_in_the_summary(make_run, page, capsys):
+    directory, healthy = make_run("clip_b"), make_run("grpo")
+    (directory / "findings.jsonl").write_text(json.dumps({"step": 12, "finding": "no_spread", "message": EVIL}) + "\n")
+    args = parsed(directory, healthy, "--output", page)
+    assert args.run(args) == 0
+    assert f"doctor: clip_b: no_spread, update 12: {EVIL}" in capsys.readouterr().out.replace("\n", "")
+    checker, text = checked(page)
+    assert "What the doctor found" in text
+    assert EVIL in text
+    assert "script" not in checker.tags
+    write_report([load_run(healthy)], page)
+    assert "doctor" not in checked(page)[1]
 
 
 def test_what_is_missing_breaks_nothing(make_run, page):

@@ -88,3 +88,13 @@ def test_malformed_files_are_named(make_run, file, text):
     with pytest.raises(ValueError, match=file) as caught:
         load_run(directory)
     assert "\n" not in str(caught.value)
+
+
+def test_findings_are_read_and_half_a_line_is_a_note(make_run):
+    directory = make_run("found")
+    assert load_run(directory).findings == []
+    entry = json.dumps({"step": 12, "finding": "no_spread", "message": "raise num_generations"})
+    (directory / "findings.jsonl").write_text(entry + '\n{"step": 13, "find')
+    run = load_run(directory)
+    assert list(map(str, run.findings)) == ["no_spread, update 12: raise num_generations"]
+    assert run.notes == ["findings.jsonl: a line is no finding (half written?) and is skipped"]

@@ -9,16 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trl.rewards import accuracy_reward, reasoning_accuracy_reward, think_format_reward
+from trl.rewards import (
+    accuracy_reward,
+    get_cosine_scaled_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import timed
+from entropy_rft.rewards import Accuracy, timed
 from entropy_rft.rewards.checking import CHECKER, is_harmless
-from entropy_rft.rewards.fitting import fitted, parameters_of
+from entropy_rft.rewards.fitting import fitted
+from entropy_rft.rewards.parameters import parameters_of
 
 TOWER = r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}"
 
@@ -51,9 +59,30 @@ def test_values_and_logged_columns_are_trls(reward: Any) -> None:
     assert ours(completions=[], solution=[]) == []
 
 
+@pytest.mark.parametrize("bounds", [{}, {"min_value_wrong": -2.0, "max_value_wrong": 0.25, "min_value_correct": 0.75}])
+def test_the_cosine_rewards_values_are_trls(bounds: dict[str, float]) -> None:
+    texts = [r"\boxed{7}", r"\boxed{8}", r"\boxed{\frac{14}{2}}", "7", r"\boxed{7}"] * 2
+    golds = ["7", "7", "7", "7", "no number"] * 2
+    ids = [[0] * length for length in (0, 1, 7, 10, 11, 400, 3, 10, 9, 2)]
+    theirs = get_cosine_scaled_reward(max_len=10, **bounds)
+    ours = fitted(theirs, "</think>")
+    arguments = {"completions": said(*texts), "solution": golds, "completion_ids": ids}
+    assert ours is not theirs
+    assert ours(**arguments, prompts=texts, log_extra=None) == theirs(**arguments)
+    assert (ours.__name__, theirs.__name__) == ("cosine_scaled_reward",) * 2
+    assert pickle.loads(pickle.dumps(ours))(**arguments) == theirs(**arguments)
+    overlong = get_soft_overlong_punishment(max_completion_len=10, soft_punish_cache=5)
+    assert fitted(overlong, "</think>") is overlong  # it checks no answer
+
+
 def test_another_marker_is_looked_for_also_within_pear() -> None:
     completions = said(r"x[/THINK]\boxed{7}", r"x</think>\boxed{7}")
     assert fitted(reasoning_accuracy_reward, "[/THINK]")(completions=completions, solution=["7", "7"]) == [1.0, 0.0]
+    given = partial(reasoning_accuracy_reward, reasoning_delimiters=["[/THINK]"])
+    assert isinstance(fitted(given, "</think>"), Accuracy)
+    assert fitted(given, "</think>")(completions=completions, solution=["7", "7"]) == [1.0, 0.0]
+    more = partial(reasoning_accuracy_reward, reasoning_delimiters=["[/THINK]"], solution=["8"])
+    assert fitted(more, "</think>") is more
     pear = PEARReward(reasoning_accuracy_reward, alpha=2.0)
     inside = fitted(pear, "[/THINK]")
     assert inside(completions=completions, solution=["7", "7"], phase_entropies=[(0.5, 0.1)] * 2) == [0.7, 0.0]
@@ -108,7 +137,10 @@ def test_what_is_checked_in_this_process(text: str, harmless: bool) -> None:
 def test_an_answer_that_is_too_large_is_wrong(impatient: None, answer: str) -> None:
     started = time.monotonic()
     reward = fitted(accuracy_reward, "</think>")
-    assert reward(completions=said(rf"\boxed{{{answer}}}", r"\boxed{7^1}"), solution=["7", "7"]) == [0.0, 1.0]
+    texts = (rf"\boxed{{{answer}}}", r"\boxed{7^1}")
+    assert reward(completions=said(*texts), solution=["7", "7"]) == [0.0, 1.0]
+    cosine = fitted(get_cosine_scaled_reward(max_len=2), "</think>")
+    assert cosine(completions=said(*texts), solution=["7", "7"], completion_ids=[[1], [1]]) == [-0.75, 0.75]
     assert time.monotonic() - started < 15
 
 

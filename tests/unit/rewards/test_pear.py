@@ -75,7 +75,19 @@ def test_logs_one_penalty_per_scored_completion() -> None:
         log_metric=lambda *entry: logged.append(entry),
         values=[1.0, 0.0, None],
     )
-    assert logged == [("pear/penalty", 0.5), ("pear/penalty", 0.25)]
+    assert [entry for entry in logged if entry[0] == "pear/penalty"] == [("pear/penalty", 0.5), ("pear/penalty", 0.25)]
+
+
+def test_logs_which_correct_completions_score_below_a_wrong_one() -> None:
+    for floor, expected in ((None, [0.0, 1.0]), (0.1, [0.0, 0.0])):
+        logged: list = []
+        PEARReward(given, floor=floor)(
+            ["x"] * 4,
+            [(0.5, 0), (1.5, 0), (2, 0), (1, 0)],
+            log_metric=lambda *entry: logged.append(entry),  # noqa: B023
+            values=[1.0, 1.0, 0.0, None],
+        )
+        assert [value for name, value in logged if name == "pear/below_wrong"] == expected
 
 
 def test_without_phase_entropies_it_names_the_trainer() -> None:

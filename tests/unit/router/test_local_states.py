@@ -11,7 +11,7 @@ import torch
 from entropy_rft.difficulty import question_states
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.router.features import FeatureError
-from entropy_rft.router.local_states import LocalStates, _chunks
+from entropy_rft.router.local_states import LocalStates, forward_batches
 
 
 def always():
@@ -77,7 +77,7 @@ def test_exact_in_batches_of_any_lengths(model, random_model_dir, layer):
 def test_little_of_a_forward_is_padding():
     batch = [[0] * length for length in (9000, 10, 20, 9000, 30, 200)]
     order = sorted(range(len(batch)), key=lambda index: len(batch[index]))
-    assert _chunks(order, batch) == [[1, 2, 4], [5], [0], [3]]
+    assert forward_batches(order, batch) == [[1, 2, 4], [5], [0], [3]]
 
 
 def test_only_the_model_that_the_probe_was_made_for(model, random_model_dir, caplog):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from entropy_rft.router.backends import CLOSED, HALF_OPEN, OPEN, Backend
-from entropy_rft.router.pool import Pool, _model_len
+from entropy_rft.router.pool import Pool, context_length
 from entropy_rft.router.proxy import retry_after_s
 from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
 from entropy_rft.router.settings_parts import BackendSettings, BreakerSettings
@@ -185,4 +185,4 @@ def test_budget_is_the_shortest_context() -> None:
     ],
 )
 def test_model_len(models: bytes, name: str | None, length: int | None) -> None:
-    assert _model_len(models, name) == length
+    assert context_length(models, name) == length

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from entropy_rft.router.deadline import within
 from entropy_rft.router.errors import RouterError
-from entropy_rft.router.security import ClientGone, Keys, _check_shape, parse, read_body, request_id
+from entropy_rft.router.security import ClientGone, Keys, check_shape, parse, read_body, request_id
 from entropy_rft.router.settings_parts import LimitSettings
 
 LIMITS = LimitSettings(max_body_bytes=10)
@@ -180,7 +179,7 @@ def test_the_check_takes_little_memory(text: bytes) -> None:
     body = b'["' + text + b'", ' + b"[" * 98 + b"]" * 98 + b", [], [], []]"
     tracemalloc.start()
     try:
-        _check_shape(body, 100)  # what the parser takes is its own matter
+        check_shape(body, 100)  # what the parser takes is its own matter
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -190,39 +189,3 @@ def test_the_check_takes_little_memory(text: bytes) -> None:
 def test_many_short_strings() -> None:
     body = b"[" + b'"","[",["]"],' * 30_000 + b"0]"
     assert len(parse(body, 100)) == 90_001
-
-
-def test_within_ends_what_takes_too_long() -> None:
-    async def scenario() -> str:
-        cancelled = asyncio.Event()
-
-        async def slow() -> None:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.set()
-                raise
-
-        with pytest.raises(asyncio.TimeoutError):
-            await within(0.01, slow())
-        assert cancelled.is_set()
-        assert await within(10, asyncio.sleep(0, "value")) == "value"
-        with pytest.raises(KeyError):
-            await within(10, failing())
-        return "and the task goes on"
-
-    async def failing() -> None:
-        raise KeyError
-
-    assert asyncio.run(scenario()) == "and the task goes on"
-
-
-def test_within_passes_a_cancellation_on() -> None:
-    async def scenario() -> None:
-        task = asyncio.create_task(within(60, asyncio.Event().wait()))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(scenario())

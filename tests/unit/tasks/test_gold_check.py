@@ -8,7 +8,7 @@ import pytest
 from trl.rewards import accuracy_reward
 
 from entropy_rft.tasks import gold_check, load_task
-from entropy_rft.tasks.gold_check import _SURE, gold_problem
+from entropy_rft.tasks.gold_check import SURE, gold_problem
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_competitions_answer_is_accepted(gold):
     ["7", "-12", "0.5", ".25", "12.00001", r"$50\%$", r"$\frac{1}{2}$", r"$-\dfrac{13}{4}$", "$1/2$", "$-3/4$"],
 )
 def test_what_is_not_checked_would_pass(gold):
-    assert _SURE.fullmatch(gold)
+    assert SURE.fullmatch(gold)
     assert gold_problem(gold) is None
 
 

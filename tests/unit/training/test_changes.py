@@ -8,6 +8,7 @@ from trl import ModelConfig
 
 from entropy_rft.training.changes import FREE, changes, recorded, sentence
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.doctor import DoctorArguments
 from entropy_rft.training.recipe import TaskArguments
 
 BEFORE: dict[str, Any] = {
@@ -27,6 +28,7 @@ BEFORE: dict[str, Any] = {
     [
         ("entropy_clip", "none", "clip_b"),
         ("rewards", ["pear"], ["task"]),
+        ("rewards", [{"name": "pear", "alpha": 0.5}], ["task"]),
         ("learning_rate", 1e-5, 1e-4),
         ("beta", 0.04, 0.0),
         ("num_iterations", 2, 1),
@@ -56,6 +58,8 @@ def test_what_changes_the_meaning_is_named_with_both_values(name: str, value: An
         {"output_dir": "elsewhere", "save_steps": 1, "save_strategy": "no", "max_steps": 90, "report_to": "wandb"},
         {"eval_strategy": "steps", "eval_steps": 5, "eval_split": "test", "entropy_audit_steps": 3, "use_cpu": True},
         {"deepspeed": "zero3.json", "gradient_checkpointing": False, "hub_token": "x", "logging_steps": 7},
+        {"rewards": [{"name": "task"}]},
+        {"rewards": "{name: task}"},
         {"learning_rate": "1e-4", "rewards": "task", "entropy_clip": "clip_b"},  # as YAML or a flag may give them
         {"beta": 0.0, "seed": 42, "loss_type": "dapo", "num_iterations": 1.0},  # the defaults, given
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 32, "steps_per_generation": 2},
@@ -74,7 +78,8 @@ def test_more_processes_with_the_same_batch_are_the_same_run() -> None:
 
 
 def test_every_free_field_exists() -> None:
-    known = {f.name for part in (TaskArguments, EntropyGRPOConfig, ModelConfig) for f in fields(part)}
+    parts = (TaskArguments, EntropyGRPOConfig, ModelConfig, DoctorArguments)
+    known = {f.name for part in parts for f in fields(part)}
     assert known >= FREE
 
 

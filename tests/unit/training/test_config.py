@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from rule_matrix import loose_fields, loosened
 from trl import GRPOConfig
 
 from entropy_rft import EntropyGRPOConfig
-from entropy_rft.entropy import EntropyClip
+from entropy_rft.entropy import RULES, Rule
+from entropy_rft.entropy.rules.clip_b import ClipB
+from entropy_rft.entropy.rules.clip_v import ClipV
 
 CPU = {"bf16": False, "use_cpu": True, "report_to": []}
 
@@ -14,22 +18,36 @@ CPU = {"bf16": False, "use_cpu": True, "report_to": []}
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
-        ({}, EntropyClip.clip_b()),
+        ({}, ClipB()),
         ({"entropy_clip": "none"}, None),
-        ({"entropy_clip": "clip_v"}, EntropyClip.clip_v()),
-        ({"entropy_clip_mu_low": 2.0}, EntropyClip.clip_b(2.0)),
+        ({"entropy_clip": "clip_v"}, ClipV()),
+        ({"entropy_clip_mu_low": 2.0}, ClipB(mu_low=2.0)),
         (
             {"entropy_clip_mu_low": 2, "entropy_clip_mu_high": 2, "entropy_clip_advantages": "all"},
-            EntropyClip.two_sided("clip_b", 2),
+            ClipB(mu_low=2, mu_high=2, advantages="all"),
         ),
         (
             {"entropy_clip": "clip_v", "entropy_clip_mu_low": float("inf"), "entropy_clip_max_fraction": 1},
-            EntropyClip("clip_v", float("inf"), None, "negative", 1),
+            ClipV(mu_low=float("inf"), max_fraction=1),
         ),
     ],
 )
-def test_fields_become_the_rule(tmp_path: Path, fields: dict, rule: EntropyClip | None) -> None:
+def test_fields_become_the_rule(tmp_path: Path, fields: dict, rule: Rule | None) -> None:
     assert EntropyGRPOConfig(str(tmp_path), **CPU, **fields).build_entropy_clip() == rule
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_its_fields_and_its_help(tmp_path: Path, name: str) -> None:
+    options = loosened(name)
+    rule = EntropyGRPOConfig(str(tmp_path), **CPU, **loose_fields(name)).build_entropy_clip()
+    assert rule == RULES[name](**options)
+    assert EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip=name).build_entropy_clip() == RULES[name]()
+    about = EntropyGRPOConfig.__dataclass_fields__
+    assert f"{name!r}: " in about["entropy_clip"].metadata["help"]
+    for option in options:
+        help = about[f"entropy_clip_{option}"].metadata["help"]
+        assert re.search(rf"\b{name}\b", help)
+        assert "preset" in help
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,21 @@ def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.Mon
     assert recipe.task.rewards == ["pear"]
 
 
+def test_rewards_with_arguments(tmp_path: Path) -> None:
+    cosine = {"name": "cosine_scaled", "max_len": 100}
+    pear = {"name": "pear", "correctness": {"name": "cosine_scaled", "max_len": 9}, "alpha": 0.5}
+    wanted = ["task", cosine, pear, {"path": "mine:reward", "words": ["a", "b"]}]
+    recipe = parse(tmp_path, {"rewards": [*wanted[:3], {"path": "mine:reward", "words": ["a", "b"]}, {"name": "task"}]})
+    assert recipe.task.rewards == [*wanted, "task"]  # in the shortest form
+    again = parse(tmp_path, yaml.safe_load(yaml.safe_dump(recipe.resolved())))
+    assert again.resolved() == recipe.resolved()
+    assert again.resolved()["rewards"] == [*wanted, "task"]
+    assert parse(tmp_path, {"rewards": cosine}).task.rewards == [cosine]
+    flags = ["--rewards", "task", "{name: cosine_scaled, max_len: 100}", '{"path": "mine:reward", "words": ["a", "b"]}']
+    flagged = parse(tmp_path, {"rewards": ["pear"]}, *flags)
+    assert flagged.task.rewards == flagged.resolved()["rewards"] == ["task", cosine, wanted[3]]
+
+
 @pytest.mark.parametrize(
     ("fields", "flags", "message"),
     [
@@ -84,6 +99,9 @@ def test_environment_and_a_single_reward(tmp_path: Path, monkeypatch: pytest.Mon
         ({"task_options": "[1"}, [], "task_options must be a JSON mapping"),
         ({}, ["--config"], "--config needs"),
         ({"learning_rate": None}, [], "learning_rate cannot be empty"),
+        ({"rewards": [{"nmae": "pear"}]}, [], "rewards: .* has neither name nor path; did you mean name?"),
+        ({"rewards": [5]}, [], "rewards: 5 is no reward: give a name, module:function, or a mapping"),
+        ({}, ["--rewards", "{name: pear"], "rewards: '{name: pear' is no mapping"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict, flags: list[str], message: str) -> None:
@@ -157,3 +175,26 @@ def test_whether_to_go_on_with_changes_is_no_part_of_the_recipe(tmp_path: Path) 
     for recipe in (parse(tmp_path, {"resume_with_changes": True}), parse(tmp_path, {}, "--resume_with_changes")):
         assert recipe.resume_with_changes is True
         assert "resume_with_changes" not in recipe.resolved()
+
+
+def test_the_doctor_is_on_and_its_levels_are_a_mapping(tmp_path: Path) -> None:
+    assert parse(tmp_path, {}).doctor.build(None) is not None
+    recipe = parse(tmp_path, {"doctor": {"window": 5, "truncated": False}, "doctor_stop": "no_spread"})
+    doctor = recipe.doctor.build(None)
+    assert doctor is not None
+    assert (doctor.levels.window, doctor.levels.truncated, doctor.stop) == (5, None, ["no_spread"])
+    flagged = parse(tmp_path, {}, "--doctor", '{"window": 5}', "--doctor_stop", "no_spread", "truncated").doctor
+    assert (flagged.doctor, flagged.doctor_stop) == ({"window": 5}, ["no_spread", "truncated"])
+    again = parse(tmp_path, recipe.resolved())
+    assert (again.doctor, again.resolved()) == (recipe.doctor, recipe.resolved())
+
+
+def test_the_doctor_can_be_switched_off_and_may_stop_at_anything(tmp_path: Path) -> None:
+    for word in ("false", "no", "off"):
+        assert written(tmp_path, f"doctor: {word}").doctor.build(None) is None
+        assert written(tmp_path, f"doctor_stop: {word}").doctor.doctor_stop == []
+    assert parse(tmp_path, {}, "--doctor", "false").resolved()["doctor"] is False
+    for word in ("true", "yes", "all"):
+        assert written(tmp_path, f"doctor_stop: {word}").doctor.doctor_stop == ["all"]
+    with pytest.raises(ValueError, match="there is no level 'windo'; did you mean window"):
+        parse(tmp_path, {"doctor": {"windo": 5}})

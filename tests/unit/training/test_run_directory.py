@@ -17,7 +17,7 @@ def test_describe_and_load(tmp_path: Path) -> None:
 
     directory = RunDirectory(tmp_path / "run")
     directory.describe({"seed": 3, "rewards": ["pear"]}, seed=3, command=["x"], device="cpu", name="a run")
-    directory.keep_metrics_until(0)
+    directory.keep_until(0)
     directory.append_metrics({"step": 1, "epoch": 0.5, "time": 1.0, "reward": 0.25})
     run = load_run(tmp_path / "run")
     assert (run.name, run.seed, run.recipe["rewards"], run.device) == ("a run", 3, ["pear"], "cpu")
@@ -31,9 +31,9 @@ def test_a_resume_drops_what_came_after_the_checkpoint_and_half_lines(tmp_path: 
         directory.append_metrics({"step": step, "time": step * 10.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tim')
-    assert directory.keep_metrics_until(2) == 20.0
+    assert directory.keep_until(2) == 20.0
     assert [entry["step"] for entry in lines(directory)] == [1, 2]
-    assert directory.keep_metrics_until(0) == 0.0
+    assert directory.keep_until(0) == 0.0
     assert lines(directory) == []
 
 
@@ -83,7 +83,7 @@ def test_metrics_are_json_also_where_a_value_is_not_finite(tmp_path: Path) -> No
     directory.describe({}, seed=0, command=[], device="cpu", name="a run")
     with (tmp_path / "metrics.jsonl").open("w") as file:
         file.write('{"step": 1, "reward": NaN, "time": 1.0}\n')  # as earlier versions wrote it
-    assert directory.keep_metrics_until(1) == 1.0
+    assert directory.keep_until(1) == 1.0
     directory.append_metrics({"step": 2, "reward": float("inf"), "loss": 0.5})
     entries = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["reward"] for entry in entries] == [None, None]
@@ -104,3 +104,17 @@ def test_the_recipe_before_a_change_is_kept_under_the_first_free_name(tmp_path: 
     assert "seed: 1" in (tmp_path / "recipe-1.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text("seed: [")
     assert directory.recipe() is None
+
+
+def test_findings_after_the_checkpoint_are_dropped_like_the_metrics(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert directory.findings() == []
+    directory.keep_until(0)
+    assert not (tmp_path / "findings.jsonl").exists()
+    for step in (2, 5):
+        directory.append_finding({"step": step, "finding": "truncated", "message": "many"})
+    with (tmp_path / "findings.jsonl").open("a") as file:
+        file.write('{"step": 6, "find')
+    directory.keep_until(4)
+    assert [entry["step"] for entry in directory.findings()] == [2]
+    assert (tmp_path / "findings.jsonl").read_text().count("\n") == 1

@@ -241,7 +241,7 @@ def test_the_page(two_questions, tmp_path):
     points = [{"accuracy": 0.9, "entropy": 0.2, "label": "normal"}, {"accuracy": 0.1, "entropy": 0.9, "label": "hard"}]
     write_page(result, points, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count('<svg role="img"') == 3
+    assert page.count(' role="img"') == 3
     assert "fixed Normal" in page
     assert "The probe gets 100 % of what the oracle saves." in page
     assert "<b>m</b>" not in page

@@ -1,0 +1,211 @@
+"""Target: hold the batch's entropy at a set point, by feedback."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+from entropy_rft.entropy.rules.rule import Decision, Rule, option
+from entropy_rft.entropy.rules.whole_batch import Advantages, WholeBatch
+from entropy_rft.entropy.statistics import TokenStatistics
+
+
+@dataclass(frozen=True)
+class Target(Rule):
+    """Target: drops as few tokens with a negative advantage as hold the batch's mean entropy at a set point.
+
+    Of the tokens with a negative advantage those with the lowest discriminant ``S* = π(a) (H + log π(a))`` lower the
+    entropy most, to first order ``ΔH = -α (S* - E_π[S])`` (arXiv 2602.03392). The rule drops a share of the batch: the
+    tokens with the lowest ``S*``. A :class:`Controller` steers the share: it compares the batch's mean entropy, and
+    where its trend leads, with the target. Entropy that is above the target and falls is left alone. Entropy that is
+    above it and does not fall is lowered: then the tokens with the highest ``S*`` are dropped.
+
+    :meth:`decide` is one step of the controller. The state is small (:meth:`state_dict`); the trainer keeps it in the
+    checkpoint. It follows from statistics of the whole batch alone, so it is the same on every process and layout.
+
+    Metrics: ``target`` and ``entropy`` (nats, of the whole batch); ``share`` (what the controller asks for, below 0
+    against rising entropy); ``at_bound`` (1 where `max_fraction` limits the share); ``short_of_tokens`` (1 where the
+    batch has fewer tokens with a negative advantage).
+
+    Raises:
+        ValueError, TypeError: naming the field and its value.
+    """
+
+    name: ClassVar[str] = "target"
+
+    target: float | str = option(
+        "The entropy to hold: nats per token, or a multiple of the first batch's entropy, such as 0.5x.",
+        default="0.5x",
+        text=True,
+    )
+    max_fraction: float = option(
+        "At most this share of a batch's tokens is dropped, always at least one; 1 is no limit.",
+        default=0.05,
+        above=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        level, relative = _level(self.target)
+        controller = Controller(max_share=float(self.max_fraction), target=None if relative else level)
+        object.__setattr__(self, "_controller", controller)  # its state changes, the rule does not
+        object.__setattr__(self, "_factor", level if relative else None)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        statistics: TokenStatistics,
+        advantages: Advantages,
+        mask: Shaped[Tensor, "batch time"],
+        group: dist.ProcessGroup | None = None,
+    ) -> Decision:
+        batch = WholeBatch(statistics, advantages, mask, group)
+        controller: Controller = self._controller  # type: ignore[attr-defined]
+        entropy = batch.mean(batch.statistics.entropy)
+        share = controller.share
+        if int(batch.count) and bool(entropy.isfinite()):
+            if controller.target is None:
+                controller.target = self._factor * float(entropy)  # type: ignore[attr-defined]
+            share = controller.step(float(entropy))
+        wanted = round(abs(share) * int(batch.count))
+        size = batch.statistics.discriminant
+        candidates = (batch.advantages < 0) & size.isfinite()
+        dropped = torch.zeros_like(candidates)
+        if wanted:
+            dropped = batch.most_extreme(size if share < 0 else -size, candidates, wanted)
+        available = batch.mean(candidates.to(entropy.dtype)) * batch.count
+        metrics = {
+            "entropy": entropy,
+            "target": entropy.new_tensor(controller.target or 0.0),
+            "share": entropy.new_tensor(share),
+            "at_bound": entropy.new_tensor(float(abs(share) >= controller.max_share)),
+            "short_of_tokens": (available < wanted).to(entropy.dtype),
+        }
+        return Decision(batch.kept(dropped), metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._controller.state_dict()  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._controller.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+# What the controller is built for, in units that do not depend on a model: it settles in about 1 / _SPEED updates, and
+# the share that holds the entropy is taken to be about _HOLDING until the run shows another one.
+_SPEED = 0.15
+_HOLDING = 0.015
+_LEVEL_MEMORY = 0.35  # weight of the newest batch in the smoothed entropy
+_TREND_MEMORY = 0.2  # weight of the newest change in its trend
+_LOOK_AHEAD = 6  # updates
+_SLOWEST_FALL = 1e-3  # of the target, per update: what is taken for the fall of a run that does not fall
+_FORGETTING = 0.98  # of the fastest fall seen, per update
+_RUNAWAY = 0.1  # how far above the target, relative to it, entropy that does not fall is acted against
+_SLOW_MEMORY = 0.05  # weight of the newest batch in the slow average that tells whether it falls
+_PATIENCE = 20  # updates before that average says anything
+
+
+@dataclass
+class Controller:
+    """A proportional-integral controller of the share of dropped tokens, with gains that follow the run's own speed.
+
+    With ``h`` the smoothed entropy (Holt's linear smoothing, of trend ``b``), the relative error of ``n`` updates ahead
+    is ``e = (target - h - n b) / target``. The share is ``k_p e + I`` with ``I ← I + k_i e``, between 0 and `max_share`
+    (and between ``-max_share`` and 0 against entropy that runs away). A run whose entropy falls by ``c`` of the target
+    an update, where nothing holds it, and that a share ``u`` holds, follows ``h' = -c + (c / u) share``; a closed loop
+    of the frequency ``ω`` with critical damping then needs ``k_p = 2 ω u / c`` and ``k_i = ω² u / c``. ``c`` is the
+    fastest fall seen, slowly forgotten; so a learning rate, a model or a precision with which the entropy moves ten
+    times slower gets gains that are ten times higher. The integral stands still while the share is at a bound that the
+    error pushes it against.
+
+    Attributes:
+        max_share: bound of the share.
+        target: nats; ``None`` until it is known.
+        level, trend: smoothed entropy and its change an update, nats; ``None`` before the first batch.
+        slow: average of some twenty updates, nats; entropy below it falls.
+        updates: how many were seen.
+        integral: I.
+        fall: c.
+        share: of the last step.
+    """
+
+    max_share: float
+    target: float | None = None
+    level: float | None = None
+    trend: float = 0.0
+    slow: float = 0.0
+    updates: int = 0
+    integral: float = 0.0
+    fall: float = 0.0
+    share: float = 0.0
+
+    def step(self, entropy: float) -> float:
+        """The share of tokens to drop now; below 0 against rising entropy.
+
+        Args:
+            entropy: mean of the batch, nats. One that is not finite changes nothing.
+        """
+        if self.target is None:
+            raise ValueError("the controller has no target yet")
+        if not math.isfinite(entropy) or self.target <= 0:
+            return self.share
+        self._observe(entropy, self.target)
+        assert self.level is not None
+        error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
+        per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
+        proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
+        # Above the target, a fall is what is wanted; only entropy that stays there or rises is acted against.
+        does_not_fall = self.updates > _PATIENCE and self.level >= self.slow
+        runs_away = does_not_fall and self.level > (1 + _RUNAWAY) * self.target
+        low, high = (-self.max_share, 0.0) if runs_away else (0.0, self.max_share)
+        wanted = proportional * error + self.integral
+        self.share = min(max(wanted, low), high)
+        if self.share == wanted or (error > 0) != (wanted > self.share):
+            self.integral = min(max(self.integral + integral * error, low), high)
+        else:
+            self.integral = min(max(self.integral, low), high)
+        return self.share
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`; `max_share` stays this controller's own."""
+        for name, value in state.items():
+            if name != "max_share":
+                setattr(self, name, value)
+
+    def _observe(self, entropy: float, target: float) -> None:
+        self.updates += 1
+        if self.level is None:
+            self.level = self.slow = entropy
+            return
+        before = self.level
+        self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (before + self.trend)
+        self.trend += _TREND_MEMORY * (self.level - before - self.trend)
+        self.slow += _SLOW_MEMORY * (entropy - self.slow)
+        self.fall = max(_FORGETTING * self.fall, -self.trend / target)
+
+
+def _level(target: Any) -> tuple[float, bool]:
+    """The number of `target`, and whether it is a multiple of the first batch's entropy."""
+    text = target.strip() if isinstance(target, str) else target
+    relative = isinstance(text, str) and text.endswith("x")
+    try:
+        if isinstance(text, bool) or not isinstance(text, str | Real):
+            raise ValueError
+        number = float(text.removesuffix("x") if isinstance(text, str) else text)
+    except ValueError:
+        raise ValueError(
+            f"target must be nats per token (0.25) or a multiple of the first batch's entropy (0.5x), got {target!r}"
+        ) from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"target must be above 0, got {target!r}")
+    return number, relative

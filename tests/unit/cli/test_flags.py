@@ -1,0 +1,43 @@
+"""Paths on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entropy_rft.cli.errors import UserError
+from entropy_rft.cli.flags import path
+from entropy_rft.cli.main import build_parser
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path("~/report.html") == str(tmp_path / "report.html")
+    for text in ("report.html", "./runs/", "runs/~", "/tmp/~x", ""):
+        assert path(text) == text
+    with pytest.raises(argparse.ArgumentTypeError, match="'~nobody-of-that-name/x' has no home directory"):
+        path("~nobody-of-that-name/x")
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for own in action.choices.values():
+                yield from actions(own)
+        else:
+            yield action
+
+
+def test_every_flag_that_names_a_file_or_a_directory_takes_one() -> None:
+    kinds = ("DIR", "FILE", "FILE.json", "RUN")
+    named = [action for action in actions(build_parser()) if action.metavar in kinds]
+    assert len(named) > 15
+    assert [action.dest for action in named if action.type is not path] == []
+
+
+def test_a_user_without_a_home_is_one_line() -> None:
+    with pytest.raises(UserError, match="--output: '~nobody-of-that-name/x' has no home directory"):
+        build_parser().parse_args(["report", "run", "--output", "~nobody-of-that-name/x"])
