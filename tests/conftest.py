@@ -21,6 +21,7 @@ SEVERAL_PROCESSES = (
     "test_doctor_runs.py",
     "test_launching.py",
     "test_ranks.py",
+    "test_smollm2_zero3.py",
     "test_survival.py",
     "test_zero3.py",
 )

@@ -19,7 +19,12 @@ def add_parser(subparsers: Any) -> None:
         description="Measure a model on a task: avg@k with an interval, pass@k, tokens, and entropies by phase.",
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="directory, hub name, tiny_reasoner or smollm2; or a LoRA adapter",
+    )
     add_task(add, split="test")
     add_sampling(add, samples=8, of="question, the k of avg@k")
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
@@ -41,9 +46,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an argument is wrong, the model or the task cannot be loaded, or the result cannot be written.
     """
     options = parse_options(args.task_option)
-    output = Path(args.output) if args.output else default_output(args.model, args.task, args.split)
-    if output.is_dir():
-        raise UserValueError(f"--output {str(output)!r} is a directory: give a file name")
+    if args.output and Path(args.output).is_dir():
+        raise UserValueError(f"--output {args.output!r} is a directory: give a file name")
 
     from rich.console import Console
 
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     # The settings and the task first: a mistake in them is found before minutes of loading weights.
     check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
+    output = Path(args.output) if args.output else default_output(args.model, task.name, args.split)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=args.device)
     with users(FloatingPointError):  # a model of NaNs
         evaluation = evaluate_model(
@@ -86,6 +91,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_output(model: str, task: str, split: str) -> Path:
-    """Beside a local model, otherwise here."""
+    """Beside a local model, otherwise here; `task` is the loaded task's own name, such as ``reasoning_gym/gcd``."""
     directory = Path(model).expanduser()
-    return (directory if directory.is_dir() else Path()) / evaluation_name(task, split)
+    return (directory if directory.is_dir() else Path()) / evaluation_name(task.replace("/", "-"), split)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.errors import UserValueError
+from entropy_rft.tasks import TASK_NAMES
 
 Add = Callable[..., Any]
 """``parser.add_argument``."""
@@ -29,7 +30,7 @@ def path(text: str) -> str:
 
 def add_task(add: Add, split: str) -> None:
     """Which questions; `split` is the default."""
-    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
+    add("--task", required=True, help="one of " + ", ".join(TASK_NAMES))
     add("--path", type=path, metavar="FILE", help="local file with the task's questions")
     add("--split", default=split, help="the task's split (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")

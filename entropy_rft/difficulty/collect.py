@@ -22,7 +22,7 @@ from entropy_rft.sampling import (
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.sampling.records import CompletionRecord, record_of
-from entropy_rft.tasks import task_rows
+from entropy_rft.tasks import level_of, task_rows
 
 
 class SamplerLike(Protocol):
@@ -80,7 +80,7 @@ def collect_traces(
         served_model: what a server calls the model, if one answers: traces of two models do not mix.
         model_name: what the traces call the model.
         source: the arguments with which `load_task` makes the task again; `probe evaluate` needs them.
-        level: difficulty level of all questions; by default the task's column `difficulty`.
+        level: difficulty level of all questions; by default the task's column `difficulty` or `level`.
         samples, temperature, top_p, max_tokens, seed: of sampling.
         layer: of the hidden state; see `question_states`.
         think_end_token: the text that ends the thinking.
@@ -168,7 +168,7 @@ def _trace(
     level: str | None,
 ) -> dict[str, Any]:
     known, scored = right_and_scored(right)
-    own = row.get("difficulty") if level is None else level
+    own = level_of(row) if level is None else level
     trace: dict[str, Any] = {
         "index": index,
         "id": question_id(row),

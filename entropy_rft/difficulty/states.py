@@ -134,9 +134,9 @@ def _first_values(model: Any) -> str:
 
 def same_model(first: str, second: str) -> bool:
     """Whether two names mean the same model: equal, or the same directory."""
-    from entropy_rft.models.sources import model_source
+    from entropy_rft.models.sources import model_place
 
-    return first == second or _place(model_source(first)) == _place(model_source(second))
+    return first == second or _place(model_place(first)) == _place(model_place(second))
 
 
 def _place(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from entropy_rft.sampling.identity import question_id
 from entropy_rft.tasks.math_task import BOXED
+from entropy_rft.tasks.verifier import TAGGED
 
 
 def wordless_id(row: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -19,16 +20,20 @@ def wordless_id(row: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         row: with `prompt` and `solution`.
         options: of the task that made it.
     """
-    prompt, ending = row["prompt"], options.get("answer_format", BOXED)
+    prompt = row["prompt"]
+    endings = (options["answer_format"],) if "answer_format" in options else (BOXED, TAGGED)
     if isinstance(prompt, str):
-        return question_id({**row, "prompt": _without_end(prompt, ending)})
+        return question_id({**row, "prompt": _without_end(prompt, endings)})
     messages = [dict(message) for message in prompt]
     if options.get("instruction") and messages[:1] == [{"role": "system", "content": options["instruction"]}]:
         del messages[0]
     if messages:
-        messages[-1]["content"] = _without_end(messages[-1].get("content"), ending)
+        messages[-1]["content"] = _without_end(messages[-1].get("content"), endings)
     return question_id({**row, "prompt": messages})
 
 
-def _without_end(text: Any, ending: Any) -> Any:
-    return text.removesuffix(f"\n\n{ending}") if isinstance(text, str) and ending else text
+def _without_end(text: Any, endings: tuple[Any, ...]) -> Any:
+    for ending in endings:
+        if isinstance(text, str) and ending:
+            text = text.removesuffix(f"\n\n{ending}")
+    return text

@@ -11,7 +11,7 @@ from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, ques
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.records import CompletionRecord, record_completions
-from entropy_rft.tasks import task_rows
+from entropy_rft.tasks import level_of, task_rows
 
 
 class TaskLike(Protocol):
@@ -92,9 +92,9 @@ def evaluate_model(
         for verdict, start in zip(right, range(0, len(records), samples), strict=True)
     ]
 
-    levels = sorted({row["difficulty"] for row in rows if row.get("difficulty") is not None}, key=_level_order)
+    levels = sorted({level for row in rows if (level := level_of(row)) is not None}, key=_level_order)
     by_difficulty = {
-        str(level): _scores([g for row, g in zip(rows, groups, strict=True) if row.get("difficulty") == level], samples)
+        str(level): _scores([g for row, g in zip(rows, groups, strict=True) if level_of(row) == level], samples)
         for level in levels
     }
     return Evaluation(

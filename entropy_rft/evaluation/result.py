@@ -83,8 +83,8 @@ class Evaluation(Scores):
         questions_digest: names the questions; evaluations with the same digest asked the same ones in the same order.
         question_means: the fraction of right samples of each question in that order, ``None`` where nothing could be
             scored. It is what a paired comparison of two evaluations needs.
-        by_difficulty: the scores per value of the data set's `difficulty` column, in ascending order; empty without
-            that column.
+        by_difficulty: the scores per value of the data set's `difficulty` column (or `level`), in ascending order;
+            empty without that column.
         seconds: wall-clock time of it all.
     """
 

@@ -5,15 +5,9 @@ It imports what a check needs and no more: no torch.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import resource
-import signal
-import sys
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-_MEMORY = 2 << 30  # bytes beyond what importing took: a number of that size is no answer
+from entropy_rft.rewards import timed_worker
 
 
 def check(reward: str, content: str, solution: str, delimiters: list[str] | None) -> tuple[float | None, dict]:
@@ -32,35 +26,11 @@ def check(reward: str, content: str, solution: str, delimiters: list[str] | None
 
 
 def serve() -> None:
-    """Answer the requests on standard input, one JSON a line, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes standard input
-    replies = sys.stdout
-    sys.stdout = sys.stderr
-    check("accuracy_reward", r"\boxed{\frac{1}{2}}", r"$\frac{1}{2}$", None)  # the parser's tables are made once
-    _limit_memory()
-    _reply(replies, {"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        # The kernel ends this process when the time is up, whatever C code it is in: nothing in Python could.
-        signal.setitimer(signal.ITIMER_PROF, request.pop("seconds"))
-        try:
-            value, columns = check(**request)
-            reply: dict[str, Any] = {"value": value, "columns": columns}
-        except Exception as error:  # MemoryError and RecursionError too
-            reply = {"error": f"{type(error).__name__}: {error}"[:300]}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _reply(replies, reply)
+    """Answer the requests on standard input until it ends."""
+    # The parser's tables are made once.
+    timed_worker.serve(_answer, lambda: check("accuracy_reward", r"\boxed{\frac{1}{2}}", r"$\frac{1}{2}$", None))
 
 
-def _reply(stream: IO[str], value: dict[str, Any]) -> None:
-    stream.write(json.dumps(value) + "\n")
-    stream.flush()
-
-
-def _limit_memory() -> None:
-    try:
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except OSError:  # no Linux: the limit on time has to do
-        return
-    with contextlib.suppress(ValueError, OSError):  # a lower limit is there already
-        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+def _answer(**request: Any) -> dict[str, Any]:
+    value, columns = check(**request)
+    return {"value": value, "columns": columns}

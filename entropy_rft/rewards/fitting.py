@@ -18,8 +18,9 @@ def fitted(reward: Any, think_end_token: str) -> Any:
     """`reward`, looking for `think_end_token` where TRL's looks for ``</think>``, each of its checks coming to an end.
 
     That is for TRL's `accuracy_reward`, `reasoning_accuracy_reward`, `think_format_reward` and cosine-scaled reward,
-    alone or within :class:`PEARReward`. Anything else is returned as it is: TRL's other rewards check no answer, and
-    what a reward of one's own computes is not ours to interrupt (it may call :class:`Accuracy`).
+    alone or within :class:`PEARReward`. A reward with a method `fitted` is asked for its own. Anything else is returned
+    as it is: TRL's other rewards check no answer, and what a reward of one's own computes is not ours to interrupt (it
+    may call :class:`Accuracy`).
     """
     from trl import rewards
 
@@ -41,6 +42,8 @@ def fitted(reward: Any, think_end_token: str) -> Any:
         ours = ThinkFormat(think_end_token)
     elif _is_cosine_scaled(reward):
         ours = CosineScaled(reward)
+    elif (fit := getattr(reward, "fitted", None)) is not None:
+        return fit(think_end_token)
     if ours is None:
         return reward
     ours.__name__ = reward_name(reward)

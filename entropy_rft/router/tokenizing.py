@@ -63,7 +63,7 @@ class ChatTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str) -> ChatTokenizer:
-        """The tokenizer of a model: a directory, a name on the hub, or ``tiny_reasoner``.
+        """The tokenizer of a model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
 
         Raises:
             ValueError: there is none; one line.
@@ -72,8 +72,9 @@ class ChatTokenizer:
 
         from entropy_rft.models.sources import model_source
 
+        source = model_source(name)
         try:
-            return cls(AutoTokenizer.from_pretrained(model_source(name)))
+            return cls(AutoTokenizer.from_pretrained(source))
         except (OSError, ValueError) as error:
             raise UserValueError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 

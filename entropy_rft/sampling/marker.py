@@ -20,9 +20,10 @@ _NOT_OURS = "\0"
 class ThinkEndMarker:
     """Finds ``</think>`` in token ids.
 
-    One token (reasoning models) is looked for as that token. A tokenizer that splits the text writes it in more than
-    one way: Qwen2.5 ends ``"</think>\\n"`` with a token ``">\\n"``. There the text itself is looked for, and every
-    token that holds a part of it belongs to neither phase.
+    A token of its own, added to the vocabulary (reasoning models), is looked for as that token. Any other text can be
+    written in more than one way: Qwen2.5 ends ``"</think>\\n"`` with a token ``">\\n"``, and SmolLM2 writes ``"####"``
+    after a space as the token ``" ####"``. There the text itself is looked for, and every token that holds a part of it
+    belongs to neither phase.
 
     Args:
         tokenizer: of the model that writes the completions.
@@ -45,8 +46,10 @@ class ThinkEndMarker:
         self.ids: list[int] = _ids_of(tokenizer, text)
         self._tokenizer = tokenizer
         self._opening = opening_tag(text)
+        added = getattr(tokenizer, "added_tokens_decoder", self.ids)
+        self._is_one_token = len(self.ids) == 1 and self.ids[0] in added
         self._written = text
-        if len(self.ids) > 1:  # SentencePiece puts a word boundary before a text that stands alone
+        if self.ids and not self._is_one_token:  # SentencePiece puts a word boundary before a text that stands alone
             self._written = "".join(tokenizer.convert_ids_to_tokens(self.ids)).lstrip("▁")
 
     def __bool__(self) -> bool:
@@ -59,7 +62,7 @@ class ThinkEndMarker:
         """
         if not self.ids:
             return mask != 0, torch.zeros_like(mask, dtype=torch.bool)
-        if len(self.ids) == 1:
+        if self._is_one_token:
             return phase_masks(completion_ids, mask, self.ids)
         valid = mask != 0
         thinking, answer = valid.clone(), torch.zeros_like(valid)

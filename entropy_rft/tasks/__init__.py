@@ -1,9 +1,9 @@
-"""Where questions and their checkers come from: the embedded arithmetic task, GSM8K, DAPO-Math, any JSONL."""
+"""Where questions and their checkers come from: embedded arithmetic, GSM8K, DAPO-Math, any JSONL, reasoning-gym."""
 
 from __future__ import annotations
 
 from entropy_rft.tasks.instructions import DIRECT, INSTRUCTIONS, STEP_BY_STEP, STOP_EARLY
-from entropy_rft.tasks.task import TASK_NAMES, Task, check_options, load_task, task_rows
+from entropy_rft.tasks.task import TASK_NAMES, Task, check_options, level_of, load_task, task_rows
 
 __all__ = [
     "DIRECT",
@@ -13,6 +13,7 @@ __all__ = [
     "TASK_NAMES",
     "Task",
     "check_options",
+    "level_of",
     "load_task",
     "task_rows",
 ]

@@ -23,13 +23,16 @@ _TASKS = {
     "gsm8k": "entropy_rft.tasks.gsm8k",
     "dapo_math": "entropy_rft.tasks.dapo_math",
     "jsonl": "entropy_rft.tasks.jsonl",
+    "reasoning_gym": "entropy_rft.tasks.reasoning_gym",
 }
 TASK_NAMES = tuple(_TASKS)
 _TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("instruction", (str, type(None)), "text or None"),
     ("answer_format", (str, type(None)), "text or None"),
     ("thinking", (bool,), "true or false"),
-    ("levels", (int, list, tuple), "a list of numbers of terms"),
+    ("levels", (int, list, tuple), "a number or a list of numbers"),
+    ("partial_credit", (bool,), "true or false"),
+    ("level_by", (str, type(None)), "text or None"),
     ("question_column", (str,), "text"),
     ("answer_column", (str,), "text"),
 )
@@ -63,11 +66,12 @@ def load_task(
     seed: int = 0,
     **options: Any,
 ) -> Task:
-    """Load the task called `name`: one of `arithmetic`, `gsm8k`, `dapo_math`, `jsonl`.
+    """Load the task called `name`: one of `arithmetic`, `gsm8k`, `dapo_math`, `jsonl`, `reasoning_gym`.
 
     Args:
         path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one, `arithmetic` takes
-            none). A local file IS the split: all its rows are loaded and `split` only names them.
+            none, nor does `reasoning_gym`). A local file IS the split: all its rows are loaded and `split` only names
+            them.
         split: which part of a generated or hub data set.
         limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
             generated task makes that many instead, and a smaller limit gives the start of a larger one.
@@ -76,7 +80,8 @@ def load_task(
             text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose
             model knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is
             wrong; False: the whole completion is checked, for models that do not think in a block). `arithmetic` also
-            knows `levels`, and `jsonl` `question_column` and `answer_column`.
+            knows `levels`, and `jsonl` `question_column` and `answer_column`. Those of `reasoning_gym`, which needs a
+            `generator`, are in :func:`entropy_rft.tasks.reasoning_gym.load`.
 
     Raises:
         ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file,
@@ -94,9 +99,11 @@ def load_task(
     if not isinstance(split, str):
         raise UserTypeError(f"split must be a string, not {split!r}")
     load = import_module(_TASKS[name]).load
-    known = [option for option in inspect.signature(load).parameters if option not in _COMMON]
+    parameters = inspect.signature(load).parameters
+    known = [option for option in parameters if option not in _COMMON]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())  # it checks them
     for option in options:
-        if option not in known:
+        if option not in known and not open_ended:
             raise UserValueError(
                 f"task {name!r} has no option {option!r}{did_you_mean(option, known)} (it has: {', '.join(known)})"
             )
@@ -129,6 +136,14 @@ def chat_prompt(question: str, instruction: str | None, answer_format: str | Non
     content = f"{question}\n\n{answer_format}" if answer_format else question
     system = [{"role": "system", "content": instruction}] if instruction else []
     return [*system, {"role": "user", "content": content}]
+
+
+def level_of(row: Mapping[str, Any]) -> Any:
+    """How difficult a question is: its column `difficulty` or else `level`; None where that is no number or word."""
+    value = row.get("difficulty")
+    if value is None:
+        value = row.get("level")
+    return value if isinstance(value, str | int | float) else None
 
 
 def task_rows(task: Any) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from entropy_rft.files import read_yaml, switched_off_or_on
 from entropy_rft.rewards.catalogue import TASK, reward_names
 from entropy_rft.rewards.entries import entries
 from entropy_rft.suggestions import did_you_mean
+from entropy_rft.tasks import TASK_NAMES
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.doctor import DoctorArguments
 from entropy_rft.training.launch import (
@@ -41,7 +42,7 @@ class TaskArguments:
     """What is learned from: the questions, and the rewards that score their answers."""
 
     task: str = field(
-        default="arithmetic", metadata={"help": "Where the questions come from: arithmetic, gsm8k, dapo_math or jsonl."}
+        default="arithmetic", metadata={"help": f"Where the questions come from: one of {', '.join(TASK_NAMES)}."}
     )
     task_path: str | None = field(default=None, metadata={"help": "Local JSON Lines file with the task's questions."})
     task_split: str = field(default="train", metadata={"help": "The task's split to train on."})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_inputs import some_reward
 from transformers import TrainerCallback
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
@@ -28,9 +29,12 @@ class Stale(TrainerCallback):
 
 
 def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
-    task = load_task("arithmetic", limit=32)
+    task = load_task("arithmetic", limit=32, thinking=options.pop("thinking", True))
     lora = options.pop("lora", False)
     pear = options.pop("pear", True)
+    rewards: list[Any] = [PEARReward(task.reward_funcs[0], floor=0.1)] if pear else task.reward_funcs
+    if options.pop("varied", False):  # a model that is never right would learn nothing
+        rewards = [*rewards, some_reward]
     peft_config = None
     if lora:
         from peft import LoraConfig
@@ -39,15 +43,11 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
     stale = Stale()
     trainer = EntropyGRPOTrainer(
         model=model_dir,
-        reward_funcs=PEARReward(task.reward_funcs[0], floor=0.1) if pear else task.reward_funcs,
+        reward_funcs=rewards,
         args=EntropyGRPOConfig(
             output_dir=f"{output}-run",
             use_vllm=True,
-            per_device_train_batch_size=16,
-            num_generations=8,
-            max_completion_length=64,
             max_steps=STEPS + 1,
-            learning_rate=1e-2 if lora else 1e-3,
             lr_scheduler_type="constant",
             bf16=False,
             use_cpu=True,
@@ -56,7 +56,13 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
             logging_steps=1,
             save_strategy="no",
             disable_tqdm=True,
-            **options,
+            **{
+                "per_device_train_batch_size": 16,
+                "num_generations": 8,
+                "max_completion_length": 64,
+                "learning_rate": 1e-2 if lora else 1e-3,
+                **options,
+            },
         ),
         train_dataset=task.dataset,
         peft_config=peft_config,

@@ -48,5 +48,5 @@ def test_the_readme_lists_every_extra() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     sentence = re.search(r"the extras are (.*?)\.\n", readme, re.DOTALL)
     assert sentence is not None
-    listed = re.findall(r"`([a-z]+)`", sentence[1])
+    listed = re.findall(r"`([a-z0-9-]+)`", sentence[1])
     assert sorted(listed) == sorted(metadata("entropy_rft").get_all("Provides-Extra") or [])

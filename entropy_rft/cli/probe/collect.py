@@ -21,7 +21,12 @@ def add_parser(parts: Any) -> None:
         ),
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_HUB", help="model or LoRA adapter: a directory or a hub name")
+    add(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="directory, hub name, tiny_reasoner or smollm2; or a LoRA adapter",
+    )
     flags.add_task(add, split="train")
     add("--task_seed", type=int, default=0, help="of the choice of questions (default: %(default)s)")
     add("--level", metavar="NAME", help="difficulty level of all questions; the task's own when not given")

@@ -36,7 +36,7 @@ class EmbeddedEngine:
     takes its completions with it.
 
     Args:
-        model: a directory, a name on the hub, or ``tiny_reasoner``; loaded at once.
+        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``; loaded at once.
         served_model_name: what clients call it; its directory's name by default.
         device: ``None`` takes the accelerator when there is one.
         max_rows: completions that are written at the same time.

@@ -15,7 +15,7 @@ class EmbeddedServer:
     """Runs an `EmbeddedEngine` with uvicorn in a thread, on the loopback interface and a free port.
 
     Args:
-        model: a directory, a name on the hub, or ``tiny_reasoner``.
+        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
         options: further arguments of `EmbeddedEngine`.
     """
 

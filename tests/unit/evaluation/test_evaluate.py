@@ -127,6 +127,14 @@ def test_difficulties_are_in_numeric_order_with_their_own_scores():
     assert result.by_difficulty["10"].questions == 1
 
 
+def test_a_level_column_is_a_difficulty_too():
+    task = FakeTask(reward_funcs=[lambda completions, **kwargs: [1.0] * len(completions)])
+    for row in task.dataset:
+        row["level"] = row.pop("difficulty") % 2
+    result = evaluate_model(Model(), Tokenizer(), task, samples=1, progress=False)
+    assert list(result.by_difficulty) == ["0", "1"]
+
+
 def test_without_a_difficulty_column_there_is_no_breakdown():
     task = FakeTask(dataset=[{"prompt": "a", "solution": "1"}], reward_funcs=[lambda completions, **_: [1.0]])
     assert evaluate_model(Model(), Tokenizer(), task, samples=1, progress=False).by_difficulty == {}

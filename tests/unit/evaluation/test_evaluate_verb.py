@@ -87,3 +87,6 @@ def test_task_options_are_typed():
 
 def test_a_hub_model_leaves_its_result_here():
     assert verb.default_output("owner/name", "gsm8k", "test") == Path("evaluation-gsm8k-test.json")
+    assert verb.default_output("owner/name", "reasoning_gym/gcd", "test") == Path(
+        "evaluation-reasoning_gym-gcd-test.json"
+    )

@@ -23,7 +23,7 @@ from trl.rewards import (
 )
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import Accuracy, checking
+from entropy_rft.rewards import Accuracy, timed
 from entropy_rft.rewards.checking import CHECKER, is_harmless
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.rewards.parameters import parameters_of
@@ -37,7 +37,7 @@ def said(*texts: str) -> list[list[dict[str, str]]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(checking, "SECONDS", 0.5)
+    monkeypatch.setattr(timed, "SECONDS", 0.5)
     yield
     CHECKER.close()
 
@@ -165,8 +165,8 @@ def test_a_tower_is_wrong_in_a_thread_too_and_the_next_answers_are_checked(impat
 def test_many_of_them_get_less_time_each(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = CHECKER.start_batch()
     assert budget.seconds == 0.5
-    budget.spent = checking._PATIENCE
-    monkeypatch.setattr(checking, "_HURRIED", 0.25)
+    budget.spent = timed._PATIENCE
+    monkeypatch.setattr(timed, "_HURRIED", 0.25)
     assert budget.seconds == 0.25
 
 

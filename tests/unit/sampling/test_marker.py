@@ -56,6 +56,22 @@ def test_a_marker_of_several_tokens_is_found_however_it_is_written(
     assert phases(splitting, text) == (thinking, answer)
 
 
+def test_a_marker_that_is_a_token_among_others_is_found_however_it_is_written() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("#", "#"), ("##", "##"), ("Ġ", "####"), ("####", "Ċ")]  # as SmolLM2 has them
+    words = [*alphabet, *("".join(pair) for pair in merges)]
+    raw = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    marker = ThinkEndMarker(tokenizer, "####")
+    assert len(marker.ids) == 1
+    for text, thinking, answer in (("a####b", 1, 1), ("a ####b", 1, 1), ("a####\nbc", 1, 2), ("abc", 3, 0)):
+        ids = torch.tensor([tokenizer.encode(text)])
+        found = marker.phases(ids, torch.ones_like(ids))
+        assert [int(phase.sum()) for phase in found] == [thinking, answer], text
+
+
 def test_a_marker_in_a_tools_output_does_not_count(splitting: Any) -> None:
     ids = splitting.encode("a</think>b</think>c", add_special_tokens=False)
     assert len(ids) == 9

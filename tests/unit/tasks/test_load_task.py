@@ -7,11 +7,11 @@ import sys
 import pytest
 from trl.rewards import accuracy_reward, reasoning_accuracy_reward
 
-from entropy_rft.tasks import TASK_NAMES, load_task
+from entropy_rft.tasks import TASK_NAMES, level_of, load_task
 
 
 def test_names():
-    assert TASK_NAMES == ("arithmetic", "gsm8k", "dapo_math", "jsonl")
+    assert TASK_NAMES == ("arithmetic", "gsm8k", "dapo_math", "jsonl", "reasoning_gym")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,8 @@ def test_importing_the_room_is_light():
     code = "import sys, entropy_rft.tasks; print([m for m in ('torch', 'trl', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_counts_as_a_level():
+    rows = [{"difficulty": 3, "level": 5}, {"level": "Level 5"}, {"difficulty": None, "level": 2}, {"level": [1]}, {}]
+    assert [level_of(row) for row in rows] == [3, "Level 5", 2, None, None]
