@@ -18,7 +18,7 @@ Add = Callable[..., Any]
 
 def add_task(add: Add, split: str) -> None:
     """Which questions; `split` is the default."""
-    add("--task", required=True, help="arithmetic, gsm8k, dapo_math or jsonl")
+    add("--task", required=True, help="arithmetic, modulo, gsm8k, dapo_math or jsonl")
     add("--path", metavar="FILE", help="local file with the task's questions")
     add("--split", default=split, help="the task's split (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="at most this many questions; all when not given")

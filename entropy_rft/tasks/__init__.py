@@ -1,4 +1,4 @@
-"""Where questions and their checkers come from: the embedded arithmetic task, GSM8K, DAPO-Math, any JSONL."""
+"""Where questions and their checkers come from: the embedded tasks, GSM8K, DAPO-Math, any JSONL."""
 
 from __future__ import annotations
 

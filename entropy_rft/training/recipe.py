@@ -32,7 +32,8 @@ class TaskArguments:
     """What is learned from: the questions, and the rewards that score their answers."""
 
     task: str = field(
-        default="arithmetic", metadata={"help": "Where the questions come from: arithmetic, gsm8k, dapo_math or jsonl."}
+        default="arithmetic",
+        metadata={"help": "Where the questions come from: arithmetic, modulo, gsm8k, dapo_math or jsonl."},
     )
     task_path: str | None = field(default=None, metadata={"help": "Local JSON Lines file with the task's questions."})
     task_split: str = field(default="train", metadata={"help": "The task's split to train on."})

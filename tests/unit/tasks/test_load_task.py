@@ -11,7 +11,7 @@ from entropy_rft.tasks import TASK_NAMES, load_task
 
 
 def test_names():
-    assert TASK_NAMES == ("arithmetic", "gsm8k", "dapo_math", "jsonl")
+    assert TASK_NAMES == ("arithmetic", "modulo", "gsm8k", "dapo_math", "jsonl")
 
 
 @pytest.mark.parametrize(
