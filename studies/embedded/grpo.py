@@ -104,7 +104,7 @@ def run(
             trainer.save_model(str(save))
     end = measure(trainer.model, tokenizer, items)
     _show("end", end)
-    cool = {name: measure(m, tokenizer, items, 0.6) for name, m in (("end", trainer.model),)}
+    cool = measure(trainer.model, tokenizer, items, temperature=0.6)
     return {
         "model": model_dir,
         "seed": seed,
@@ -115,7 +115,7 @@ def run(
         "start": start,
         "checkpoints": watch.measured,
         "end": end,
-        "end_at_0.6": cool["end"],
+        "end_at_0.6": cool,
         "curves": watch.curves,
         "truncated_in_training": max(watch.curves.get("completions/clipped_ratio", [0.0])),
         "reward_last_20": round(fmean(watch.curves["reward"][-20:]), 4),

@@ -13,7 +13,7 @@ from typing import Any
 from entropy_rft.entropy import TokenStatistics
 from entropy_rft.evaluation.estimators import bootstrap_interval, paired_difference, pass_at_k
 from entropy_rft.sampling import Completion, TransformersSampler, score_completions
-from entropy_rft.tasks.modulo import LEVELS, Chain, Kind, apply, kinds, questions
+from entropy_rft.tasks.modulo import LEVELS, MOVES, Chain, Kind, apply, kinds, questions
 from entropy_rft.tasks.task import chat_prompt
 from studies.embedded.ways import Way, result
 
@@ -43,12 +43,13 @@ class WrittenStep:
 
 
 def written_steps(text: str) -> list[WrittenStep]:
-    """The steps of a completion, in order; lines that are none are left out."""
+    """The steps of a completion, in order; lines that are none, or with a move that no question has, are left out."""
     return [
         WrittenStep(
             Way(way), int(digit), (sign, int(operand)), int(first), int(check) if check else None, again.count("Again")
         )
         for way, digit, sign, operand, first, check, again in _STEP.findall(text)
+        if (sign, int(operand)) in MOVES
     ]
 
 
@@ -136,7 +137,7 @@ def behaviour(items: Sequence[Chain], groups: Sequence[Sequence[Completion]]) ->
     """Ways, checks and what they are worth."""
     ways: dict[Way, int] = defaultdict(int)
     checks: dict[Way, int] = defaultdict(int)
-    wrong = known = checked_wrong = repaired = spoilt = checked_right = total_checks = idle = 0
+    wrong = known = checked_wrong = repaired = spoilt = checked_right = total_checks = idle = repeats = 0
     deciding: dict[str, list[bool]] = defaultdict(list)
     of_right: list[float] = []  # mean tokens, of questions that have right and wrong samples
     of_wrong: list[float] = []
@@ -150,6 +151,7 @@ def behaviour(items: Sequence[Chain], groups: Sequence[Sequence[Completion]]) ->
                 checks[step.way] += step.checked is not None
                 total_checks += (step.checked is not None) + step.repeats
                 idle += step.repeats + (step.checked == step.first)
+                repeats += step.repeats
                 if step.first != step.right:
                     wrong += 1
                     known += step.first == result(step.digit, step.move, step.way)
@@ -168,6 +170,7 @@ def behaviour(items: Sequence[Chain], groups: Sequence[Sequence[Completion]]) ->
         "ways": {way.value: round(ways[way] / steps, 4) for way in Way},
         "checked": {way.value: round(checks[way] / ways[way], 4) if ways[way] else None for way in Way},
         "checks_per_step": round(total_checks / steps, 4),
+        "repeats_per_step": round(repeats / steps, 4),
         "idle_checks": round(idle / total_checks, 4) if total_checks else None,  # they changed nothing
         "wrong_steps": round(wrong / steps, 4),
         "wrong_as_taught": round(known / wrong, 4) if wrong else None,
