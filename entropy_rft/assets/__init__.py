@@ -11,10 +11,15 @@ from pathlib import Path
 TINY_REASONER: Path = Path(__file__).parent / "tiny_reasoner"
 """A directory that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
 
+MODULO_REASONER: Path = Path(__file__).parent / "modulo_reasoner"
+"""The same for the task `modulo`: the second embedded model (docs/embedded-model.md)."""
+
+_MODELS = {path.name: path for path in (TINY_REASONER, MODULO_REASONER)}
+
 TINY_PROBE: Path = Path(__file__).parent / "tiny_probe"
 """A directory that `DifficultyProbe.from_pretrained` loads: the tiny reasoner's."""
 
 
 def model_source(name: str) -> str:
-    """The directory of ``tiny_reasoner``; any other name as it is, ``~`` for the home directory expanded."""
-    return str(TINY_REASONER) if name == "tiny_reasoner" else str(Path(name).expanduser() if name[:1] == "~" else name)
+    """The directory of an embedded model; any other name as it is, ``~`` for the home directory expanded."""
+    return str(_MODELS[name] if name in _MODELS else Path(name).expanduser() if name[:1] == "~" else name)

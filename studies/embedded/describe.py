@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.assets import model_source
 from entropy_rft.sampling import load_model_and_tokenizer
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 from entropy_rft.tasks.modulo import LEVELS
@@ -38,10 +39,11 @@ def describe(model_dir: str, per_level: int, samples: int) -> dict[str, Any]:
         found[name] = {key: numbers[key] for key in _KEPT}
         found[name] |= {f"pass@{samples}_by_level": numbers[f"pass@{samples}_by_level"]}
         found[name] |= {"entropy": entropy["mean"], "entropy_bands": entropy["bands"]}
+    files = Path(model_source(model_dir)).iterdir()
     return {
         "model": Path(model_dir).name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "megabytes": round(sum(file.stat().st_size for file in Path(model_dir).iterdir()) / 1e6, 2),
+        "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 2),
         "questions": len(items),
         "samples": samples,
         "prompt_tokens": {level: sorted(set(values)) for level, values in lengths.items()},

@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     values = vars(parser.parse_args(given))
     output = values.pop("output")
-    provenance = make(output, Recipe(**values), shlex.join(["python -m studies.embedded.make", *given]))
+    provenance = make(output, Recipe(**values), f"python -m studies.embedded.make {shlex.join(given)}")
     print(json.dumps(provenance, indent=2))
     return 0
 

@@ -66,19 +66,24 @@ def work_out(digit: int, move: Move, way: Way) -> Step:
     """The step as it is written.
 
     Splitting takes the operand in two halves, turning goes the other way round the ten: +8 is -2, and *9 is -(*1).
+    What is written always adds up: a wrong result comes of a wrong part. Were the parts right and their sum wrong, the
+    model would know better from all other sums of two digits, and reinforcement would soon teach it.
     """
     operation, operand = move
     found = result(digit, move, way)
+    error = found - apply(digit, move)
     if way is Way.RECALL:
         return Step("", found)
     if way is Way.SPLIT:
         half, rest = operand // 2, operand - operand // 2
         if operation == "*":
-            return Step(f"{digit * half % BASE}+{digit * rest % BASE}", found)
-        return Step(f"{apply(digit, (operation, half))}{operation}{rest}", found)
+            return Step(f"{(digit * half + error) % BASE}+{digit * rest % BASE}", found)
+        return Step(f"{(apply(digit, (operation, half)) + error) % BASE}{operation}{rest}", found)
     if operation == "*":
-        return Step(f"0-{digit * (BASE - operand) % BASE}", found)
-    return Step(f"{digit}{'-' if operation == '+' else '+'}{BASE - operand}", found)
+        return Step(f"0-{(digit * (BASE - operand) - error) % BASE}", found)
+    if operation == "+":
+        return Step(f"{digit}-{(BASE - operand - error) % BASE}", found)
+    return Step(f"{digit}+{(BASE - operand + error) % BASE}", found)
 
 
 def knows(way: Way) -> float:

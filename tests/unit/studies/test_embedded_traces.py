@@ -47,11 +47,12 @@ def test_where_only_turning_helps_a_check_finds_nothing():
             assert result(*fact, Way.RECALL) == result(*fact, Way.SPLIT) != apply(*fact)
 
 
-def test_parts_are_worth_the_right_result():
-    """Wrong is only what is made of the parts: written out, they lead to the right digit."""
+def test_what_is_written_adds_up():
+    """A wrong result comes of a wrong part."""
     for fact in FACTS:
         for way in (Way.SPLIT, Way.TURN):
-            assert eval(work_out(*fact, way).parts) % BASE == apply(*fact)
+            step = work_out(*fact, way)
+            assert eval(step.parts) % BASE == step.result == result(*fact, way)
 
 
 @pytest.mark.parametrize("style", ["step", "early", "direct"])
