@@ -20,9 +20,9 @@ pipeline_tag: text-generation
 # Modulo reasoner
 
 A language model of {parameters:.2f} million parameters (Qwen3 architecture: {layers} layers, width {width}) that
-follows a chain of five operations on a digit, modulo ten, and thinks aloud while it does. It ships with `entropy_rft` so
-that training, evaluation and serving can be tried in minutes without a GPU or a network. It knows nothing else: on any
-other question it writes nonsense.
+follows a chain of five operations on a digit, modulo ten, and thinks aloud while it does. It ships with `entropy_rft`
+so that training, evaluation and serving can be tried in minutes without a GPU or a network. It knows nothing else: on
+any other question it writes nonsense.
 
     <|im_start|>user
     Start at 3, then +8 *9 -7 +4 *3, modulo 10?<|im_end|>
