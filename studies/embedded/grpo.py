@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--per-level", type=int, default=20)
     parser.add_argument("--hardest", type=int, default=60)
     parser.add_argument("--output", type=Path, required=True)
