@@ -82,9 +82,8 @@ def test_prompts_have_one_length(loaded):
 
 def test_thinking_tokens_are_those_before_the_marker(loaded):
     _, tokenizer = loaded
-    rng = random.Random(0)
-    item = Chain(7, (("*", 9), ("+", 3), ("-", 8), ("*", 3), ("+", 2)))
-    text = completion(item, "step", rng)
+    item = next(questions("test", levels=[10]))
+    text = completion(item, "step", random.Random(0))
     ids = tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
     found = accuracy([item], [[Completion([1], ids, text, truncated=False)]])
     assert found["thinking_tokens"] == ids.index(tokenizer.convert_tokens_to_ids("</think>"))
@@ -144,7 +143,7 @@ def test_only_what_follows_from_the_rest_is_drilled():
 # What was measured
 
 
-def test_the_table_says_what_the_results_hold(capsys, monkeypatch):
+def test_the_table_says_what_the_results_hold():
     """Each run of plain GRPO that is kept meets R1 to R9, as the document says."""
     from studies.embedded.report import rows_of_run
 
