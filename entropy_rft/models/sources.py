@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropy_rft.assets import TINY_REASONER
+from entropy_rft.assets import EMBEDDED_MODELS
 from entropy_rft.errors import UserValueError
 from entropy_rft.models import smollm2
 
 
 def model_source(name: str) -> str:
-    """The directory of ``tiny_reasoner`` or of ``smollm2``; any other name as it is, ``~`` for the home directory.
+    """The directory of an embedded model or of ``smollm2``; any other name as it is, ``~`` for the home directory.
 
     Raises:
         ValueError: ``smollm2`` was not fetched.
@@ -25,8 +25,8 @@ def model_source(name: str) -> str:
 
 def model_place(name: str) -> str:
     """As `model_source`, also where nothing lies there: for comparing names."""
-    if name == "tiny_reasoner":
-        return str(TINY_REASONER)
+    if name in EMBEDDED_MODELS:
+        return str(EMBEDDED_MODELS[name])
     if name == smollm2.NAME:
         return str(smollm2.directory())
     return str(Path(name).expanduser() if name[:1] == "~" else name)

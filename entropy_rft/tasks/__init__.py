@@ -1,4 +1,4 @@
-"""Where questions and their checkers come from: embedded arithmetic, GSM8K, DAPO-Math, any JSONL, reasoning-gym."""
+"""Where questions and their checkers come from: embedded tasks, GSM8K, DAPO-Math, any JSONL, reasoning-gym."""
 
 from __future__ import annotations
 

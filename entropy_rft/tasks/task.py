@@ -20,6 +20,7 @@ Reward = Callable[..., list[float | None]]
 # One module a task; each has a `load` whose keyword arguments after `seed` are the task's options.
 _TASKS = {
     "arithmetic": "entropy_rft.tasks.arithmetic",
+    "modulo": "entropy_rft.tasks.modulo",
     "gsm8k": "entropy_rft.tasks.gsm8k",
     "dapo_math": "entropy_rft.tasks.dapo_math",
     "jsonl": "entropy_rft.tasks.jsonl",
@@ -66,22 +67,22 @@ def load_task(
     seed: int = 0,
     **options: Any,
 ) -> Task:
-    """Load the task called `name`: one of `arithmetic`, `gsm8k`, `dapo_math`, `jsonl`, `reasoning_gym`.
+    """Load the task called `name`: one of `arithmetic`, `modulo`, `gsm8k`, `dapo_math`, `jsonl`, `reasoning_gym`.
 
     Args:
-        path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one, `arithmetic` takes
-            none, nor does `reasoning_gym`). A local file IS the split: all its rows are loaded and `split` only names
+        path: a local JSON Lines file to read instead of the Hugging Face hub (`jsonl` needs one; `arithmetic`, `modulo`
+            and `reasoning_gym` take none). A local file IS the split: all its rows are loaded and `split` only names
             them.
         split: which part of a generated or hub data set.
         limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
-            generated task makes that many instead, and a smaller limit gives the start of a larger one.
+            generated tasks make that many instead, and a smaller limit gives the start of a larger one.
         seed: of the sample, or of the generated questions.
         options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a
-            text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose
-            model knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is
-            wrong; False: the whole completion is checked, for models that do not think in a block). `arithmetic` also
-            knows `levels`, and `jsonl` `question_column` and `answer_column`. Those of `reasoning_gym`, which needs a
-            `generator`, are in :func:`entropy_rft.tasks.reasoning_gym.load`.
+            text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic` and
+            `modulo`, whose models know) and `thinking` (True: only what follows `</think>` is checked, and a completion
+            without it is wrong; False: the whole completion is checked, for models that do not think in a block).
+            `arithmetic` and `modulo` also have `levels`, and `jsonl` `question_column` and `answer_column`. Those of
+            `reasoning_gym`, which needs a `generator`, are in :func:`entropy_rft.tasks.reasoning_gym.load`.
 
     Raises:
         ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file,

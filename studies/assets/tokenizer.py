@@ -9,7 +9,7 @@ PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK, THINK_END = "<think>", "</think>"
 
 # Qwen's pre-tokenizer: words with the blank before them, single digits, runs of punctuation.
-_PIECES = (
+PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -26,8 +26,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
+def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, pieces: str = PIECES) -> Any:
     """A `PreTrainedTokenizerFast` of at most `vocab_size` tokens, its merges learned from `texts`.
+
+    `pieces` is the pattern of the pieces of text that merges stay within.
 
     `<think>` and `</think>` are one token each but not special, so that `decode(skip_special_tokens=True)`, which is
     what reward functions get to see, keeps them.
@@ -40,7 +42,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> A
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -11,7 +11,7 @@ from entropy_rft.tasks import TASK_NAMES, level_of, load_task
 
 
 def test_names():
-    assert TASK_NAMES == ("arithmetic", "gsm8k", "dapo_math", "jsonl", "reasoning_gym")
+    assert TASK_NAMES == ("arithmetic", "modulo", "gsm8k", "dapo_math", "jsonl", "reasoning_gym")
 
 
 @pytest.mark.parametrize(
