@@ -15,7 +15,7 @@ import pytest
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from entropy_rft.training.launch import Launch, find_recipe
+from entropy_rft.training.launch import Launch, exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
 
 pytestmark = pytest.mark.integration
@@ -174,8 +174,8 @@ def test_the_process_that_failed_first_is_named(
     failures: dict[int, tuple[int, int]], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {}
-    for rank, (exit_code, timestamp) in failures.items():
-        found[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=exit_code, error_file="none")
+    for rank, (status, timestamp) in failures.items():
+        found[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=status, error_file="none")
         found[rank].timestamp = timestamp
     assert exit_code(ChildFailedError("train", found)) == code
     assert said in capsys.readouterr().err
