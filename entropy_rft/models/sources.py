@@ -1,4 +1,4 @@
-"""The names of models that the package knows itself."""
+"""The model names that the package defines itself."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from entropy_rft.assets import TINY_REASONER
 
 
 def model_source(name: str) -> str:
-    """The directory of ``tiny_reasoner``; any other name as it is, ``~`` for the home directory expanded."""
+    """The directory of ``tiny_reasoner``; any other name unchanged, with a leading ``~`` expanded."""
     return str(TINY_REASONER) if name == "tiny_reasoner" else str(Path(name).expanduser() if name[:1] == "~" else name)

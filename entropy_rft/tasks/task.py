@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Reward = Callable[..., list[float | None]]
 
-# One module a task; each has a `load` whose keyword arguments after `seed` are the task's options.
+# One module per task; each has a `load` whose keyword arguments after `seed` are the task's options.
 _TASKS = {
     "arithmetic": "entropy_rft.tasks.arithmetic",
     "gsm8k": "entropy_rft.tasks.gsm8k",
@@ -72,11 +72,11 @@ def load_task(
         limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
             generated task makes that many instead, and a smaller limit gives the start of a larger one.
         seed: of the sample, or of the generated questions.
-        options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a
+        options: the task's own. Every task has `instruction` (a system message, none by default), `answer_format` (a
             text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic`, whose
-            model knows) and `thinking` (True: only what follows `</think>` is checked, and a completion without it is
-            wrong; False: the whole completion is checked, for models that do not think in a block). `arithmetic` also
-            knows `levels`, and `jsonl` `question_column` and `answer_column`.
+            model does not need it) and `thinking` (True: only what follows `</think>` is checked, and a completion
+            without it is wrong; False: the whole completion is checked, for models that do not think in a block).
+            `arithmetic` also has `levels`, and `jsonl` has `question_column` and `answer_column`.
 
     Raises:
         ValueError: an unknown name, option or split, or a malformed row; the message names it, and for a row the file,
@@ -107,14 +107,14 @@ def load_task(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse, among options that a user typed, what is an argument of :func:`load_task` itself.
+    """Refuse an option, typed by a user, that is an argument of :func:`load_task` itself.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is one; the message names it.
     """
     for option in options:
         if option in ("name", *_COMMON):
-            raise UserValueError(f"{option!r} is no option of a task: it is given in a field of its own")
+            raise UserValueError(f"{option!r} is not an option of a task: give it in its own field")
 
 
 def rewards(thinking: bool) -> list[Reward]:
@@ -143,5 +143,5 @@ def task_rows(task: Any) -> list[dict[str, Any]]:
     if "prompt" not in rows[0]:
         raise UserValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
     if not task.reward_funcs:
-        raise UserValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+        raise UserValueError(f"task {task.name!r} has no reward_funcs: no answer can be checked")
     return rows
