@@ -1,1 +1,1 @@
-"""Where the name of a model leads."""
+"""Models by name: where they are, and how they are loaded."""

@@ -44,7 +44,7 @@ def load_model_and_tokenizer(
                 f"model {text!r} holds neither config.json nor adapter_config.json: give a saved model"
             )
     elif path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        # Hub names without an owner ("gpt2") are legacy; a bare word that is no directory is far more often a typo.
+        # Hub names without an owner ("gpt2") are legacy; a single word that is not a directory is usually a typo.
         raise UserValueError(f"model {text!r} is not a directory here, nor a hub name of the form owner/name")
     else:
         adapter = False
@@ -64,11 +64,11 @@ def load_model_and_tokenizer(
         ValueError,
         ImportError,
         SafetensorError,
-    ) as error:  # OSError: transformers' word for "not found", here and on the hub
+    ) as error:  # transformers raises OSError for "not found", here and on the hub
         raise UserValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
         return watch(model.to(device)), tokenizer
-    except (RuntimeError, AssertionError) as error:  # torch's words for a device that is unknown, or not there
+    except (RuntimeError, AssertionError) as error:  # torch raises these for an unknown or missing device
         raise UserValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 

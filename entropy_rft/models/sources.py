@@ -1,4 +1,4 @@
-"""The names of models that the package knows itself."""
+"""The model names that the package defines itself."""
 
 from __future__ import annotations
 

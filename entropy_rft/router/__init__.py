@@ -1,6 +1,6 @@
-"""The adaptive-inference router: OpenAI's protocol in, the right strategy for each question out.
+"""The adaptive-inference router: a server of OpenAI's protocol that chooses a strategy for each question.
 
-`settings` says what there is to set, `policy` decides and rewrites, `features` asks the probe, `pool` and `proxy` find
+`settings` defines the settings, `policy` decides and rewrites, `features` asks the probe, `pool` and `proxy` find
 a backend, `relay` passes its answer on, `app` is the HTTP side. Nothing here imports torch before a probe or a model is
 loaded.
 """

@@ -1,4 +1,4 @@
-"""The HTTP side: which path is answered by what, and what starts and stops with the server."""
+"""The HTTP side: the handler of each path, and what starts and stops with the server."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class RouterApp:
     Attributes:
         settings: of the router.
         metrics: with its registry.
-        draining: the router is going down: /ready says 503, and connections are not kept.
+        draining: the router is shutting down: /ready answers 503, and connections are not kept alive.
         failure: why it could not start.
-        pool, generate: there once it has started.
+        pool, generate: set once it has started.
     """
 
     def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
         if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
             raise UserValueError(
-                "features.kind is missing: a probe needs hidden states, from local, or from vllm_pooling at its url "
-                "(none: only clients choose)"
+                "features.kind is missing: a probe needs hidden states: set local, or vllm_pooling and its url "
+                "(none: only clients choose the difficulty)"
             )
         self.settings = settings
         self.probe = probe if probe is not None else load_probe(settings)
@@ -118,11 +118,11 @@ class RouterApp:
             Exception: self._own_error,  # Starlette raises it again, so that it is logged
         }
         web = Starlette(routes=routes, exception_handlers=handlers)
-        web.router.redirect_slashes = False  # the address that it would send clients to is of their own making
+        web.router.redirect_slashes = False  # the address in the redirect would come from the client
         return web
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """The lifespan, without Starlette's traceback where the mistake is the user's."""
+        """The lifespan, without Starlette's traceback for a user's mistake."""
         await receive()
         stack = contextlib.AsyncExitStack()
         try:
@@ -143,7 +143,7 @@ class RouterApp:
         if not backends:
             from entropy_rft.router.embedded import EmbeddedServer
 
-            logger.warning("no backends are configured: the embedded model answers, which is for trying things out")
+            logger.warning("no backends are configured: the embedded model answers, which is for trials only")
             server = EmbeddedServer()
             stack.push_async_callback(_in_thread, server.close)
             backends = [BackendSettings(url=await loop.run_in_executor(None, server.start), name=EMBEDDED)]
@@ -166,13 +166,13 @@ class RouterApp:
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
 
     async def _keep_readiness(self) -> None:
-        """So that the metrics know without anyone asking /ready."""
+        """Keep the metrics of readiness up to date without requests to /ready."""
         while True:
             await self._what_is_missing()
             await asyncio.sleep(self.settings.health.interval_s)
 
     async def _what_is_missing(self) -> tuple[list[str], bool]:
-        """What does not work now, and whether that is enough not to be ready."""
+        """The parts that do not work now, and whether the router is not ready because of them."""
         missing = ["draining"] if self.draining else []
         if not self.pool.any_up():
             missing.append("backends")
@@ -180,7 +180,7 @@ class RouterApp:
             try:
                 async with timeout(_FEATURES_PATIENCE_S):
                     up = await self.features.ready()
-            except Exception:  # whatever it is, it is not ready
+            except Exception:  # after any error it is not ready
                 up = False
             self.metrics.feature_up.set(up)
             if not up:
@@ -268,7 +268,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 async def _never(request: Request) -> Response:
-    """POST is answered before Starlette; the route is there so that other methods are a 405 that names it."""
+    """POST is answered before Starlette; the route exists so that other methods get a 405 that names it."""
     raise HTTPException(404)
 
 

@@ -1,20 +1,20 @@
-"""What is known of one backend: whether it is up, how busy it is, and whether its breaker lets requests through."""
+"""The state of one backend: whether it is up, how busy it is, and whether its breaker lets requests through."""
 
 from __future__ import annotations
 
 from entropy_rft.router.settings_parts import BackendSettings, BreakerSettings
 
 CLOSED, HALF_OPEN, OPEN = 0, 1, 2
-_LONGEST_COOLING_S = 300.0  # whatever a Retry-After says: a typing error there must not end a backend
+_LONGEST_COOLING_S = 300.0  # upper limit for a Retry-After: a wrong value must not block a backend forever
 
 
 class Backend:
-    """State of one backend, kept by the event loop's thread alone.
+    """State of one backend, used only by the event loop's thread.
 
     Attributes:
         outstanding: requests that it has not answered completely.
         up: what the last health check found; ``None`` before the first.
-        max_model_len: context length that its /v1/models tells, in tokens.
+        max_model_len: context length that its /v1/models reports, in tokens.
         requests, failures: totals.
     """
 
@@ -35,7 +35,7 @@ class Backend:
         self._cooldown_s = breaker.cooldown_s
         self._in_a_row = 0
         self._open_until: float | None = None
-        self._trial = 0  # the number of the one that is under way
+        self._trial = 0  # the number of the trial in progress; 0: none
         self._trials = 0
         self._cooling_until = 0.0
 
@@ -46,11 +46,11 @@ class Backend:
         return OPEN if now < self._open_until else HALF_OPEN
 
     def cooling_s(self, now: float) -> float:
-        """Seconds that it still asked to be left alone for (429 with Retry-After)."""
+        """Seconds left of the pause that it asked for (429 with Retry-After)."""
         return max(0.0, self._cooling_until - now)
 
     def blocked_s(self, now: float) -> float:
-        """Seconds until a request may go to it; 0 now. A full backend and a trial under way say a second."""
+        """Seconds until a request may go to it; 0: now. A full backend or a trial in progress gives one second."""
         waits = [self.cooling_s(now)]
         if self._open_until is not None:
             waits.append(max(self._open_until - now, 1.0 if self._trial else 0.0))
@@ -59,7 +59,7 @@ class Backend:
         return max(waits)
 
     def begin(self, now: float) -> int:
-        """A request goes to it; the breaker's trial has a number, any other 0. `ended` must follow."""
+        """Count a request to it; returns the number of the breaker's trial, else 0. `ended` must follow."""
         self.outstanding += 1
         self.requests += 1
         if self._open_until is not None and now >= self._open_until:
@@ -69,19 +69,19 @@ class Backend:
         return 0
 
     def ended(self, trial: int) -> None:
-        """The request is over, one way or another."""
+        """The request has ended, with or without an answer."""
         self.outstanding -= 1
-        if trial == self._trial:  # an older one may have become a long answer
+        if trial == self._trial:  # an older trial may be a long answer that ends now
             self._trial = 0
 
     def succeeded(self) -> None:
-        """It answered, if only with a client's mistake."""
+        """It answered; an error caused by the client counts too."""
         self._in_a_row = 0
         self._open_until = None
         self._trial = 0
 
     def failed(self, now: float) -> None:
-        """It gave no answer, or one that says it is broken."""
+        """It gave no answer, or a server error."""
         self.failures += 1
         self._in_a_row += 1
         if self._in_a_row >= self._allowed:
@@ -92,7 +92,7 @@ class Backend:
         self._cooling_until = max(self._cooling_until, now + min(seconds, _LONGEST_COOLING_S))
 
     def checked(self, healthy: bool, now: float) -> None:
-        """What a health check found. A healthy one may be tried at once although its breaker is open."""
+        """Save a health check's result. A healthy backend may be tried at once although its breaker is open."""
         self.up = healthy
         if healthy and self._open_until is not None:
             self._open_until = min(self._open_until, now)

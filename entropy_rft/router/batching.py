@@ -1,4 +1,4 @@
-"""Questions that arrive together are looked at together."""
+"""Processes questions that arrive together in batches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from entropy_rft.errors import UserValueError
 
 
 class FeatureError(Exception):
-    """A hidden state, or what the probe makes of it, cannot be had; one line that says why."""
+    """A hidden state, or the probe's result for it, is not available; one line that gives the cause."""
 
 
 class Abandoned(FeatureError):
-    """Nobody waited for it any more when its turn came."""
+    """No request waited for it any more when its batch began."""
 
 
-_NOBODY = "nobody waits for this question any more"
+_NOBODY = "no request waits for this question any more"
 
 
 @dataclass(slots=True)
@@ -32,12 +32,12 @@ class _Item:
 class MicroBatcher:
     """Collects questions into batches, and keeps a bounded queue of those that wait.
 
-    A batch begins when it is full, or `wait` seconds after its first question; while `concurrency` batches run, the
-    next one grows. What nobody waits for any more is not begun, so that a source which is too slow does not work on
-    questions of the past.
+    A batch begins when it is full, or `wait` seconds after its first question. While `concurrency` batches run, the
+    next one collects questions. A question that no request waits for any more is skipped, so that a slow source does
+    no unneeded work.
 
     Args:
-        run: makes one value of each question of a batch; a value that is an exception is raised for that question.
+        run: returns one value for each question of a batch; a value that is an exception is raised for that question.
         batch_size: questions in a batch.
         wait: seconds.
         max_queue: questions that may wait; further ones are refused.
@@ -77,11 +77,11 @@ class MicroBatcher:
         self.timed_out = False
 
     async def value(self, token_ids: list[int], wanted: Callable[[], bool]) -> Any:
-        """What `run` makes of a question.
+        """The value that `run` returns for a question.
 
         Args:
             token_ids: of the question.
-            wanted: whether anybody still waits for it; asked when its turn comes.
+            wanted: whether a request still waits for it; called when its batch begins.
 
         Raises:
             FeatureError: the queue is full, the batcher is closed, or `run` failed or took too long.
@@ -98,7 +98,7 @@ class MicroBatcher:
         return await item.future
 
     async def close(self) -> None:
-        """Fail what waits, and let go of what runs."""
+        """Fail the questions that wait, and cancel the batches that run."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -138,7 +138,7 @@ class MicroBatcher:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if self._queue and not self._closed:
-            self._begin()  # what waits has waited long enough
+            self._begin()  # the waiting questions need no further delay
 
     async def _batch(self, batch: list[_Item]) -> None:
         try:
@@ -159,7 +159,7 @@ class MicroBatcher:
             raise
         except FeatureError as error:
             self._fail(batch, error)
-        except Exception as error:  # whatever the model or the network may raise: nobody may wait for ever
+        except Exception as error:  # of the model or the network: no request may wait for ever
             self._fail(batch, FeatureError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
     def _drop_unwanted(self) -> None:
@@ -172,4 +172,4 @@ class MicroBatcher:
     def _fail(items: list[_Item], error: FeatureError) -> None:
         for item in items:
             if not item.future.done():
-                item.future.set_exception(type(error)(*error.args))  # one each: a raised one holds its traceback
+                item.future.set_exception(type(error)(*error.args))  # one each: a raised exception keeps its traceback

@@ -1,4 +1,4 @@
-"""`asyncio.timeout`, also on Python 3.10: `async-timeout`, which aiohttp brings there, has the same one."""
+"""`asyncio.timeout`; on Python 3.10 the one of `async-timeout`, which aiohttp installs there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's servers say them, ready to send."""
+"""Errors in OpenAI's format, ready to send."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RouterError(Exception):
         return error_body(self.status, self.message, self.code, self.param)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Content type and what belongs to the status, without a length."""
+        """The content type and the status's own headers, without a length."""
         headers = [(b"content-type", b"application/json")]
         if self.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(self.retry_after))))
@@ -63,7 +63,7 @@ def error_event(status: int, message: str, code: str | None = None) -> bytes:
 
 
 def in_openai_shape(status: int, body: bytes) -> bytes:
-    """A backend's error as it is where it has OpenAI's shape; else its text in that shape."""
+    """A backend's error: unchanged where it has OpenAI's shape, else its text in that shape."""
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""How hard a question is: its tokens, the model's hidden state of them, and the probe; remembered."""
+"""A question's difficulty: its tokens, the model's hidden state of them, the probe, and a cache of the results."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 Probabilities = tuple[float, float, float]
 """Of EASY, NORMAL and HARD."""
 
-_INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would hold up every other request
+_INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would delay every other request
 _MAX_TOKENIZING = 64  # questions that wait for that thread
-_MAX_FLIGHTS = 4_096  # questions whose state is on its way, whatever the source does with them
+_MAX_FLIGHTS = 4_096  # questions in progress, whatever the limits of the source
 
 
 class FeatureSource(Protocol):
-    """Tells the probabilities of a question's difficulties. Of one event loop."""
+    """Gives the probabilities of a question's difficulties. Used by one event loop."""
 
     async def start(self) -> None:
         """Get ready; raises ValueError for a mistake in the settings, but not for a server that is down."""
@@ -65,12 +65,12 @@ class HiddenStates(Protocol):
     async def ready(self) -> bool: ...
 
     async def state(self, token_ids: list[int], wanted: Callable[[], bool]) -> Sequence[float]:
-        """(D,) float32 of the last token; raises FeatureError. `wanted` tells whether anybody still waits for it."""
+        """(D,) float32 of the last token; raises FeatureError. `wanted` tells whether a request still waits for it."""
         ...
 
 
 class NoFeatures:
-    """For a router whose clients say the difficulty themselves."""
+    """For a router whose clients give the difficulty themselves."""
 
     async def start(self) -> None: ...
 
@@ -85,28 +85,28 @@ class NoFeatures:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A question whose state is on its way, and how many requests wait for it."""
+    """A question in progress, and how many requests wait for it."""
 
     waiters: int = 0
     task: asyncio.Task[Probabilities] | None = field(default=None, repr=False)
 
 
 class ProbedFeatures:
-    """A probe over hidden states, with two memories: of a request's own bytes, and of a question's tokens.
+    """A probe over hidden states, with two caches: one by a request's own bytes, one by a question's tokens.
 
-    Both hold digests, so that their size does not depend on the prompts', and no prompt outlives its request. Equal
-    questions that arrive together are asked once. A request that gives up does not take the question away from others
-    that wait for it, and what was begun is finished and remembered: it may be asked again.
+    Both hold digests, so that their size does not depend on the prompts', and no prompt is kept after its request.
+    Equal questions that arrive together are computed once. A request that times out does not cancel the question for
+    the others that wait for it. A started question is finished and cached, because it may be asked again.
 
     Args:
         tokenize: tokens of a question; raises FeatureError.
         states: where hidden states come from.
         probe: fitted, and made for that model.
-        cache_size: questions that are remembered; 0 is none.
-        knows_system_role: what the model's chat template says of that; ``None`` where nobody looked.
+        cache_size: questions in the cache; 0 is none.
+        knows_system_role: whether the model's chat template supports system messages; ``None`` where unknown.
 
     Attributes:
-        hits: questions that were remembered.
+        hits: questions that were in the cache.
         misses: questions that were not.
 
     Raises:
@@ -156,14 +156,14 @@ class ProbedFeatures:
         """Probabilities of EASY, NORMAL and HARD.
 
         Raises:
-            FeatureError: they cannot be had; one line that says why, without the prompt.
+            FeatureError: they are not available; one line that gives the cause, without the prompt.
         """
         try:
             raw = orjson.dumps(
                 (request.messages, request.text, request.token_ids, request.tools, request.chat_template_kwargs)
             )
         except TypeError as error:  # orjson.JSONEncodeError is one
-            raise FeatureError("the question is no JSON") from error
+            raise FeatureError("the question is not JSON") from error
         name = blake2b(raw, digest_size=16).digest()
         key = self._keys.get(name)
         found = None if key is None else self._probabilities.get(key)
@@ -174,7 +174,7 @@ class ProbedFeatures:
         try:
             key = blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
         except (TypeError, OverflowError) as error:
-            raise FeatureError("the prompt holds something else than tokens") from error
+            raise FeatureError("the prompt holds something other than tokens") from error
         _remember(self._keys, name, key)
         found = self._probabilities.get(key)
         if found is not None:
@@ -187,7 +187,7 @@ class ProbedFeatures:
             flight.waiters += 1
             try:
                 return await asyncio.shield(flight.task)
-            except Abandoned:  # between the moment when nobody waited and this request
+            except Abandoned:  # it was skipped just before this request began to wait
                 if self._flights.get(key) is flight:
                     del self._flights[key]
             except asyncio.CancelledError:
@@ -221,7 +221,7 @@ class ProbedFeatures:
             if self._flights.get(key) is flight:
                 del self._flights[key]
             if not task.cancelled():
-                task.exception()  # seen, even if every request has given up
+                task.exception()  # retrieved, so that asyncio does not log it when no request waits
 
         flight.task.add_done_callback(landed)
         return flight
@@ -263,7 +263,7 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
         )
     model = settings.model or probe.base_model
     if not model:
-        raise UserValueError("the probe does not know its base model: set model to its name or directory")
+        raise UserValueError("the probe does not name its base model: set model to its name or directory")
     states: HiddenStates
     if wanted.kind == "local":
         from entropy_rft.router.local_states import LocalStates

@@ -34,16 +34,16 @@ OWN_HEADERS = (
     "x-entropy-rft-reason",
     "x-entropy-rft-routing-ms",
 )
-_LINGER_S = 5.0  # how long a body that is refused is read on, so that its sender can see why
+_LINGER_S = 5.0  # how long the rest of a refused body is read, so that its sender can read the error
 _MOST_LINGERING = 256  # such bodies at the same time; a further one's connection is closed at once
-_INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would hold up every other request
-_REFUSED = (400, 422)  # what backends say to a role that the chat template does not know
+_INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would delay every other request
+_REFUSED = (400, 422)  # backends' statuses for a role that the chat template does not support
 # How backends say that prompt and max_tokens together exceed their context.
 _TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
 
 
 class Exchange:
-    """One request and its answer, as far as others have to know of it."""
+    """One request and its answer, with the state that other parts need."""
 
     __slots__ = ("decision", "gone", "headers", "relay", "scope", "started", "status", "task")
 
@@ -58,13 +58,13 @@ class Exchange:
         self.gone = False
 
     def leave(self) -> None:
-        """The client is gone: so is the reason to go on."""
+        """The client has disconnected: cancel the request."""
         if not self.relay.finished and self.task is not None:
             self.gone = True
             self.task.cancel()
 
     def abort(self) -> None:
-        """Cut the client's connection."""
+        """Abort the client's connection."""
         connection = self.scope.get(CONNECTION)
         if connection is not None:
             connection.abort()
@@ -81,7 +81,7 @@ class Generate:
         proxy: asks the backends.
         metrics: counts.
         keys: of the clients.
-        draining: whether connections should not be kept, because the router is going down.
+        draining: whether the router is shutting down, so that connections are not kept alive.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Generate:
         self._keys = keys
         self._draining = draining
         self._lingering = 0
-        # One thread, so that what large bodies take while they are parsed is taken once.
+        # One thread, so that only one large body at a time takes memory for parsing.
         self._parser = ThreadPoolExecutor(1, "entropy_rft_parser")
         self._numbers = count()
         self._prefix = os.urandom(6).hex()
         self.exchanges: set[Exchange] = set()
-        """What is under way."""
+        """Requests in progress."""
 
     async def close(self) -> None:
         """End the thread."""
@@ -200,7 +200,7 @@ class Generate:
         try:
             upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity))
             if upstream.status == 400 and limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
-                # The prompt leaves no room for our limit: it would have been answered without us, and so it is.
+                # The prompt leaves no room for our limit. Without the limit the backend answers, so remove it.
                 del request["max_tokens"]
                 upstream = await self._proxy.ask("POST", path, orjson.dumps(request), passed_on(headers, identity))
             if upstream.status == 200:
@@ -229,8 +229,8 @@ class Generate:
             self._metrics.answered(name, relay.tail, answers_wanted(body, endpoint))
 
     async def _refuse(self, exchange: Exchange, error: RouterError, receive: Receive) -> None:
-        """Send an error, and take what is still coming of the body, so that its sender reads the answer."""
-        exchange.task = None  # a client that leaves now takes nothing with it
+        """Send an error, and read the rest of the body, so that its sender reads the answer."""
+        exchange.task = None  # a client that disconnects now must not cancel this
         given = exchange.headers
         unread = (
             error.status in (401, 408, 413, 415, 503)
@@ -240,7 +240,7 @@ class Generate:
         if not unread:
             await exchange.relay.whole(error.status, error.headers(), error.body())
             return
-        self._leave(exchange)  # whoever may not even ask takes no place of those who may
+        self._leave(exchange)  # a refused request must not count against `max_requests`
         body = error.body()
         relay = exchange.relay
         lingers = self._lingering < _MOST_LINGERING
@@ -260,7 +260,7 @@ class Generate:
         await relay.end()
 
     def _leave(self, exchange: Exchange) -> None:
-        """It is under way no longer; may be called again."""
+        """It is no longer in progress; may be called again."""
         if exchange in self.exchanges:
             self.exchanges.remove(exchange)
             self._metrics.in_flight.dec()

@@ -1,4 +1,4 @@
-"""The connection itself: what is slow, endless or garbled is refused, and no connection stays for ever."""
+"""The connection itself: slow, endless or invalid requests are refused, and every connection is closed in time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from entropy_rft.router.settings_parts import LimitSettings
 
 logger = logging.getLogger("entropy_rft.router")
 
-_LINGER_S = 2.0  # a refused request is read on for so long: closing at once would take the answer from its sender
-_SLOWEST = 2**16  # bytes that a client must at least take of its answer in `write_timeout_s`
+_LINGER_S = 2.0  # how long the rest of a refused request is read, so that its sender can read the answer
+_SLOWEST = 2**16  # bytes that a client must at least read of its answer in `write_timeout_s`
 _MOST_AHEAD = 100  # requests that may be sent before the first one's answer
 
 CONNECTION = "entropy_rft.connection"
@@ -28,9 +28,9 @@ CONNECTION = "entropy_rft.connection"
 class GuardedConnection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with limits that it does not have.
 
-    While a request is being answered, its time is the application's matter. At any other moment a timer runs: uvicorn's
-    while nothing comes (`keep_alive_s`), ours from the first byte to the end of a head (`header_timeout_s`), which also
-    bounds what is still coming of a body after its answer. What is not read of an answer has a timer of its own.
+    While a request is being answered, the application limits its time. At any other moment a timer runs: uvicorn's
+    while no data arrives (`keep_alive_s`), ours from the first byte to the end of a head (`header_timeout_s`). Ours
+    also limits the rest of a body after its answer. An answer that the client does not read has a separate timer.
 
     Attributes:
         on_lost: called once when the client's connection is gone, instead of a task that waits for that.
@@ -40,14 +40,14 @@ class GuardedConnection(HttpToolsProtocol):
     on_lost: Callable[[], None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
-    _unread = 0  # bytes of the answer that the client had left when the write timer was set
+    _unread = 0  # bytes of the answer that the client had not read when the write timer was set
     _in_head = False
     _in_message = False
     _no_progress = 0  # bytes since the last head or piece of a body: heads, trailers, the extensions of chunks
     _head_count = 0
-    _again = b""  # the head that asked for another protocol, without that
+    _again = b""  # the head of a request to upgrade the protocol, without the upgrade
     _refused = False
-    _refusal = (400, "the request is no valid HTTP", "invalid_http")
+    _refusal = (400, "the request is not valid HTTP", "invalid_http")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,7 +65,7 @@ class GuardedConnection(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        # Whole pieces are counted: what a head or a body's piece ends or begins in them is forgiven.
+        # Whole pieces are counted. A piece in which a head or a part of a body ends sets the count to 0.
         if self._no_progress > self.limits.max_header_bytes:
             self._refuse(431, f"headers may have at most {self.limits.max_header_bytes} bytes", "headers_too_large")
             return
@@ -81,9 +81,9 @@ class GuardedConnection(HttpToolsProtocol):
             self._await_head()
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Parse `data`. A wish for another protocol is not heard: its request is one like any other, with its body.
+        """Parse `data`. A request to upgrade the protocol is handled as any other request, with its body.
 
-        A parser takes what follows such a head for that protocol, so another one gets the head again without the wish.
+        The parser does not parse what follows such a head. So a new parser gets the head again, without the upgrade.
         """
         while True:
             try:
@@ -107,8 +107,8 @@ class GuardedConnection(HttpToolsProtocol):
         self._head_count += 1
         if self._head_count > self.limits.max_header_count:
             self._refusal = (431, f"at most {self.limits.max_header_count} headers are read", "too_many_headers")
-            raise UserValueError(self._refusal[1])  # the parser stops, and what it raises is answered
-        if self._in_head:  # else it is a trailer, which changes nothing of what the head said
+            raise UserValueError(self._refusal[1])  # the parser stops, and its error becomes the answer
+        if self._in_head:  # else it is a trailer, which must not change the head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -147,7 +147,7 @@ class GuardedConnection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._bound_closing()
-        elif not self._busy() and self._in_message:  # of the next request, or of a body that nobody read
+        elif not self._busy() and self._in_message:  # in the next request, or in a body that was not read
             self._unset_keepalive_if_required()
             self._await_head()
 
@@ -165,23 +165,23 @@ class GuardedConnection(HttpToolsProtocol):
             self._bound_closing()
 
     def unchunked(self, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-        """A `send` for HTTP/1.0, which knows no chunks: an answer without a length ends with its connection."""
+        """A `send` for HTTP/1.0, which has no chunks: an answer without a length ends with its connection."""
         cycle = self.cycle
         cycle.chunked_encoding = False
         cycle.keep_alive = False
 
         async def plainly(message: Any) -> None:
-            cycle.expected_content_length = len(message.get("body", b""))  # uvicorn checks what it is told
+            cycle.expected_content_length = len(message.get("body", b""))  # uvicorn checks it
             await send(message)
 
         return plainly
 
     def abort(self) -> None:
-        """Cut the connection, whatever is still to be sent."""
+        """Abort the connection, without sending the remaining data."""
         self.transport.abort()
 
     def _busy(self) -> bool:
-        """Whether a request is being answered, or waits for that."""
+        """Whether a request is being answered, or waits for its answer."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _await_head(self) -> None:
@@ -196,7 +196,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._timer = None
         if self._in_head:
             self._refuse(408, "the request's headers took too long", "headers_too_slow")
-        else:  # it never said anything, or had its answer
+        else:  # no request has begun, or it has its answer
             self._close()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -207,7 +207,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._bound_closing()
 
     def _bound_closing(self) -> None:
-        """A connection that is closed still sends what it has to, which its client may never read."""
+        """Limit the time of closing: a closed connection still sends its data, which the client may never read."""
         self._unset_timer()
         self._timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
 
@@ -224,11 +224,11 @@ class GuardedConnection(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() <= self._unread - _SLOWEST:
             self._await_reading()
             return
-        logger.warning("a client did not read its answer: cut off")
+        logger.warning("a client did not read its answer: connection closed")
         self.transport.abort()
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer that a request cannot be read, and read nothing more; another's answer comes to its end before."""
+        """Answer that a request cannot be read, and stop reading; an answer in progress is completed before."""
         self._refused = True
         self._unset_timer()
         if self.transport.is_closing():
@@ -236,14 +236,14 @@ class GuardedConnection(HttpToolsProtocol):
         if self._busy():
             cycle = self.cycle
             if self.pipeline or self._in_head or not self._in_message:
-                return  # not this one's body is wrong: on_response_complete closes, whatever else waits
+                return  # the error is not in this request's body: on_response_complete closes the connection
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:
                 self._close()
                 return
         self._unset_keepalive_if_required()
-        if self._busy() or self._in_head or not self._in_message:  # else it is the body of what has its answer
+        if self._busy() or self._in_head or not self._in_message:  # else it is the body of an answered request
             body = error_body(status, message, code)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
@@ -253,5 +253,5 @@ class GuardedConnection(HttpToolsProtocol):
 
 
 def guarded(limits: LimitSettings) -> type[GuardedConnection]:
-    """The class with its limits, as uvicorn wants it."""
+    """The class with its limits, in the form that uvicorn needs."""
     return type("GuardedConnection", (GuardedConnection,), {"limits": limits})

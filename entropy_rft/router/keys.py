@@ -22,7 +22,7 @@ def read_key(whose: str, env: str | None, file: str | None) -> str | None:
 
 
 def read_keys(env: str | None, file: str | None) -> tuple[str, ...]:
-    """All keys: in the variable separated by commas or white space, in the file one a line. () when neither is given.
+    """All keys: in the variable separated by commas or white space, in the file one per line. () when neither is given.
 
     Raises:
         ValueError: as `read_key`.
@@ -52,7 +52,7 @@ def _text(whose: str, env: str | None, file: str | None, names: tuple[str, str])
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserValueError(f"{whose}: {names[1]} {file!r} cannot be read: {reason}") from error
 
 

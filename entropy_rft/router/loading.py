@@ -19,7 +19,7 @@ def load_probe(settings: RouterSettings) -> Any:
     """The probe that the settings name, or ``None``.
 
     Raises:
-        ValueError: it cannot be loaded, or is another model's; one line.
+        ValueError: it cannot be loaded, or is for another model; one line.
     """
     if settings.probe is None:
         return None

@@ -20,22 +20,22 @@ _BATCH_TOKENS = 16_384  # padding included, in one forward; a longer question ru
 class LocalStates:
     """Runs the model itself, on questions that arrive together in one forward.
 
-    In float32 a state is that of `question_states` to 1e-4. The model is loaded by `start`, in the worker thread.
+    In float32 a state equals that of `question_states` to 1e-4. The model is loaded by `start`, in the worker thread.
 
     Args:
         model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
         layer: as in transformers' `hidden_states`; -1 is the last, after the final norm.
         width: that the probe reads; ``None`` checks nothing.
         fingerprint: of the weights that the probe was made for; ``None`` checks nothing.
-        force: only warn where the weights are others.
+        force: only warn where the weights differ.
         batch_size: questions in one forward.
         batch_wait: seconds that a question waits for others.
         max_queue: questions that may wait; further ones are refused.
         max_tokens: of a question; by default the model's context length.
         device: ``None`` takes the accelerator when there is one.
         timeout: seconds for one batch; after that its questions fail.
-        threads: of a forward on a CPU, at most: fewer while other processes use the cores (see `entropy_rft.threads`);
-            ``None`` leaves one core to the router.
+        threads: at most, for a forward on a CPU; fewer are used while other processes use the cores (see
+            `entropy_rft.threads`). ``None`` leaves one core to the router.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LocalStates:
 
         Raises:
             FeatureError: the question is too long or has tokens that the model lacks, the queue is full, the worker is
-                stuck or gone, or the state is not finite.
+                too slow or has ended, or the state is not finite.
         """
         if self._model is None:
             raise FeatureError("the model of the features is not loaded")
@@ -97,13 +97,13 @@ class LocalStates:
         if self.max_tokens is not None and len(token_ids) > self.max_tokens:
             raise FeatureError(f"the question has {len(token_ids)} tokens, the limit is {self.max_tokens}")
         if not 0 <= min(token_ids) <= max(token_ids) < self._model.get_input_embeddings().num_embeddings:
-            raise FeatureError("the prompt has tokens that the model does not know")
+            raise FeatureError("the prompt has tokens that are not in the model's vocabulary")
         return await self._batcher.value(token_ids, wanted)
 
     async def _run(self, batch: list[list[int]]) -> Sequence[Any]:
         try:
             future = asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
-        except RuntimeError as error:  # the executor's word for a thread that is gone
+        except RuntimeError as error:  # the executor raises it when its thread has ended
             raise FeatureError("the worker of the features has ended") from error
         return await future
 
@@ -113,7 +113,7 @@ class LocalStates:
         from entropy_rft.difficulty.states import check_layer, fingerprint
         from entropy_rft.sampling import load_model_and_tokenizer
 
-        # Threads that wait for one another on a core that they share, or with the router, take a hundred times as long.
+        # Threads that share a core, with one another or with the router, can take a hundred times as long.
         torch.set_num_threads(self._threads)
         model, _ = load_model_and_tokenizer(self.name, device=self._device)
         check_layer(model, self.layer)
@@ -124,7 +124,7 @@ class LocalStates:
             message = f"the probe was made for other weights than those of {self.name!r}"
             if not self.force:
                 raise UserValueError(f"{message}: train it again, or set force_probe")
-            logger.warning("%s: what it says of this model's questions is a guess", message)
+            logger.warning("%s: its results for this model's questions are unreliable", message)
         if self.max_tokens is None:
             self.max_tokens = getattr(config, "max_position_embeddings", None)
         model.eval()
@@ -132,7 +132,7 @@ class LocalStates:
         self._forward([[0, 0]])  # the first one is slow, and would miss its deadline
 
     def _forward(self, batch: list[list[int]]) -> list[Any]:
-        """In the worker: states of a batch, in its order; for a state that is not finite an error."""
+        """In the worker: states of a batch, in its order; an error in place of a state that is not finite."""
         order = sorted(range(len(batch)), key=lambda index: len(batch[index]))
         results: list[Any] = [None] * len(batch)
         for chunk in forward_batches(order, batch):
@@ -142,7 +142,7 @@ class LocalStates:
         return results
 
     def _states(self, rows: list[list[int]]) -> Any:
-        """(rows, D) float32 on the CPU. Padding is on the right, where a causal model does not look."""
+        """(rows, D) float32 on the CPU. Padding is on the right, where it has no effect on a causal model."""
         import torch
 
         device = self._model.get_input_embeddings().weight.device
@@ -163,7 +163,7 @@ class LocalStates:
 
 
 def forward_batches(order: list[int], batch: list[list[int]]) -> list[list[int]]:
-    """Rows of like length, so that little of a forward is padding."""
+    """Groups of rows of similar length, so that little of a forward is padding."""
     chunks: list[list[int]] = []
     for index in order:
         length = len(batch[index])

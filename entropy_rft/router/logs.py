@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, or plain text. Never a question, an answer or a key."""
+"""Structured logs: one JSON object per line, or plain text. Never a question, an answer or a key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people."""
+    """The same as plain text."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
@@ -49,7 +49,7 @@ def configure_logs(log_format: str, level: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
-    # Its own lines about requests that are no HTTP would be written by anyone who connects.
+    # Below this level uvicorn logs every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus sees. Counters of the hot path are bound once; the backends' state is read when it is scraped."""
+"""Prometheus metrics. Counters of the hot path are bound once; the backends' state is read when it is scraped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 _WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
-USAGE_TAIL = 4096  # bytes at an answer's end that hold its usage, if it tells one
+USAGE_TAIL = 4096  # bytes at an answer's end that hold its usage, if it reports one
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 
@@ -41,7 +41,7 @@ class Metrics:
 
     Args:
         mean_tokens: measured mean length of an answer with each strategy, by its name, as the probe's
-            `metrics["mean_tokens"]`; what is estimated to be saved is the difference to Normal's. Empty: nothing is.
+            `metrics["mean_tokens"]`; the estimate of saved tokens is the difference to Normal's. Empty: no estimate.
         model: what `build_info` names.
     """
 
@@ -52,15 +52,15 @@ class Metrics:
         GCCollector(registry=registry)
         self._requests = Counter(
             "entropy_rft_requests",
-            "Requests to be routed that have ended, by difficulty and status; 499: the client left, stream_error: the "
-            "backend died in the middle",
+            "Requests to be routed that have ended, by difficulty and status; 499: the client disconnected, "
+            "stream_error: the backend died in the middle",
             ["endpoint", "difficulty", "status"],
             registry=registry,
         )
         self._bound: dict[tuple[str, str, str], Any] = {}
         self._fallbacks = Counter(
             "entropy_rft_fallbacks",
-            "Requests routed as Normal because the probe could not say",
+            "Requests routed as Normal because the probe gave no choice",
             ["reason"],
             registry=registry,
         )
@@ -87,7 +87,7 @@ class Metrics:
             registry=registry,
         )
         tokens = Counter(
-            "entropy_rft_tokens", "Tokens that answers tell in their usage", ["kind", "difficulty"], registry=registry
+            "entropy_rft_tokens", "Tokens that answers report in their usage", ["kind", "difficulty"], registry=registry
         )
         self._tokens = {name: (tokens.labels("prompt", name), tokens.labels("completion", name)) for name in NAMES}
         self._saved = Counter(
@@ -100,7 +100,7 @@ class Metrics:
         )
         self.retries = Counter("entropy_rft_retries", "Requests that were sent to a backend again", registry=registry)
         self.in_flight = Gauge("entropy_rft_in_flight", "Requests being answered now", registry=registry)
-        self.ready = Gauge("entropy_rft_ready", "Whether /ready says so", registry=registry)
+        self.ready = Gauge("entropy_rft_ready", "Whether /ready answers 200", registry=registry)
         self.feature_up = Gauge(
             "entropy_rft_feature_up", "Whether the feature source answers; NaN where there is none", registry=registry
         )
@@ -121,7 +121,7 @@ class Metrics:
         child.inc()
 
     def fell_back(self, reason: str) -> None:
-        """Count a request that is Normal for want of anything better."""
+        """Count a request that is Normal because the probe gave no choice."""
         child = self._bound_fallbacks.get(reason)
         if child is None:
             child = self._bound_fallbacks[reason] = self._fallbacks.labels(reason)
@@ -152,7 +152,7 @@ class Metrics:
 
 
 class _State:
-    """Reads what others keep anyway."""
+    """Reads the state that the pool and the features keep."""
 
     def __init__(self, pool: Pool, features: Any) -> None:
         self._pool = pool
@@ -164,23 +164,28 @@ class _State:
     def collect(self) -> Iterable[Metric]:
         try:
             now = asyncio.get_running_loop().time()
-        except RuntimeError:  # scraped from elsewhere: the loops' clock is this one
+        except RuntimeError:  # scraped outside the loop, whose clock is this one
             now = time.monotonic()
         families: list[tuple[Any, Any]] = [
             (_gauge("up", "Whether the last health check succeeded"), lambda b: 1.0 if b.up else 0.0),
             (_gauge("outstanding", "Requests that it has not answered completely"), lambda b: b.outstanding),
             (_gauge("limit", "Most requests at the same time"), lambda b: b.limit),
             (_gauge("breaker_open", "1: no request; 0.5: one may try; 0: closed"), lambda b: _open(b.breaker(now))),
-            (_gauge("cooling_seconds", "That it still asked to be left alone for (429)"), lambda b: b.cooling_s(now)),
+            (
+                _gauge("cooling_seconds", "Seconds left of the pause that it asked for (429)"),
+                lambda b: b.cooling_s(now),
+            ),
             (_counter("requests", "Sent to it, health checks excluded"), lambda b: b.requests),
-            (_counter("failures", "No answer, or one that says it is broken"), lambda b: b.failures),
+            (_counter("failures", "No answer, or a server error"), lambda b: b.failures),
         ]
         for family, value in families:
             for backend in self._pool.backends:
                 family.add_metric([backend.name], float(value(backend)))
             yield family
         if hasattr(self._features, "hits"):
-            cache = CounterMetricFamily("entropy_rft_feature_cache", "Questions found, or not", labels=["result"])
+            cache = CounterMetricFamily(
+                "entropy_rft_feature_cache", "Questions found in the cache, or not", labels=["result"]
+            )
             cache.add_metric(["hit"], self._features.hits)
             cache.add_metric(["miss"], self._features.misses)
             yield cache

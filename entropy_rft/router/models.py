@@ -1,4 +1,4 @@
-"""GET /v1/models of a backend, as it is."""
+"""GET /v1/models of a backend, passed on unchanged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from entropy_rft.router.security import Receive
 
 
 class ForwardedModels(Response):
-    """Asks and passes the answer on; a client that leaves takes the question with it.
+    """Asks a backend and passes its answer on. When the client disconnects, the request is cancelled.
 
     Args:
         proxy: asks the backends.
         request_id: of the request.
-        id_header: where it stands.
+        id_header: the name of its header.
         timeout_s: for the whole answer, which is a short one.
     """
 

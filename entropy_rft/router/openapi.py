@@ -1,4 +1,4 @@
-"""The router's OpenAPI document, written by hand: the hot path has no models that it could be made from."""
+"""The router's OpenAPI document, written by hand, because the hot path has no models to generate it from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
     """OpenAPI 3.1 of every path. Only what the router itself checks is constrained: the rest is the backend's.
 
     Args:
-        auth: says what is public although there are keys.
-        with_keys: there are.
+        auth: which paths are public although there are keys.
+        with_keys: whether there are keys.
     """
     answers = {
         "400": _error("The request cannot be understood."),
@@ -46,7 +46,7 @@ def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
                 },
             }
         },
-        "/health": {"get": _simple("health", "The process lives", _STATE)},
+        "/health": {"get": _simple("health", "The process is alive", _STATE)},
         "/ready": {
             "get": {
                 "operationId": "ready",
@@ -94,7 +94,7 @@ def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
         "info": {
             "title": "entropy_rft router",
             "version": __version__,
-            "description": "OpenAI's protocol; each question gets the strategy that its difficulty asks for.",
+            "description": "OpenAI's protocol; each question gets the strategy for its difficulty.",
         },
         "paths": paths,
         "components": {"schemas": {"Error": _ERROR}},
@@ -136,7 +136,7 @@ _DIFFICULTY: dict[str, Any] = {
     "description": "The probe's choice (auto, the default), or the client's.",
 }
 
-# `temperature` and the token limits are described, not constrained: they are the backend's to check.
+# `temperature` and the token limits are described, not constrained: the backend checks them.
 _CHAT: dict[str, Any] = {
     "type": "object",
     "required": ["messages"],
@@ -147,8 +147,8 @@ _CHAT: dict[str, Any] = {
             "items": {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}},
         },
         "difficulty": _DIFFICULTY,
-        "temperature": {"description": "Wins over the strategy's."},
-        "max_tokens": {"description": "Wins over the strategy's share, or is the budget of it, as configured."},
+        "temperature": {"description": "Overrides the strategy's."},
+        "max_tokens": {"description": "Overrides the strategy's share, or is the budget of it, as configured."},
         "max_completion_tokens": {"description": "As max_tokens."},
     },
     "additionalProperties": True,
@@ -163,8 +163,8 @@ _COMPLETION: dict[str, Any] = {
             "description": "Text, token ids, or a list of them. No instruction is put before it.",
         },
         "difficulty": _DIFFICULTY,
-        "temperature": {"description": "Wins over the strategy's."},
-        "max_tokens": {"description": "Wins over the strategy's share, or is the budget of it, as configured."},
+        "temperature": {"description": "Overrides the strategy's."},
+        "max_tokens": {"description": "Overrides the strategy's share, or is the budget of it, as configured."},
     },
     "additionalProperties": True,
 }
@@ -173,7 +173,10 @@ _HEADERS: dict[str, Any] = {
     "x-entropy-rft-difficulty": {"schema": {"enum": list(CHOICES[1:])}, "description": "The strategy that was used."},
     "x-entropy-rft-confidence": {"schema": {"type": "number"}, "description": "The probe's, 0 to 1."},
     "x-entropy-rft-reason": {"schema": {"type": "string"}, "description": "Why that strategy."},
-    "x-entropy-rft-routing-ms": {"schema": {"type": "number"}, "description": "What the router took to decide."},
+    "x-entropy-rft-routing-ms": {
+        "schema": {"type": "number"},
+        "description": "Milliseconds that the router took to decide.",
+    },
     "x-request-id": {"schema": {"type": "string"}},
 }
 
@@ -188,13 +191,13 @@ def _generate(operation: str, summary: str, body: dict[str, Any], answers: dict[
                 "in": "header",
                 "required": False,
                 "schema": {"enum": list(CHOICES)},
-                "description": "As `difficulty` in the body, which wins.",
+                "description": "As `difficulty` in the body, which overrides it.",
             }
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {
-                "description": "The backend's answer, untouched.",
+                "description": "The backend's answer, unchanged.",
                 "headers": _HEADERS,
                 "content": {
                     "application/json": {"schema": {"type": "object"}},

@@ -1,4 +1,4 @@
-"""What becomes of a request: which difficulty, and the request rewritten for its strategy. Pure functions."""
+"""Decides the difficulty of a request, and rewrites it for the strategy. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LIMITS = ("max_completion_tokens", "max_tokens")
 _TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
 
 REASONS = (
-    "probe",  # the probe was asked and is sure enough
-    "client",  # the request says its difficulty itself
+    "probe",  # the probe was asked and its confidence is high enough
+    "client",  # the request gives its difficulty itself
     "low_confidence",
-    "image",  # a part of a message is no text: the probe has never seen such
-    "several",  # prompts in one request: there is one strategy for all
-    "prefill",  # the request continues an answer that was begun
+    "image",  # a part of a message is not text: the probe is not trained for it
+    "several",  # several prompts in one request: there is one strategy for all
+    "prefill",  # the request continues an unfinished answer
     "no_probe",
     "feature_timeout",
     "feature_error",
 )
-"""Why a request got its difficulty; all but the first two mean Normal because nothing else could be said."""
+"""Why a request got its difficulty; all but the first two mean Normal because there is no other choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Decision:
     Attributes:
         difficulty: chosen.
         confidence: the probability that the probe gave its first choice; 1 where the client chose; ``None`` where
-            nothing was asked.
+            the probe was not asked.
         reason: one of `REASONS`.
     """
 
@@ -53,7 +53,7 @@ class Budget:
 
     Attributes:
         tokens: the whole budget where the client gives no limit.
-        explicit: it was set by a person, so that it also limits what gets all of it.
+        explicit: it is set in the settings, so that it also limits a strategy with a fraction of 1.
         of_client: a client's limit is a budget too, instead of an override.
     """
 
@@ -63,7 +63,7 @@ class Budget:
 
 
 def normal(reason: str) -> Decision:
-    """Normal, because nothing better is known."""
+    """Normal, because there is no other choice."""
     return Decision(Difficulty.NORMAL, None, reason)
 
 
@@ -76,10 +76,10 @@ def from_probabilities(proba: Sequence[float], min_confidence: float) -> Decisio
 
 
 def check_request(body: Any, endpoint: Endpoint) -> dict[str, Any]:
-    """`body` if the router can work with it; what the backend checks anyway is left to the backend.
+    """`body` if the router can handle it; other checks are left to the backend.
 
     Raises:
-        RouterError: it is no object, or has no conversation or prompt.
+        RouterError: it is not an object, or has no conversation or prompt.
     """
     if not isinstance(body, dict):
         raise RouterError(400, "the body must be a JSON object", "invalid_body")
@@ -101,7 +101,7 @@ def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty 
     """What the client wants: the body's `difficulty`, else the header's; ``None`` for auto.
 
     Raises:
-        RouterError: one of them is no difficulty, also where the other one wins.
+        RouterError: one of them is not a difficulty, even where the other one is used.
     """
     in_body = body.get("difficulty")
     if in_body is not None:
@@ -123,7 +123,7 @@ def _check_choice(value: Any, where: str) -> None:
 
 
 def unprobed(body: Mapping[str, Any], endpoint: Endpoint) -> str | None:
-    """Why the probe cannot say anything about this request, or ``None`` if it can."""
+    """Why the probe cannot be used for this request, or ``None`` if it can."""
     if endpoint == "completions":
         prompt = body["prompt"]
         one = isinstance(prompt, str) or all(type(token) is int for token in prompt) or _one_of_one(prompt)
@@ -153,20 +153,20 @@ def rewrite(
 ) -> tuple[dict[str, Any], bool]:
     """The request for the backend: the strategy's instruction, temperature and share of the budget.
 
-    What a client says itself wins: its temperature, and its token limit unless that is a budget. A prompt of
-    /v1/completions gets no instruction: it is not a conversation, and text put before it would change what is
-    continued. `body` is left as it was.
+    The client's own values override the strategy's: its temperature, and its token limit unless that is a budget. A
+    prompt of /v1/completions gets no instruction: it is not a conversation, and text put before it would change what
+    is continued. `body` is not changed.
 
     Args:
         body: checked by `check_request`.
         strategy: of the chosen difficulty.
         budget: of tokens.
         endpoint: of the request.
-        model: in place of the request's.
+        model: replaces the request's.
         placement: of the instruction; see `instructed`.
 
     Returns:
-        The new request, and whether its token limit is ours alone, so that it may be left out if it does not fit.
+        The new request, and whether only the router set its token limit, so that it may be left out if it does not fit.
     """
     new = dict(body)
     new.pop("difficulty", None)
@@ -175,15 +175,15 @@ def rewrite(
     if endpoint == "chat" and strategy.instruction:
         new["messages"] = instructed(body["messages"], strategy.instruction, placement)
     if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
-        new["temperature"] = strategy.temperature  # n greedy answers are refused, and would be n times the same
+        new["temperature"] = strategy.temperature  # backends refuse n greedy answers, which would all be the same
     given = next((name for name in _LIMITS if body.get(name) is not None), None)
     if given is not None:
         limit = body[given]
         if budget.of_client and type(limit) is int and limit > 0:
             new[given] = strategy.max_tokens(limit)
         return new, False
-    # A prompt of /v1/completions has a short limit by default (16 tokens of vLLM's): a share of the context would be
-    # more for an easy question than what a normal one gets.
+    # A prompt of /v1/completions has a short limit by default (16 tokens in vLLM). A share of the context would give an
+    # easy question more than a normal one gets.
     if not budget.explicit and (strategy.max_tokens_fraction == 1 or endpoint == "completions"):
         return new, False
     new["max_tokens"] = strategy.max_tokens(budget.tokens)
@@ -197,7 +197,7 @@ def _count(body: Mapping[str, Any]) -> int:
 
 
 def answers_wanted(body: Mapping[str, Any], endpoint: Endpoint) -> int:
-    """Answers in all: `n` for each prompt."""
+    """Answers in total: `n` for each prompt."""
     prompt = body.get("prompt")
     several = endpoint == "completions" and isinstance(prompt, list) and not all(type(token) is int for token in prompt)
     return _count(body) * (len(prompt) if several and isinstance(prompt, list) else 1)

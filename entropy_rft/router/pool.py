@@ -40,16 +40,16 @@ class Pool:
 
         timeouts = self.settings.timeouts
         self.session = aiohttp.ClientSession(
-            # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request meets a closed one.
+            # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
             timeout=aiohttp.ClientTimeout(
-                # `connect` counts the search for the name too, which `sock_connect` does not.
+                # `connect` includes the DNS lookup, `sock_connect` does not.
                 total=None,
                 connect=timeouts.connect_s,
                 sock_read=timeouts.first_byte_s,
                 ceil_threshold=60,
             ),
-            # Answers are passed on as they come: compressed only if a backend insists.
+            # Answers are passed on as they arrive. No compression is requested.
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding", "User-Agent", "Accept"),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -69,13 +69,13 @@ class Pool:
     def choose(self, now: float, without: Collection[Backend] = ()) -> Backend | None:
         """The backend with the fewest outstanding requests for its weight; ``None`` when none may be asked now.
 
-        One that the last check found down is asked only when all are, because the check itself may be wrong.
+        A backend that was down in the last check is chosen only when all were, because the check itself may be wrong.
         """
         best: Backend | None = None
         best_load = 0.0
         count = len(self.backends)
         self._turn = turn = (self._turn + 1) % count if count else 0
-        for offset in range(count):  # equals take turns
+        for offset in range(count):  # backends of equal load alternate
             backend = self.backends[(turn + offset) % count]
             if backend in without or backend.blocked_s(now) > 0:
                 continue
@@ -89,7 +89,7 @@ class Pool:
         return min((backend.blocked_s(now) for backend in self.backends), default=1.0)
 
     def cooling(self, now: float) -> bool:
-        """Whether what keeps every backend from being asked is its own wish (429)."""
+        """Whether every backend has asked for a pause (429)."""
         return bool(self.backends) and all(backend.cooling_s(now) > 0 for backend in self.backends)
 
     def any_up(self) -> bool:
@@ -97,7 +97,7 @@ class Pool:
         return any(backend.up for backend in self.backends)
 
     def budget(self) -> int:
-        """Tokens that an answer may have where no one says: the shortest context of the backends, else 16384."""
+        """Tokens that an answer may have where no limit is set: the shortest context of the backends, else 16384."""
         return min((b.max_model_len for b in self.backends if b.max_model_len), default=DEFAULT_BUDGET)
 
     async def _keep_checking(self) -> None:
@@ -110,7 +110,7 @@ class Pool:
         was = backend.up
         try:
             healthy = await self._get(backend, health.path) is not None
-        except Exception as error:  # whatever a stranger answers is no reason to stop checking
+        except Exception as error:  # no answer of a server may stop the checks
             healthy, reason = False, f"{type(error).__name__}: {error}"
         else:
             reason = "" if healthy else f"{health.path} answered with an error"
@@ -118,7 +118,7 @@ class Pool:
         if healthy and backend.max_model_len is None and health.path != "/v1/models":
             try:
                 await self._get(backend, "/v1/models")
-            except Exception as error:  # it only costs the context length, until the next check
+            except Exception as error:  # only the context length is missing, until the next check
                 cause = f"{type(error).__name__}: {error}"
                 logger.debug("no models from a backend", extra={"backend": backend.name, "cause": cause})
         if healthy != was:
@@ -126,7 +126,7 @@ class Pool:
             log("backend is %s", "up" if healthy else "down", extra={"backend": backend.name, "reason": reason})
 
     async def _get(self, backend: Backend, path: str) -> bytes | None:
-        """The body, or ``None`` for an error; what /v1/models says of the context length is kept."""
+        """The body, or ``None`` for an error; the context length in /v1/models is saved."""
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=self.settings.health.timeout_s)

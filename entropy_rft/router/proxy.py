@@ -1,9 +1,9 @@
-"""Asks a backend, and another one only while nothing can have been generated; hands over the open answer.
+"""Asks a backend, and retries on another one only if nothing can have been generated; returns the open answer.
 
-A generation costs time and money, and one that kills an engine would kill the next one too. So it is begun a second
-time only where the first was surely not: there was no connection, or the backend said that it will not (429, 503) or
-that it is not the one to ask (a redirect). After anything else, such as a time-out, a 500 or a death, the client gets
-the error. What generates nothing (GET) may be asked again after any failure.
+A generation costs time and money, and one that crashes an engine would crash the next one too. So a request is retried
+only if the generation cannot have started: there was no connection, or the backend declined (429, 503) or redirected.
+After any other failure, such as a time-out, a 500 or a lost connection, the client gets the error. A request that
+generates nothing (GET) may be retried after any failure.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Proxy:
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
             backend = self._pool.choose(loop.time(), tried)
-            if backend is None and tried:  # the others are gone: the same ones again, after a pause
+            if backend is None and tried:  # no other one is left: retry the same ones, after a pause
                 await self._pause(attempt)
                 tried.clear()
                 backend = self._pool.choose(loop.time())
@@ -96,7 +96,7 @@ class Proxy:
         headers: dict[str, str],
         loop: asyncio.AbstractEventLoop,
     ) -> tuple[Upstream | RouterError, bool]:
-        """What came of it, and whether something can have been generated."""
+        """The result, and whether something can have been generated."""
         url = self._urls.get((backend, path))
         if url is None:
             url = self._urls[backend, path] = URL(backend.url + path, encoded=True)
@@ -119,15 +119,15 @@ class Proxy:
                 failure.message, extra={"backend": backend.name, "cause": f"{type(error).__name__}: {error}"}
             )
             return failure, not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        except BaseException:  # the client left, or we are going down
+        except BaseException:  # the client disconnected, or the router is shutting down
             self._end(backend, trial, upstream)
             raise
 
     @staticmethod
     def _judged(upstream: Upstream, now: float) -> tuple[Upstream | RouterError, bool]:
-        """What an answer says of its backend: what goes on, and whether something can have been generated."""
+        """Update the backend's state by its answer: the result, and whether something can have been generated."""
         backend, status = upstream.backend, upstream.status
-        if 300 <= status < 400:  # it is not followed: requests go nowhere but where the configuration says
+        if 300 <= status < 400:  # it is not followed: requests go only to the configured addresses
             upstream.close()
             backend.failed(now)
             return RouterError(502, f"backend {backend.name} redirects: its url is not right", "backend_garbled"), False
@@ -143,7 +143,7 @@ class Proxy:
                 backend.cool(now, pause)
         elif status >= 500:
             logger.warning("a backend answered with an error", extra={"backend": backend.name, "status": status})
-        # Errors are small: whole, in OpenAI's shape, and without a claim on the backend.
+        # Errors are small: they are sent whole, in OpenAI's shape, and the backend is released before.
         upstream.body = in_openai_shape(status, upstream.body)
         upstream.headers = [(n, v) for n, v in upstream.headers if n not in (b"content-type", b"content-encoding")]
         upstream.headers.append((b"content-type", b"application/json"))
@@ -173,7 +173,7 @@ class Proxy:
 
 
 def _failure(backend: Backend, error: BaseException) -> RouterError:
-    """The error for a client, if this stays the last one; the cause is for the log."""
+    """The error for the client, if no later attempt gives an answer; the cause is only logged."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return RouterError(504, f"backend {backend.name} accepted no connection in time", "backend_timeout")
     if isinstance(error, asyncio.TimeoutError):

@@ -60,7 +60,7 @@ def histogram(samples: Samples, name: str) -> Buckets:
 
 
 def single(samples: Samples, name: str) -> float | None:
-    """A metric's value, added up over its labels; None without it, or where it is no number."""
+    """A metric's value, added up over its labels; None without it, or where it is NaN."""
     values = samples.get(name)
     value = sum(value for _, value in values) if values else math.nan
     return None if math.isnan(value) else value

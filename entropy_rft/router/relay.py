@@ -17,7 +17,7 @@ logger = logging.getLogger("entropy_rft.router")
 
 Send = Callable[[Any], Awaitable[None]]
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-_LONGEST_EVENT = 2**20  # bytes held back at most until an event is whole
+_LONGEST_EVENT = 2**20  # most bytes buffered until an event is whole
 
 
 class Truncated(Exception):
@@ -25,7 +25,7 @@ class Truncated(Exception):
 
 
 class Relay:
-    """One answer on its way to one client.
+    """Sends one answer to one client.
 
     Args:
         send: of ASGI.
@@ -33,7 +33,7 @@ class Relay:
 
     Attributes:
         started: its head has been sent.
-        finished: it is being completed, so that what happens to the client is of no matter.
+        finished: its last part is being sent, so that a disconnect of the client no longer matters.
         died: the backend died in the middle.
         tail: the answer's last bytes.
     """
@@ -50,19 +50,19 @@ class Relay:
         self.tail = b""
 
     async def whole(self, status: int, headers: Headers, body: bytes, complete: bool = True) -> None:
-        """Send an answer that is here completely; `complete=False` leaves it to `end` to say that it was."""
+        """Send an answer that has arrived completely; after `complete=False`, `end` must follow."""
         self.tail = body[-USAGE_TAIL:]
         await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         self.finished = complete
         await self._piece(body, more=not complete)
 
     async def end(self) -> None:
-        """Nothing follows."""
+        """End the answer."""
         self.finished = True
         await self._piece(b"", more=False)
 
     async def pass_on(self, upstream: Upstream) -> None:
-        """Send the answer as it comes, to its end.
+        """Send the answer as it arrives, to its end.
 
         Raises:
             Truncated: the backend died in the middle of a plain answer.
@@ -76,7 +76,7 @@ class Relay:
             await self._long(upstream)
 
     async def _long(self, upstream: Upstream) -> None:
-        """A plain answer that is too long to be held back."""
+        """A plain answer that is too long to be buffered."""
         headers = upstream.headers
         if upstream.length is not None:
             headers = [*headers, (b"content-length", b"%d" % upstream.length)]
@@ -102,7 +102,7 @@ class Relay:
         """A stream of events. An event is passed on when it is whole, so that an error can follow it at any time."""
         await self._start(upstream.status, upstream.headers)
         piece, held = upstream.body, b""
-        inside = False  # an event that is too long to be held back
+        inside = False  # an event that is too long to be buffered
         upstream.body = b""
         error: BaseException | None = None
         while piece:
@@ -120,11 +120,11 @@ class Relay:
             except (aiohttp.ClientError, asyncio.TimeoutError) as caught:
                 error = caught
                 break
-        at_end = self.tail.rstrip().endswith(b"[DONE]")  # then nothing is lost, however the connection ends
+        at_end = self.tail.rstrip().endswith(b"[DONE]")  # then nothing is lost, even if the connection broke
         if (error is not None or upstream.ended_early(self.tail)) and not at_end:
             self._lost(upstream, error)
             if isinstance(error, asyncio.TimeoutError):
-                what = error_event(504, f"backend {upstream.backend.name} fell silent", "backend_timeout")
+                what = error_event(504, f"backend {upstream.backend.name} sent nothing for too long", "backend_timeout")
             else:
                 what = error_event(502, f"backend {upstream.backend.name} died in the middle", "backend_died")
             upstream.close()
@@ -148,7 +148,7 @@ class Relay:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
-        own = self._headers[0][0]  # the request's id: ours, whatever it is called
+        own = self._headers[0][0]  # the header of the request's id: ours replaces the backend's
         headers = [header for header in headers if header[0] != own]
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
 

@@ -1,4 +1,4 @@
-"""From a parsed request to a decision and the request for the backend."""
+"""Makes a decision, and the request for the backend, from a parsed request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
 
 logger = logging.getLogger("entropy_rft.router")
-_QUIET_S = 10.0  # between two lines about a feature source that fails
+_QUIET_S = 10.0  # between two log lines about a feature source that fails
 
 
 class Routing:
-    """Decides about requests; it never fails one.
+    """Decides about requests; a failure of the feature source fails no request.
 
     Args:
         settings: of the router.
         strategies: one for each difficulty.
         features: ``None`` makes every question Normal.
-        pool: whose context length is the budget where nobody says another.
+        pool: its context length is the budget where none is set.
         metrics: reasons and latencies go there.
-        knows_system_role: whether the model's chat template knows system messages; ``None`` finds it out by what the
-            backends answer.
+        knows_system_role: whether the model's chat template supports system messages; ``None``: found out from the
+            backends' answers.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Routing:
         """The difficulty of a checked request, and why.
 
         Raises:
-            RouterError: the client names a difficulty that there is not.
+            RouterError: the client gives an unknown difficulty.
         """
         asked = policy.asked_difficulty(body, header)
         if asked is not None:
@@ -83,7 +83,7 @@ class Routing:
             return self._unknown("feature_timeout", f"no answer within {1000 * self._deadline_s:g} ms")
         except FeatureError as error:
             return self._unknown("feature_error", str(error))
-        except Exception as error:  # a request is answered, whatever the source does
+        except Exception as error:  # a failure of the source must not fail the request
             return self._unknown("feature_error", f"{type(error).__name__}: {error}")
         finally:
             self._metrics.feature.observe(perf_counter() - start)
@@ -97,7 +97,7 @@ class Routing:
         return policy.normal(reason)
 
     def rewritten(self, body: Mapping[str, Any], decision: Decision, endpoint: Endpoint) -> tuple[dict[str, Any], bool]:
-        """The request for the backend, and whether its token limit is ours alone (see `policy.rewrite`)."""
+        """The request for the backend, and whether only the router set its token limit (see `policy.rewrite`)."""
         settings = self._settings
         budget = Budget(
             settings.max_tokens or self._pool.budget(),
@@ -111,7 +111,7 @@ class Routing:
     def without_system_role(
         self, body: Mapping[str, Any], request: Mapping[str, Any], decision: Decision, endpoint: Endpoint
     ) -> dict[str, Any] | None:
-        """A refused request in another form, where a system message of ours may be what was refused; else ``None``."""
+        """The request with our instruction in the user's turn, if the system message may be the cause, or ``None``."""
         instruction = self._strategies[decision.difficulty].instruction
         if self._knows_system_role is not None or endpoint != "chat" or not instruction:
             return None
@@ -122,7 +122,7 @@ class Routing:
     def learn_system_role(
         self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint, known: bool
     ) -> None:
-        """What an answer says about it: that a system message of ours was taken, or that it was what was refused."""
+        """Save what an answer shows: our system message was accepted (`known`), or it was the cause of a refusal."""
         if self._knows_system_role is not None or endpoint != "chat":
             return
         if known and body["messages"][0]["role"] == request["messages"][0]["role"]:
@@ -133,11 +133,11 @@ class Routing:
 
     @staticmethod
     def _say_placement() -> None:
-        logger.info("the chat template knows no system role: instructions go to the end of the user's turn")
+        logger.info("the chat template does not support a system role: instructions go to the end of the user's turn")
 
 
 def question(body: Mapping[str, Any], endpoint: Endpoint) -> Question:
-    """What the probe is asked, before any instruction of ours."""
+    """The question for the probe, without an instruction of the router."""
     if endpoint == "chat":
         return Question(
             messages=body["messages"], tools=body.get("tools"), chat_template_kwargs=body.get("chat_template_kwargs")

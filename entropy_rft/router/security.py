@@ -1,4 +1,4 @@
-"""What is checked of a request before anything is done with it: its key, its size, its depth."""
+"""Checks a request before it is processed: its key, its size, its depth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import orjson
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.settings_parts import LimitSettings
 
-_MOST_CONTAINERS = 100_000  # lists and objects of one body: as values they are up to a hundred times as large as there
+_MOST_CONTAINERS = 100_000  # lists and objects of one body; parsed, they take up to 100 times as much memory
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _STEPS = [1 if byte in b"[{" else -1 for byte in range(256)]  # of a bracket
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -27,10 +27,10 @@ class ClientGone(Exception):
 
 
 class Keys:
-    """The bearer keys that are let in; none lets everyone in.
+    """The accepted bearer keys; without keys every client is accepted.
 
-    Digests are compared, all of them and in constant time, so that neither a key's length nor how much of it is right
-    can be told from how long a refusal takes.
+    Digests are compared, all of them and in constant time, so that the time of a refusal shows neither a key's length
+    nor how much of it is right.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class Keys:
         return bool(self._digests)
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a request pass.
+        """Check a request's key.
 
         Raises:
             RouterError: 401, the key is missing or wrong.
@@ -57,7 +57,7 @@ class Keys:
 
 
 def request_id(given: bytes | None) -> bytes | None:
-    """A client's request id if it is harmless in logs and headers."""
+    """A client's request id if it is safe in logs and headers."""
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
@@ -69,7 +69,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
         ClientGone: the client left.
     """
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RouterError(415, "a compressed body cannot be read: send it as it is", "unsupported_encoding")
+        raise RouterError(415, "a compressed body cannot be read: send it uncompressed", "unsupported_encoding")
     length = headers.get(b"content-length")
     if length is not None and int(length) > limits.max_body_bytes:
         raise too_large(limits)
@@ -102,23 +102,24 @@ def parse(body: bytes, max_depth: int) -> Any:
     """The JSON value of a body.
 
     Raises:
-        RouterError: it is no JSON, no UTF-8, nested deeper than `max_depth`, or of too many parts.
+        RouterError: it is not JSON, not UTF-8, nested deeper than `max_depth`, or has too many parts.
     """
-    if body.count(b"[") + body.count(b"{") > max_depth:  # few brackets cannot nest deep, which settles most bodies
+    if body.count(b"[") + body.count(b"{") > max_depth:  # few brackets cannot nest deeply, so most bodies need no check
         check_shape(body, max_depth)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RouterError(400, f"the body is no valid JSON: {error}", "invalid_json") from None
+        raise RouterError(400, f"the body is not valid JSON: {error}", "invalid_json") from None
 
 
 def check_shape(body: bytes, max_depth: int) -> None:
-    """Refuse what would take far more memory or time as a value than as text; before it is parsed, so in linear steps.
+    """Refuse a body that would take far more memory or time as a value than as text.
 
-    What is no valid JSON may pass, or be refused for this: either way it is not parsed.
+    It runs before parsing, in linear time. A body that is not valid JSON may pass here or be refused here. In both
+    cases it does not become a value.
     """
-    # Escapes go first, so that every quote is a string's end. Then all that is neither quote nor bracket, and pairs of
-    # quotes: each string that is left has a bracket after it, but for the last.
+    # First remove the escapes, so that every quote starts or ends a string. Then remove all that is neither quote nor
+    # bracket, and pairs of quotes. Each string that is left has a bracket after it, except the last.
     marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     too_many = marks.count(b'"') > 4 * _MOST_CONTAINERS + 2
     brackets = b"" if too_many else b"".join(marks.split(b'"')[::2])

@@ -1,4 +1,4 @@
-"""Runs the router until it is told to stop, and then lets what was begun come to its end."""
+"""Runs the router until a signal stops it; then it finishes the started requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("entropy_rft.router")
 
 
 class RouterServer(uvicorn.Server):
-    """uvicorn with the router's limits, and a stop that balancers can see coming.
+    """uvicorn with the router's limits, and a shutdown that load balancers can notice in advance.
 
     Args:
         app: of `create_app`.
@@ -39,7 +39,7 @@ class RouterServer(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 access_log=False,
-                proxy_headers=False,  # nothing here asks where a client is
+                proxy_headers=False,  # the client's address is not used
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=max(1, round(settings.limits.keep_alive_s)),
@@ -58,11 +58,11 @@ class RouterServer(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """The one that it listens on, also where 0 was asked for."""
+        """The port that it listens on, also where the settings have 0."""
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Say so in /ready at once, stop taking requests after `drain_delay_s`; a second signal does not wait."""
+        """Make /ready answer 503, and stop accepting requests after `drain_delay_s` (at once after a second signal)."""
         delay = self.router.settings.drain_delay_s
         if self.router.draining or self._loop is None:
             if self.should_exit and sig == signal.SIGINT:
@@ -116,7 +116,7 @@ def serve(settings: RouterSettings) -> int:
     server = RouterServer(app)
     try:
         server.run(sockets=[listener])
-    except SystemExit:  # uvicorn's, where the application could not start
+    except SystemExit:  # uvicorn raises it where the application could not start
         raise (app.failure or OSError("the router could not be started")) from None
     finally:
         listener.close()
@@ -124,7 +124,7 @@ def serve(settings: RouterSettings) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket of its own, so that an address that is taken is one line."""
+    """A socket opened here, so that the error for an address in use is one line."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

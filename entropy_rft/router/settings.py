@@ -1,4 +1,4 @@
-"""What a person sets of the router: a YAML file, the environment over it, the command line over both."""
+"""The router's settings: a YAML file, the environment (overrides the file), the command line (overrides both)."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ __all__ = [
 
 PREFIX = "ENTROPY_RFT_ROUTER_"
 EMBEDDED = "embedded"
-DEFAULT_BUDGET = 16384  # tokens, where neither a client, nor the settings, nor a backend says
-# What Kubernetes sets for a Service that is called entropy-rft-router: not meant for us.
+DEFAULT_BUDGET = 16384  # tokens, where neither a client, nor the settings, nor a backend gives a limit
+# Variables that Kubernetes sets for a Service called entropy-rft-router: they are not settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)")
 
 
@@ -60,7 +60,7 @@ class RouterSettings(BaseSettings):
     """Everything that can be set; see `recipes/router/router.yaml` for a commented example.
 
     Raises:
-        pydantic.ValidationError: use :func:`load_settings`, which says it in one line.
+        pydantic.ValidationError: use :func:`load_settings`, which reports it in one line.
     """
 
     model_config = SettingsConfigDict(
@@ -80,7 +80,7 @@ class RouterSettings(BaseSettings):
     force_probe: bool = False
     """Use the probe with another model than its own."""
     served_model_name: str | None = None
-    """What the backends call the model: it replaces a request's `model`, which otherwise goes on as it is."""
+    """What the backends call the model: it replaces a request's `model`, which is otherwise passed on unchanged."""
     strategies: dict[str, Any] | str | None = None
     """Strategies, or a YAML file of them; the probe's by default."""
     backends: Annotated[list[BackendSettings], NoDecode] = Field(default_factory=list)
@@ -93,18 +93,18 @@ class RouterSettings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     min_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Below it the probe's choice is Normal; the default of `probe evaluate`."""
+    """Below it the question is Normal instead of the probe's choice; the default of `probe evaluate`."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The budget of which a strategy takes its fraction when a client gives none. By default the context length that
-    the backends tell in /v1/models, else 16384; a fraction of 1 and /v1/completions then set nothing, so that the
-    backends' own default holds."""
+    the backends report in /v1/models, else 16384; a fraction of 1 and /v1/completions then set nothing, so that the
+    backends' own default applies."""
     client_max_tokens: Literal["override", "budget"] = "override"
-    """A client's max_tokens goes on unchanged, or is the budget of which the fraction is taken, so an upper bound."""
+    """A client's max_tokens is passed on unchanged, or is the budget of the fraction, so an upper bound."""
     ready_needs_features: bool = True
-    """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile, so where a
-    balancer would cut off every replica at once, false is better."""
+    """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
+    false where a load balancer would otherwise remove every replica at once."""
     cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
-    """Origins of web pages that may call; none by default."""
+    """Origins of web pages that may call the router; none by default."""
     log_prompts: bool = False
     """Write the messages of each request to the log."""
     log_requests: bool = False
@@ -113,9 +113,9 @@ class RouterSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     request_id_header: str = Field(default="x-request-id", pattern="^[a-z0-9-]+$")
     drain_s: float = Field(default=300.0, ge=0)
-    """After SIGTERM, how long requests that were begun may take."""
+    """After SIGTERM, how long started requests may take."""
     drain_delay_s: float = Field(default=0.0, ge=0)
-    """After SIGTERM, how long new requests are still taken while /ready says 503, so that a balancer can notice."""
+    """After SIGTERM, how long new requests are accepted while /ready answers 503, so that a balancer can notice."""
 
     @field_validator("backends", mode="before")
     @classmethod
@@ -166,7 +166,7 @@ def _listed(value: Any) -> Any:
 
 
 class _Environment(EnvSettingsSource):
-    """The environment without Kubernetes' service links, and with an error for a name that means nothing."""
+    """The environment without Kubernetes' service links, and with an error for an unknown name."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
@@ -179,7 +179,7 @@ class _Environment(EnvSettingsSource):
             first = rest.lower().split("__")[0]
             if first not in settings_cls.model_fields:
                 known = [PREFIX + field.upper() for field in settings_cls.model_fields]
-                raise UserValueError(f"environment variable {name} sets nothing{did_you_mean(name, known)}")
+                raise UserValueError(f"environment variable {name} is not a setting{did_you_mean(name, known)}")
 
 
 def load_settings(
@@ -226,16 +226,16 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserValueError(f"configuration {where!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"configuration {where!r} is not YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UserValueError(f"configuration {where!r} must map names to values, not be a {type(data).__name__}")
-    return {key: value for key, value in data.items() if value is not None}  # a part whose keys are all comments
+    return {key: value for key, value in data.items() if value is not None}  # a part that has only comments
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first mistake: where, what it was, and what to do."""
+    """The first mistake: the setting, the value, and the fix."""
     mistakes = error.errors(include_url=False)
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
     location = [part for part in mistake["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
@@ -247,7 +247,7 @@ def _one_line(error: ValidationError) -> str:
     if not where:
         return message
     value = mistake["input"]
-    # An address with a password in it is refused, and not repeated.
+    # An address with a password in it is refused, and not shown.
     hidden = mistake["type"] == "missing" or isinstance(value, dict | BaseModel) or "@" in str(value)
     shown = "" if hidden else f", got {_short(value)}"
     return f"{where}: {message}{shown}"
@@ -259,7 +259,7 @@ def _short(value: Any) -> str:
 
 
 def _nearest(location: list[Any]) -> str:
-    """The known key that is nearest to the unknown one at `location`, with where it belongs."""
+    """The known key that is nearest to the unknown one at `location`, with its part of the settings."""
     model: type[BaseModel] = RouterSettings
     for part in location[:-1]:
         if isinstance(part, int):

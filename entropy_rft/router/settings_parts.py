@@ -1,4 +1,4 @@
-"""The parts of the router's settings: each a small model that refuses what it does not know."""
+"""The parts of the router's settings: each a small model that refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class BackendSettings(Part):
     weight: float = Field(default=1.0, gt=0)
     """Of two backends the one with the fewer outstanding requests per weight gets the next."""
     max_outstanding: int = Field(default=1024, ge=1)
-    """Requests at the same time; the next one goes elsewhere, or gets 503 with Retry-After."""
+    """Requests at the same time; the next one goes to another backend, or gets 503 with Retry-After."""
     api_key_env: str | None = None
-    """Environment variable with the key that this backend wants."""
+    """Environment variable with the key that this backend requires."""
     api_key_file: str | None = None
     """File with that key."""
 
@@ -56,18 +56,18 @@ class TimeoutSettings(Part):
     """Seconds to wait for a backend."""
 
     connect_s: float = Field(default=3.0, gt=0)
-    """For a connection, the search for its name included."""
+    """For a connection, the DNS lookup included."""
     first_byte_s: float = Field(default=600.0, gt=0)
     """Until the answer's head; for an answer that is not streamed this is the whole generation."""
     between_bytes_s: float = Field(default=60.0, gt=0)
 
 
 class RetrySettings(Part):
-    """Only where nothing can have been generated: no connection, 429, 503. After a time-out, a 500 or a death the
-    client gets the error. A GET is asked again after any failure."""
+    """Only where nothing can have been generated: no connection, 429, 503. After a time-out, a 500 or a lost connection
+    the client gets the error. A GET is retried after any failure."""
 
     attempts: int = Field(default=3, ge=1, le=20)
-    """Of one request in all, the first included; another backend is preferred."""
+    """Of one request in total, the first included; another backend is preferred."""
     backoff_s: float = Field(default=0.1, ge=0)
     """Before the same backend is asked again; doubles each time, with jitter."""
 
@@ -76,9 +76,9 @@ class BreakerSettings(Part):
     """A backend that keeps failing gets no requests for a while."""
 
     failures: int = Field(default=5, ge=1)
-    """In a row: no connection, no or a garbled answer, a time-out, 500, 502, 503 or 504."""
+    """In a row: no connection, no or an invalid answer, a time-out, 500, 502, 503 or 504."""
     cooldown_s: float = Field(default=5.0, gt=0)
-    """Then one request is let through; it closes the breaker, or opens it again."""
+    """Then one request is sent; it closes the breaker, or opens it again."""
 
 
 class HealthSettings(Part):
@@ -88,7 +88,7 @@ class HealthSettings(Part):
     timeout_s: float = Field(default=5.0, gt=0)
     """Also of a client's GET /v1/models, which asks the same."""
     path: str = Field(default="/v1/models", pattern="^/")
-    """Any status below 400 is healthy. `/health` of vLLM also notices a dead engine."""
+    """Any status below 400 is healthy. `/health` of vLLM also detects a dead engine."""
 
 
 class FeatureSettings(Part):
@@ -102,9 +102,9 @@ class FeatureSettings(Part):
     api_key_env: str | None = None
     api_key_file: str | None = None
     deadline_ms: float = Field(default=200.0, gt=0)
-    """After it the request goes on as Normal."""
+    """After it the request continues as Normal."""
     cache_size: int = Field(default=10_000, ge=0)
-    """Questions whose probabilities are kept."""
+    """Questions whose probabilities are cached."""
     batch_size: int = Field(default=16, ge=1)
     """Questions in one forward (`local`)."""
     batch_wait_ms: float = Field(default=2.0, ge=0)
@@ -127,7 +127,7 @@ class LimitSettings(Part):
     """What a client may send, and how slowly."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1)
-    """An image as a data URL counts with its base64, a third more than its file."""
+    """An image in a data URL counts in base64, which is a third larger than its file."""
     max_header_count: int = Field(default=100, ge=1)
     max_header_bytes: int = Field(default=64 * 2**10, ge=256)
     """Of the request line and all headers."""
@@ -136,30 +136,30 @@ class LimitSettings(Part):
     """At the same time, over all backends; the next one gets 503 with Retry-After."""
     header_timeout_s: float = Field(default=20.0, gt=0)
     """From the first byte of a request (or from the connection) to the end of its headers. Also for the rest of a body
-    that nobody reads, from its answer."""
+    that is not read, from its answer."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """For the whole body."""
     write_timeout_s: float = Field(default=60.0, gt=0)
-    """How long a client may leave its answer unread; it must take at least 64 KiB, or what there is, in that time."""
+    """How long a client may leave its answer unread; it must read at least 64 KiB, or all of it, in that time."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """An idle connection is closed after it."""
     max_buffered_bytes: int = Field(default=8 * 2**20, ge=0)
-    """An answer that is not streamed is held back up to this size, so that a backend's death is an error in OpenAI's
-    shape; where a longer one breaks off, so does the client's connection."""
+    """An answer that is not streamed is buffered up to this size, so that the loss of a backend gives an error in
+    OpenAI's shape. When a longer answer breaks off, the client's connection is closed."""
 
 
 class AuthSettings(Part):
-    """Bearer keys of the clients; none configured lets everyone in."""
+    """Bearer keys of the clients; without keys every client is accepted."""
 
     keys_env: str | None = None
     """Environment variable with the keys, separated by commas or white space."""
     keys_file: str | None = None
-    """File with a key a line; lines that start with # are comments."""
+    """File with one key per line; lines that start with # are comments."""
     public_metrics: bool = True
     """Whether /metrics needs no key although there are keys; it holds counts, never a question."""
     public_status: bool = False
-    """The same of /status.json."""
+    """The same for /status.json."""
 
     def keys(self) -> tuple[str, ...]:
-        """The keys that are let in. Raises a ValueError when they are configured and cannot be read, or are none."""
+        """The accepted keys. Raises a ValueError when they are configured and cannot be read, or are empty."""
         return read_keys(self.keys_env, self.keys_file)

@@ -1,4 +1,4 @@
-"""The status page: what a person wants to see at a glance, read from the Prometheus registry and nothing else.
+"""The status page: the most important numbers, read from the Prometheus registry only.
 
 So the page shows nothing that the metrics do not have: no question, no answer, no key.
 """
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 STEP_S = 5.0  # between two points of the page's curves
 POINTS = 120  # ten minutes of them
 RECENT_S = 60.0  # "now": rates and quantiles are over the last minute
-ERROR_SHARE = 0.05  # of the last minute's requests: from here on the router is not healthy
+ERROR_SHARE = 0.05  # of the last minute's requests: at this share the router is not healthy
 
-_LEFT = "499"  # the client went away; nobody's error
+_LEFT = "499"  # the client disconnected; not counted as an error
 _DIFFICULTIES = ("easy", "normal", "hard")
 
 
@@ -64,7 +64,7 @@ class _Step:
 
 
 class StatusBoard:
-    """Keeps ten minutes of the counters and says what they mean.
+    """Keeps ten minutes of the counters and computes the page's numbers from them.
 
     Args:
         registry: that the router's metrics are in. A metric that is missing shows as unknown, never as zero.
@@ -76,7 +76,7 @@ class StatusBoard:
         self._clock = clock
         self._started = clock()
         self._points: deque[_Point] = deque([self._point(read(self._registry))], maxlen=POINTS + 1)
-        self._curves: deque[_Step] = deque(maxlen=POINTS)  # computed once each, for the page polls often
+        self._curves: deque[_Step] = deque(maxlen=POINTS)  # computed once each, because the page polls often
 
     async def run(self) -> None:
         """Add a point to the curves every `STEP_S` seconds, until cancelled."""
@@ -91,7 +91,7 @@ class StatusBoard:
         self._points.append(point)
 
     def snapshot(self) -> dict[str, Any]:
-        """What ``GET /status.json`` answers, in seconds, milliseconds and tokens; None is what is not known."""
+        """What ``GET /status.json`` answers, in seconds, milliseconds and tokens; None: not known."""
         samples = read(self._registry)
         now = self._point(samples)
         recent = self._before(now.time - RECENT_S)
@@ -180,7 +180,7 @@ class StatusBoard:
 
 
 def _errors(status: Mapping[str, float]) -> float:
-    """Answers that failed through no fault of the client: 5xx, and streams that broke off."""
+    """Failed answers that the client did not cause: 5xx, and streams that broke off."""
     return sum(count for name, count in status.items() if name.startswith("5") or name.endswith("error"))
 
 
@@ -218,7 +218,7 @@ def _health(
 ) -> tuple[str, list[str]]:
     """The state (healthy, degraded, down) and one short sentence for each reason."""
     reasons = [
-        f"backend {backend['name']} {'is down' if not backend['up'] else 'is held off by its circuit breaker'}"
+        f"backend {backend['name']} {'is down' if not backend['up'] else 'is blocked by its circuit breaker'}"
         for backend in backends
         if not backend["up"] or backend["breaker"] == "open"
     ]

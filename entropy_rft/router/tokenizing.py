@@ -1,4 +1,4 @@
-"""A question's tokens, as the model that answers it would see them."""
+"""A question's tokens, as the model that answers it sees them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
 
-# transformers' own tags, which plain Jinja does not know
+# transformers' own tags, which plain Jinja does not have
 _GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
 
 
@@ -39,7 +39,7 @@ class Question:
 class ChatTokenizer:
     """Tokenizes questions through the model's chat template, with the generation prompt, as `probe collect` does.
 
-    Messages are brought into the form that templates know, as vLLM does it: parts of text are joined by newlines, and a
+    Messages are converted to the form that templates expect, as in vLLM: parts of text are joined by newlines, and a
     tool call's arguments become an object.
 
     Args:
@@ -55,8 +55,8 @@ class ChatTokenizer:
         self.tokenizer = tokenizer
         self.knows_system_role = knows_system_role(tokenizer)
         self._allowed: dict[bool, frozenset[str]] = {}
-        # The first call sets the tokenizer's padding and truncation, which no two threads may do at once, and compiles
-        # the template, which would make the first question miss its deadline.
+        # The first call sets the tokenizer's padding and truncation, which must not happen in two threads at once. It
+        # also compiles the template, which would make the first question miss its deadline.
         tokenizer(text="warm up")
         with suppress(FeatureError):
             self(Question(messages=[{"role": "user", "content": "warm up"}]))
@@ -106,7 +106,7 @@ class ChatTokenizer:
             raise FeatureError(f"the question cannot be tokenized ({type(error).__name__})") from error
 
     def _variables(self, question: Question) -> dict[str, Any]:
-        """Those of the client's template variables that the template reads. A template of its own is never taken."""
+        """The client's template variables that the template reads. A template from the client is never used."""
         given = question.chat_template_kwargs
         if not given:
             return {}
@@ -121,7 +121,7 @@ class ChatTokenizer:
 
         template = _GENERATION.sub("", self.tokenizer.get_chat_template(None, tools=tools))
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        # What is an argument of its own (a template, `tokenize`, `truncation`) is no variable.
+        # The arguments of `apply_chat_template` (a template, `tokenize`, `truncation`) are not variables.
         reserved = {"messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters}
         return frozenset(meta.find_undeclared_variables(environment.parse(template)) - reserved)
 
@@ -151,7 +151,7 @@ def _text(part: Any) -> str:
         text = part.get("text", part.get("refusal"))
         if isinstance(text, str):
             return text
-    raise FeatureError("a message holds something else than text")
+    raise FeatureError("a message holds something other than text")
 
 
 def _with_arguments(call: Any) -> Any:

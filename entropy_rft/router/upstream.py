@@ -1,4 +1,4 @@
-"""One backend's answer, open until it is read or given up."""
+"""One backend's answer, open until it is read or discarded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from entropy_rft.router.backends import Backend
 
 Headers = list[tuple[bytes, bytes]]
 
-# Not ours to pass on: of one connection, made anew here (a backend may be such a router itself), or a matter between us
-# and the client (cookies, CORS).
+# Headers that are not passed on: they belong to one connection, or the router sets them itself (a backend may be
+# another such router), or they concern only the router and the client (cookies, CORS).
 _NOT_PASSED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade content-length "
     b"date server set-cookie x-request-id".split()
@@ -24,14 +24,14 @@ _NOT_PASSED_BEGINNINGS = (b"access-control-", b"x-entropy-rft-")
 
 
 class Upstream:
-    """A backend's answer whose head has come; `close` must follow.
+    """A backend's answer whose head has arrived; `close` must follow.
 
     Attributes:
         status, headers: as it sent them, hop-by-hop ones left out; without a length.
-        body: what has come of it: all of it where `complete`.
-        complete: nothing more will come.
+        body: the part that has arrived; all of it where `complete`.
+        complete: nothing more will arrive.
         stream: it is a stream of server-sent events.
-        length: of the whole body, where the backend tells it.
+        length: of the whole body, where the backend reports it.
     """
 
     __slots__ = (
@@ -70,8 +70,8 @@ class Upstream:
         """Read the first piece of a stream, or a plain answer up to `limit` bytes.
 
         Raises:
-            aiohttp.ClientError: the backend died, or was silent for too long.
-            ValueError: it answered with a head that cannot be passed on.
+            aiohttp.ClientError: the backend died, or sent nothing for too long.
+            ValueError: its head cannot be passed on.
         """
         self._check_head()
         content = self._response.content
@@ -97,7 +97,7 @@ class Upstream:
         """The next piece, or b"" at the end.
 
         Raises:
-            aiohttp.ClientError: the backend died, or was silent for too long.
+            aiohttp.ClientError: the backend died, or sent nothing for too long.
         """
         piece = await self._response.content.readany()
         self.complete = not piece
@@ -108,7 +108,7 @@ class Upstream:
         return self._ends_with_connection() and b"[DONE]" not in tail
 
     def close(self) -> None:
-        """Give the connection back, or cut it off when the answer is not complete. May be called again."""
+        """Release the connection, or close it when the answer is not complete. May be called again."""
         if self._trial is None:
             return
         if self.complete:
@@ -119,28 +119,28 @@ class Upstream:
         self._trial = None
 
     def _check_head(self) -> None:
-        """A server that finds this out while it sends has sent nothing, and cannot send anything else any more."""
+        """Checked here, because our server could not send an error once it has begun to send this head."""
         if not 200 <= self.status <= 599:
             raise UserValueError(f"status {self.status}")
         names, values = zip(*self.headers, strict=True) if self.headers else ((), ())
         if _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join(values)):
-            raise UserValueError("a header with characters that none may have")
+            raise UserValueError("a header with invalid characters")
 
     def _bound_silence(self) -> None:
-        """From now on the time between two pieces is bounded, no longer the time to the first."""
+        """From now on limit the time between two pieces, instead of the time to the first."""
         connection = self._response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._between_s
             connection.protocol.start_timeout()
 
     def _ends_with_connection(self) -> bool:
-        """Neither a length nor chunks tell the end, so that a death looks like one."""
+        """Neither a length nor chunks mark the end, so that a lost connection looks like the end."""
         chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
         return self.length is None and not chunked
 
 
 def _named(response: aiohttp.ClientResponse) -> set[bytes]:
-    """The headers that are of its connection too, because it says so."""
+    """The headers that its Connection header lists: they belong to the connection too."""
     values = response.headers.getall("connection")
     return {name.strip().lower().encode("utf-8", "surrogateescape") for v in values for name in v.split(",")}
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = [1]  # any one token: asked once, to see what the server gives
+_PROBE_TOKENS = [1]  # any one token: sent once, to check the server's states
 _READY_SECONDS = 2.0
-_PATIENCE_SECONDS = 1.0  # before a server that was not there is looked at again
+_PATIENCE_SECONDS = 1.0  # before a server that was not reachable is checked again
 
 
 class VLLMPooling:
-    """Asks ``POST URL/pooling`` with token ids, so that the server's chat template plays no part.
+    """Asks ``POST URL/pooling`` with token ids, so the server's chat template is not used.
 
     Such a server pools the last token after the final norm, and with ``use_activation: false`` does nothing more to it:
-    in float32 that is the state of `question_states` to 1e-4. vLLM before 0.16 does not know that field and normalises.
-    So what a server gives is looked at once, before it is trusted: its width, and that it is not normalised.
+    in float32 that equals the state of `question_states` to 1e-4. vLLM before 0.16 does not have that field and
+    normalises. So a state of the server is checked once, before any is used: its width, and that it is not normalised.
 
     Args:
         url: of the server, with or without ``/v1``.
@@ -78,10 +78,10 @@ class VLLMPooling:
         )
 
     async def start(self) -> None:
-        """Look at what the server gives, if it is there already.
+        """Check the server's states, if it is reachable already.
 
         Raises:
-            ValueError: its states are of no use to the probe.
+            ValueError: the probe cannot read its states.
         """
         import aiohttp
 
@@ -97,7 +97,7 @@ class VLLMPooling:
             if self._refused is not None:
                 await self.close()
                 raise UserValueError(str(error)) from error
-            logger.warning("the feature source is not there yet: %s", error)
+            logger.warning("the feature source is not reachable yet: %s", error)
 
     async def close(self) -> None:
         await self._batcher.close()
@@ -115,12 +115,12 @@ class VLLMPooling:
         """(D,) float32 of the last token.
 
         Raises:
-            FeatureError: the server cannot be reached, refuses, or gives something else; or the queue is full.
+            FeatureError: the server cannot be reached, refuses, or sends an unexpected answer; or the queue is full.
         """
         if not self._checked:
-            # A server that is not there yet is looked at by one question at a time: the others need not wait for that.
+            # Only one question at a time checks a server that is not reachable yet: the others do not wait for it.
             if self._checking.locked():
-                raise FeatureError(f"{self.url} is being looked at for the first time")
+                raise FeatureError(f"{self.url} is being checked for the first time")
             if time.monotonic() - self._failed_at < _PATIENCE_SECONDS:
                 raise FeatureError(self._failure)
             await self._check()
@@ -135,7 +135,7 @@ class VLLMPooling:
             raise FeatureError(f"{self.url}/health gave status {status}{_message(data)}")
 
     async def _check(self) -> None:
-        """Learn the model's name and limit, and see that a state is one that the probe can read; once."""
+        """Read the model's name and limit, and check that the probe can read a state; once."""
         async with self._checking:
             if self._checked:
                 return
@@ -172,7 +172,7 @@ class VLLMPooling:
             self._refuse(f"features.url: {self.url} normalises its states: use vLLM 0.16 or newer")
 
     def _refuse(self, message: str) -> None:
-        """For good: this server will not become another one without a restart of the router."""
+        """Refuse the server until the router is restarted."""
         self._refused = message
         raise FeatureError(message)
 
@@ -182,7 +182,7 @@ class VLLMPooling:
         except _Refused:
             if len(batch) == 1:
                 raise
-        # One bad question spoils a request: the others are asked again without it.
+        # One bad question fails the whole request: each question is sent again alone.
         return await asyncio.gather(*(self._ask_one(token_ids) for token_ids in batch))
 
     async def _ask_one(self, token_ids: list[int]) -> Any:
@@ -215,7 +215,7 @@ class VLLMPooling:
             if len(states) != len(batch) or any(state.ndim != 1 or not len(state) for state in states):
                 raise UserValueError(f"{len(states)} states for {len(batch)} questions")
         except (ValueError, KeyError, TypeError) as error:
-            raise FeatureError(f"{self.url}/pooling gave something else than states ({error})") from error
+            raise FeatureError(f"{self.url}/pooling gave something other than states ({error})") from error
         return states
 
     async def _request(self, method: str, path: str, body: Any = None, parse: bool = True) -> tuple[int, Any]:
@@ -237,11 +237,11 @@ class VLLMPooling:
         except (aiohttp.ClientError, OSError) as error:
             raise FeatureError(f"{self.url} cannot be reached: {' '.join(str(error).split())}") from error
         except orjson.JSONDecodeError as error:
-            raise FeatureError(f"{self.url}{path} gave status {response.status} and no JSON") from error
+            raise FeatureError(f"{self.url}{path} gave status {response.status} without JSON") from error
 
 
 class _Refused(FeatureError):
-    """The server takes it for the question's fault."""
+    """The server refuses the question itself."""
 
 
 def _message(data: Any) -> str:

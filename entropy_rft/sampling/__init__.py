@@ -1,4 +1,4 @@
-"""One way to ask a model for completions, and one to score them token by token."""
+"""Samples completions from a model, and scores them token by token."""
 
 from __future__ import annotations
 

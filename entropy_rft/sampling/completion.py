@@ -36,8 +36,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
     without a template.
 
     Raises:
-        ValueError: the prompt has no tokens, or is a conversation and the tokenizer has no chat template, or one that
-            refuses it.
+        ValueError: the prompt has no tokens, or it is a conversation and the chat template is missing or refuses it.
         TypeError: the prompt is neither text nor a list of messages.
     """
     if isinstance(prompt, str):
@@ -60,8 +59,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[
             roles = ", ".join(str(message.get("role")) for message in prompt)
             raise UserValueError(
                 f"the chat template refuses a prompt of the roles {roles}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]} (put into the prompts what the template takes, for instance an "
-                "instruction into the question, or give the tokenizer another template)"
+                f"{' '.join(str(error).split())[:200]} (write the prompts in the form that the template accepts, for "
+                "instance with the instruction in the question, or give the tokenizer another template)"
             ) from error
         ids = encoded["input_ids"]
     else:
@@ -90,8 +89,8 @@ def check_prompts(
 def knows_system_role(tokenizer: Any) -> bool:
     """Whether the chat template shows the model what a system message says.
 
-    Some raise an error (Gemma's), some leave it out. A template that renders no conversation at all, or none, says
-    nothing about that, and is left to fail where it is used.
+    Some templates raise an error (Gemma's), some leave the message out. True when there is no template, or when it
+    renders no conversation at all: the error is raised later, where the template is used.
     """
     if tokenizer.chat_template is None:
         return True

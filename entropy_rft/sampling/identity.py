@@ -1,4 +1,4 @@
-"""Names for questions, so that traces, answers and evaluations of the same ones can be recognised."""
+"""Names for questions, so that traces, answers and evaluations of the same question can be matched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def question_id(row: Mapping[str, Any]) -> str:
-    """16 hex digits that name a question by its prompt and solution, wherever it comes from."""
+    """16 hex digits that name a question by its prompt and solution, independent of its source."""
     text = json.dumps([row["prompt"], row.get("solution")], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

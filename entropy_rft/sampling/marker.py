@@ -13,7 +13,7 @@ from entropy_rft.entropy import phase_masks
 from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.tags import opening_tag
 
-# Stands for a token that is not the model's own; no token's text holds it.
+# Replaces a token that is not the model's own; no token's text contains it.
 _NOT_OURS = "\0"
 
 
@@ -31,7 +31,7 @@ class ThinkEndMarker:
 
     Attributes:
         text: the marker.
-        ids: the marker's token ids when it stands alone; empty when the tokenizer cannot write it.
+        ids: the token ids of the marker's text alone; empty when the tokenizer cannot write it.
 
     Raises:
         ValueError: for a marker without text.
@@ -75,8 +75,8 @@ class ThinkEndMarker:
     def reward_text(self, text: str, ids: Sequence[int]) -> str:
         """What a reward reads of the completion `ids`: `text`, decoded without special tokens, but with the tags.
 
-        Decoding leaves the tags out where they are special tokens, and a parser of answers cuts the thinking off. The
-        phases are those of the ids, so the reward must find the same end of the thinking.
+        Decoding leaves the tags out where they are special tokens, but an answer parser needs them to remove the
+        thinking. The phases are those of the ids, so the reward must find the same end of the thinking.
         """
         if not self._special_tags and (not self.ids or self.text in text):
             return text
@@ -100,7 +100,7 @@ class ThinkEndMarker:
 
     @cached_property
     def _special_tags(self) -> frozenset[int]:
-        """Those of them that a tag of the thinking is made of."""
+        """The special tokens that are part of a thinking tag."""
         tags = [*self.ids, *([] if self._opening is None else _ids_of(self._tokenizer, self._opening))]
         return self._special.intersection(tags)
 
@@ -127,7 +127,7 @@ def _ids_of(tokenizer: Any, text: str) -> list[int]:
     """The ids that spell `text`; empty where the tokenizer drops or replaces a part of it."""
     try:
         ids = list(tokenizer.encode(text, add_special_tokens=False))
-    except Exception:  # tokenizers raises nothing narrower, as for a word without [UNK] to stand for it
+    except Exception:  # tokenizers raises nothing narrower, for instance for an unknown word without [UNK]
         return []
     if not ids or tokenizer.unk_token_id in ids:
         return []

@@ -15,22 +15,22 @@ from entropy_rft.sampling.completion import Completion, Prompt, check_settings, 
 from entropy_rft.sampling.progress import progress_bar
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
-_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each new try, where the server names none
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry, where the server names none
 MAX_WAIT_S = 600.0
-"""How long a request waits in all, when a server tells it to."""
+"""Most seconds that one request waits in total because the server asks for it."""
 
 
 class OpenAISampler:
     """Sample by ``POST URL/v1/completions``, with the interface of `TransformersSampler`.
 
-    The prompt is tokenized here and sent as token ids, so that the server's chat template plays no part. Servers that
-    know ``return_token_ids`` (vLLM since 0.10.2) tell the completion's tokens; elsewhere the text is tokenized again,
-    which may split it otherwise than the model wrote it. The same seed gives the same completions as far as the server
-    keeps that promise.
+    The prompt is tokenized here and sent as token ids, so the server's chat template is not used. Servers that support
+    ``return_token_ids`` (vLLM since 0.10.2) return the completion's tokens. For other servers the text is tokenized
+    again, which may give other tokens than the model wrote. The same seed gives the same completions as far as the
+    server guarantees it.
 
     A request that fails (no connection, 408, 429, 500 and above) is sent again up to four times, after 0.5, 1, 2 and 4
-    seconds. A server that says how long to wait (``Retry-After``, in seconds or as a date) is asked again after that
-    time and as often as it says so, until `max_wait` would be exceeded.
+    seconds. If the server says how long to wait (``Retry-After``, in seconds or as a date), the request is sent again
+    after that time. The number of such retries has no limit, but their total wait must not exceed `max_wait`.
 
     Args:
         url: of the server, with or without ``/v1``.
@@ -40,12 +40,12 @@ class OpenAISampler:
         timeout: seconds for one request.
         api_key: sent as a bearer token.
         chat_template_kwargs: further arguments of the chat template.
-        vocabulary: how many tokens the model has that the completions are for; ``None`` checks nothing.
-        max_wait: seconds that one request waits in all because a server tells it to (`MAX_WAIT_S`).
+        vocabulary: number of tokens of the model that the completions are for; ``None`` skips the check.
+        max_wait: most seconds that one request waits in total because the server asks for it (`MAX_WAIT_S`).
         transport, sleep, now: httpx's, and the clock's, for tests.
 
     Raises:
-        ValueError: the URL is no http address, `concurrency`, `timeout` or `max_wait` is out of range, or httpx is
+        ValueError: the URL is not an http address, `concurrency`, `timeout` or `max_wait` is out of range, or httpx is
             missing.
     """
 
@@ -86,7 +86,7 @@ class OpenAISampler:
         self.vocabulary = vocabulary
         self.max_wait = max_wait
         self._token_ids = True
-        self._failed = threading.Event()  # so that nobody waits on when one request has failed for good
+        self._failed = threading.Event()  # set after a final failure, so that the other requests stop waiting
         self._sleep = self._failed.wait if sleep is None else sleep
         self._now = now
         self._client = httpx.Client(
@@ -113,7 +113,7 @@ class OpenAISampler:
         Raises:
             ValueError: an argument is out of range, a prompt cannot be encoded, or a completion has a token outside the
                 vocabulary.
-            OSError: the server cannot be reached, refuses, or answers with something else; one line.
+            OSError: the server cannot be reached, refuses, or sends an unexpected answer; one line.
         """
         check_settings(samples, temperature, top_p, max_tokens)
         self._failed.clear()
@@ -148,7 +148,7 @@ class OpenAISampler:
                 self._failed.set()
                 raise
             finally:
-                pool.shutdown(cancel_futures=True)  # after a failure the other requests are of no use
+                pool.shutdown(cancel_futures=True)  # after a failure the other requests are not needed
         return groups
 
     def served_model(self) -> str:
@@ -183,7 +183,7 @@ class OpenAISampler:
             wrong = next(i for i in ids if not 0 <= i < self.vocabulary)
             raise UserValueError(
                 f"{self.url} answered with the token {wrong}, but the model here has {self.vocabulary} tokens: it "
-                f"serves another model, {self.model!r}; give the URL of a server of the same one"
+                f"serves another model, {self.model!r}; give the URL of a server of the same model"
             )
         stopped = choice.get("finish_reason") == "stop"
         eos = self.tokenizer.eos_token_id
@@ -234,7 +234,7 @@ class OpenAISampler:
 
 
 def request_seed(seed: int, prompt: int) -> int:
-    """A prompt's own seed: 31 bits, which every server takes."""
+    """A prompt's own seed: 31 bits, which every server accepts."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt}".encode(), digest_size=4).digest(), "big") >> 1
 
 

@@ -1,4 +1,4 @@
-"""The progress of long passes: a bar on a terminal, now and then a line elsewhere."""
+"""The progress of long passes: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_SECONDS = 8.0
-"""Between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
-_last_line = time.monotonic()  # of all bars: one that is short leaves the next line to the bar after it
+_last_line = time.monotonic()  # shared by all bars, so that many short bars do not write a line each
 
 
 def duration(seconds: float) -> str:
-    """Such as ``45 s``, ``4 min 10 s``, ``25 min`` or ``2 h 05 min``."""
+    """Seconds as text, such as ``45 s``, ``4 min 10 s``, ``25 min`` or ``2 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 600:
@@ -28,10 +28,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(label: str, total: int, wanted: bool = True) -> Iterator[Callable[[int, str], None]]:
-    """Show on stderr how far the block is while it runs.
+    """Show the progress of the block on stderr while it runs.
 
-    On a terminal that is a bar, which is cleared however the block ends. Anywhere else, in a log file for instance, it
-    is a line every few seconds, written by a thread of its own, so that a long step is no silence.
+    On a terminal that is a bar, which is cleared when the block ends, also after an error. Elsewhere, for instance in a
+    log file, it is a line every few seconds. A separate thread writes it, so that lines appear during a long step too.
 
     Args:
         label: what is being done.

@@ -1,4 +1,4 @@
-"""What is kept of a completion: how long it was, and how sure the model was in each phase."""
+"""What is kept of a completion: its length, and the model's entropy in each phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from entropy_rft.sampling.scoring import score_completions
 
 @dataclass(frozen=True, slots=True)
 class CompletionRecord:
-    """One completion in numbers.
+    """The length and the entropies of one completion.
 
     Attributes:
         tokens: its length, end-of-sequence token included.
@@ -81,7 +81,7 @@ def record_completions(
         marker: ends the thinking.
         progress: show a bar, on a terminal.
     """
-    # Batch by batch, because the statistics of every token of an evaluation need not fit in memory.
+    # Batch by batch, because the statistics of every token of an evaluation may not fit in memory.
     order = sorted(range(len(completions)), key=lambda i: -len(completions[i].token_ids))
     records: dict[int, CompletionRecord] = {}
     with progress_bar("entropies", len(order), progress) as advance:

@@ -1,4 +1,4 @@
-"""Token statistics of completions that exist already, in one pass through the model."""
+"""Token statistics of existing completions, in one pass through the model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def score_completions(
 ) -> list[TokenStatistics]:
     """Log-probability, entropy and discriminant of every completion token under `model`.
 
-    The backbone runs once; only the hidden states that predict a completion token meet the LM head, and the logits of
-    the whole vocabulary are never held.
+    The backbone runs once. Only the hidden states that predict a completion token go through the LM head, and the
+    logits of the whole vocabulary are never stored.
 
     Args:
         model: a causal language model or a PEFT model (LoRA). Evaluation mode is set for the pass and then restored.
-        completions: with the prompt they answer.
+        completions: each with its prompt.
         temperature: divides the logits; 1 is the model's own distribution.
         batch_size: completions in one pass.
 
@@ -32,8 +32,8 @@ def score_completions(
         For each completion its statistics: float32 CPU tensors of the length of its `token_ids`; nats.
 
     Raises:
-        ValueError: `temperature` or `batch_size` is out of range, or a completion has no prompt tokens, or ones that
-            this model does not know.
+        ValueError: `temperature` or `batch_size` is out of range, or a completion has no prompt tokens, or a token
+            that is not in this model's vocabulary.
     """
     check_temperature(temperature)
     if batch_size < 1:
@@ -68,7 +68,7 @@ def score_completions(
 
 
 def vocabulary_size(model: Any) -> int:
-    """How many tokens a model knows: as input and as output, which padding may make more than its tokenizer has."""
+    """Number of tokens that a model has as input and as output; padding may make it larger than its tokenizer's."""
     return int(min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0]))
 
 
@@ -115,7 +115,7 @@ def _head(model: Any) -> dict[str, Any]:
 def _merged(head: Any) -> Any:
     """The head as one matrix and a bias, which is what the kernel takes: an adapter on it is merged into a copy.
 
-    PEFT merges every kind that it has (DoRA rescales rows, `lora_bias` adds to the bias) as the adapter computes it.
+    PEFT's own merge is used, because it is right for every kind (DoRA rescales rows, `lora_bias` adds to the bias).
     """
     if not (hasattr(head, "merge") and hasattr(head, "get_base_layer")):
         return head

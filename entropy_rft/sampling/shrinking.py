@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SLICE_TOKENS = 16  # between two looks at who has ended: a look costs about as much as one token
+SLICE_TOKENS = 16  # between two checks for ended rows: a check costs about as much as one token
 
 
 @contextmanager
 def shrinking_generation(model: Any) -> Iterator[None]:
-    """Inside, the model's `generate` is :func:`generate_shrinking`."""
-    model.generate = partial(generate_shrinking, model)  # the instance's own name is found before the class's
+    """Inside the block, the model's `generate` is :func:`generate_shrinking`."""
+    model.generate = partial(generate_shrinking, model)  # an attribute of the instance overrides the class's method
     try:
         yield
     finally:
@@ -33,10 +33,10 @@ def generate_shrinking(
     on_shrink: Callable[[Tensor], None] | None = None,
     **further: Any,
 ) -> Tensor:
-    """`model.generate`, called for a few tokens at a time; between two calls the rows that have ended are let go.
+    """`model.generate`, called for a few tokens at a time; between two calls the ended rows are removed.
 
     A row's tokens are those of one long call, up to the rounding of batched matrix products. A sampling that draws from
-    the global random state draws other numbers, because it draws for fewer rows.
+    the global random state gets other numbers, because it draws for fewer rows.
 
     Args:
         model: a transformers model, or a PEFT model whose `generate` passes its arguments on.
@@ -48,9 +48,9 @@ def generate_shrinking(
         further: arguments of `generate`.
 
     Returns:
-        ``(B, P + T)`` with T at most `max_new_tokens`: prompts and completions, padded behind the ends.
+        ``(B, P + T)`` with T at most `max_new_tokens`: prompts and completions, padded on the right.
     """
-    generate = type(model).generate  # an instance may carry this very function under that name
+    generate = type(model).generate  # the instance's `generate` may be this function (see above)
     limit, eos = generation_config.max_new_tokens, generation_config.eos_token_id
     ends = torch.tensor([] if eos is None else [eos] if isinstance(eos, int) else eos, device=input_ids.device)
     pad = 0 if generation_config.pad_token_id is None else generation_config.pad_token_id
@@ -79,7 +79,7 @@ def generate_shrinking(
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(new.shape)], dim=1)
         if len(staying) < len(rows):
             input_ids, attention_mask, rows = input_ids[staying], attention_mask[staying], rows[staying]
-            if cache is not None:  # a model without one reads everything again
+            if cache is not None:  # a model without a cache processes all tokens again
                 cache.batch_select_indices(staying)
             if on_shrink is not None:
                 on_shrink(staying)

@@ -25,7 +25,7 @@ class TransformersSampler:
 
     Args:
         model: a causal language model, or a PEFT model whose adapters act inside it (LoRA, not prompt tuning). It is
-            put in evaluation mode while it samples and left as it was found.
+            put in evaluation mode while it samples; then its mode is restored.
         tokenizer: its tokenizer. Padding is done here: its padding side is not used.
         batch_size: completions generated at the same time.
         device: where the model is moved to; ``None`` leaves it where it is.
@@ -93,7 +93,7 @@ class TransformersSampler:
         check_settings(samples, temperature, top_p, max_tokens)
         prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
         drawn = 1 if temperature == 0 else samples
-        # Rows of like length share a batch, so that little of it is padding; the longest go first, so that a batch
+        # Rows of similar length share a batch, so that little of it is padding; the longest go first, so that a batch
         # which does not fit in memory fails at once.
         rows = [(prompt, sample) for prompt in range(len(prompt_ids)) for sample in range(drawn)]
         rows.sort(key=lambda row: -len(prompt_ids[row[0]]))
@@ -125,7 +125,7 @@ class TransformersSampler:
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids])
         device = self.model.get_input_embeddings().weight.device
         # The model's own generation config must not add a penalty or a top-k of its own: `generate` fills whatever is
-        # unset from it, so it is set aside for the call.
+        # unset from it, so it is replaced for the call.
         config = GenerationConfig(
             max_new_tokens=max_tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=pad, disable_compile=True
         )
@@ -151,7 +151,7 @@ class TransformersSampler:
 
 
 class _TokenPicker(LogitsProcessor):
-    """Leaves one token per row for greedy decoding to take: the one where the row's uniform number meets the CDF."""
+    """Leaves one token per row, which greedy decoding takes: the first whose CDF exceeds the row's uniform number."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _TokenPicker(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_width
         self.on_step(step + 1)
-        # Looked at once per batch, in `check`: reading it here would wait for the device at every token.
+        # Read once per batch, in `check`: reading it here would wait for the device at every token.
         broken = scores.isnan().any() | ~scores.amax(-1).isfinite().all()
         self.broken = broken if self.broken is None else self.broken | broken
         if self.uniforms is None:
@@ -206,7 +206,7 @@ def _stream(seed: int, prompt: int, sample: int, max_tokens: int) -> Tensor:
 
 @contextmanager
 def _generating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; whatever ends it, Ctrl-C included, the model's mode comes back."""
+    """Evaluation mode without gradients; the model's mode is restored at the end, also after an error or Ctrl-C."""
     was_training = model.training
     model.eval()
     try:

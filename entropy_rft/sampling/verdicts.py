@@ -18,17 +18,17 @@ def verdicts(
     groups: Sequence[Sequence[Completion]],
     marker: ThinkEndMarker | None = None,
 ) -> list[list[Any]]:
-    """Whether each completion is right: one list a question; ``None`` where the reward cannot tell.
+    """Whether each completion is right: one list per question; ``None`` where the reward gives no verdict.
 
-    One rule holds for a ``None`` everywhere (`evaluate`, probes, strategies, studies): the answer is left out of
-    whatever counts right answers, and its question too where that leaves none, while its length and its entropy count
-    like any other's. `right_and_scored` is that rule.
+    The same rule holds for a ``None`` everywhere (`evaluate`, probes, strategies, studies). The answer is left out of
+    every count of right answers. A question whose answers all have no verdict is left out too. The answer's length and
+    entropy still count. `right_and_scored` is that rule.
 
-    Right is a reward above 0; what is None, NaN or infinite says nothing, as in training
+    Right is a reward above 0. A reward of None, NaN or infinity gives no verdict, as in training
     (:mod:`entropy_rft.rewards.values`). The reward is called once, as TRL calls it, with ``prompts``, ``completions``,
     ``completion_ids`` and the row's other columns repeated per completion. With `marker` it reads what
-    :meth:`ThinkEndMarker.reward_text` gives, and TRL's own look for that marker; without one they look for
-    ``</think>`` in the text as it is.
+    :meth:`ThinkEndMarker.reward_text` gives, and TRL's own rewards search for that marker. Without `marker` they
+    search for ``</think>`` in the unchanged text.
 
     Raises:
         ValueError: the reward returned something other than one number or None for each completion.
@@ -61,6 +61,6 @@ def verdicts(
 
 
 def right_and_scored(group: Iterable[bool | None]) -> tuple[int, int]:
-    """How many answers of a question are right, and of how many that can be said; see `verdicts`."""
+    """Number of right answers of a question, and number of its answers with a verdict; see `verdicts`."""
     known = [verdict for verdict in group if verdict is not None]
     return sum(known), len(known)

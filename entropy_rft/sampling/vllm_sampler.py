@@ -16,14 +16,14 @@ from entropy_rft.sampling.openai_sampler import request_seed
 class VLLMSampler:
     """Sample with ``vllm.LLM``, with the interface of `TransformersSampler`.
 
-    The engine loads the weights a second time, beside those that score the answers. The prompt is tokenized here. The
-    same seed gives the same completions as far as vLLM keeps that promise.
+    The engine loads the weights a second time, in addition to those that score the answers. The prompt is tokenized
+    here. The same seed gives the same completions as far as vLLM guarantees it.
 
     Args:
         model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``; no LoRA adapter.
         tokenizer: of that model.
         dtype: of the weights.
-        memory: fraction of the GPU's memory that the engine may take; what is there already counts.
+        memory: fraction of the GPU's memory that the engine may take; memory already in use counts.
         device: such as ``cuda:1``, one of the GPUs that this process sees; without a number it is the first.
         chat_template_kwargs: further arguments of the chat template.
         engine: a ``vllm.LLM`` to use instead of a new one.
@@ -59,7 +59,7 @@ class VLLMSampler:
             path = Path(source).expanduser()
             name = str(path) if path.is_dir() else source
             kind, _, number = (device or "").partition(":")
-            # The engine is a process of its own and takes the first GPU unless it is told otherwise.
+            # The engine is a separate process and takes the first GPU by default.
             place: dict[str, Any] = {"device_ids": [int(number)]} if kind == "cuda" and number else {}
             try:
                 engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0, **place)

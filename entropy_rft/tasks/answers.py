@@ -1,4 +1,4 @@
-"""Gold answers in the form that TRL's correctness rewards read right."""
+"""Gold answers in the form that TRL's correctness rewards read correctly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)")
 _GROUPED = re.compile(r"(?<!\d)\d{1,3}(,\d{3})+(?!\d)")
 _BOXED = re.compile(r"\\boxed\s*\{(.*)\}", re.DOTALL)
 _DELIMITERS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"), ("$", "$"))
-# LaTeX writes thousands as 1{,}234 or 1\,234, and others as 1 234, 1'234 or 1_234.
+# LaTeX writes thousands as 1{,}234 or 1\,234, other texts as 1 234, 1'234 or 1_234.
 _SEPARATED = re.compile(r"[+-]?\d{1,3}((\{,\}|,?\\[,!]\s*|[ '\N{RIGHT SINGLE QUOTATION MARK}_~])\d{3})+(\.\d+)?")
 _SEPARATORS = re.compile(r"\{,\}|,?\\[,!]\s*|[ '\N{RIGHT SINGLE QUOTATION MARK}_~]")
 _CURRENCY = r"(?:\\?\$|[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|\b(?:USD|EUR|GBP)\b)"
@@ -45,7 +45,7 @@ def normalise_answer(text: str) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number of a file as one writes it: without an exponent, and 5 for 5.0."""
+    """A number from a file as text: without an exponent, and 5 for 5.0."""
     text = format(Decimal(repr(value)), "f")
     return text.rstrip("0").removesuffix(".") if "." in text else text
 
@@ -56,7 +56,7 @@ def is_number(answer: str) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """Without boxes and the delimiters of mathematics around all of it."""
+    """The answer without boxes and delimiters of mathematics around the whole of it."""
     answer, before = text.strip(), None
     while answer != before:
         before = answer
@@ -71,14 +71,14 @@ def _unwrapped(text: str) -> str:
 
 
 def _braced(answer: str) -> str:
-    """`\\frac{1}{2}` for `\\frac12`, which the reward accepts of a gold answer only."""
+    """`\\frac{1}{2}` for `\\frac12`, which the reward accepts only in a gold answer."""
     answer = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", answer)
     answer = re.sub(r"(\\[dt]?frac)\s*(\w)", r"\1{\2}", answer)
     return re.sub(r"(\\[dt]?frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}", answer)
 
 
 def _plain(answer: str) -> str:
-    """The answer with ASCII's digits, signs and spaces alone, without currency and the full stop that ends it."""
+    """The answer with only ASCII digits, signs and spaces, without currency and without a full stop at its end."""
     # Each character by itself: ½ is 1/2, and 1½ a mixed number.
     fractions = "".join(f" {fraction}" if (fraction := _fraction(c)) else c for c in answer)
     plain = " ".join(fractions.replace("\N{MINUS SIGN}", "-").split()).removesuffix(".")

@@ -1,8 +1,8 @@
 """Sums and differences of two to seven small integers: a task that needs no file, for the tiny reasoner.
 
 "What is 17 + 25 - 8?" has three terms, and the number of terms is its difficulty. The first is 1 to 99, the
-others 1 to 20, and every partial sum stays within 0 to 99. A question belongs to one split for ever, by a hash of its
-text, so that no seed can leak a test question into training.
+others 1 to 20, and every partial sum stays within 0 to 99. A question always belongs to the same split, by a hash
+of its text, so that no seed can leak a test question into training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 _SIZES = {"train": 4096, "validation": 600, "test": 600}
 MAX_TERM = 20
 MAX_SUM = 99
-_PATIENCE = 4_000  # draws without a new question before a level counts as used up
+_PATIENCE = 4_000  # draws without a new question before a level counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def draw(rng: random.Random, level: int, split: str) -> Sum:
 
 
 def questions(split: str, levels: Sequence[int] = LEVELS, seed: int = 0) -> Iterator[Sum]:
-    """Distinct questions for ever, the levels taking turns; raises ValueError when a level has no new one left."""
+    """An endless stream of distinct questions, one of each level in turn; ValueError when a level has no new one."""
     rng = random.Random(f"{seed}/{split}")
     seen: set[Sum] = set()
     while True:
@@ -96,7 +96,7 @@ def load(
 ) -> Task:
     """The arithmetic task; `levels` are the numbers of terms, and the column `difficulty` has each question's.
 
-    Without a `limit`, `train` has 4,096 questions, `validation` and `test` 600 each. The levels take turns.
+    Without a `limit`, `train` has 4,096 questions, `validation` and `test` 600 each. The levels alternate.
     """
     from datasets import Dataset
 

@@ -32,8 +32,8 @@ def load(
     """DAPO-Math-17k; the hub has the split `train` only.
 
     A row has its problem in `prompt` (chat messages or text), `question` or `problem`, and its answer in
-    `reward_model.ground_truth`, `answer` or `solution`. The original's request to write "Answer: ..." is taken off the
-    problem, since `answer_format` asks for `\\boxed{}`.
+    `reward_model.ground_truth`, `answer` or `solution`. The original's request to write "Answer: ..." is removed from
+    the problem, since `answer_format` asks for `\\boxed{}`.
     """
     rows = read_rows(path, HUB, _CONFIG, split)
     pairs = [(_question(row), _gold(row)) for row in rows]
@@ -60,7 +60,7 @@ def _user_message(row: Row, field: str, messages: list[Any]) -> str:
 
 
 def unwrap(prompt: str) -> str:
-    """The problem without the original's request before and after it, and as it is when it has none."""
+    """The problem without the original's request before and after it; unchanged when it has none."""
     if not prompt.startswith(_PREFIX):
         return prompt.strip()
     _, _, problem = prompt.partition("\n\n")

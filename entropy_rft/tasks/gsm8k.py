@@ -39,5 +39,5 @@ def gold(row: Row) -> str:
         raise row.error(f"field 'answer' has no result after {_MARKER!r}")
     answer = normalise_answer(result)
     if not is_number(answer):
-        raise row.error(f"field 'answer' ends in {result.strip()!r} after {_MARKER!r}, which is no number")
+        raise row.error(f"field 'answer' ends in {result.strip()!r} after {_MARKER!r}, which is not a number")
     return answer

@@ -36,8 +36,8 @@ def load(
 ) -> Task:
     """The file at `path`: the question is in `question_column`, the gold answer (text or a number) in `answer_column`.
 
-    All other columns are kept, except that `prompt` and `solution` are the task's own. A row that lacks one has None
-    there; a column must hold one kind of value throughout.
+    All other columns are kept, except that `prompt` and `solution` are the task's own. A row without such a
+    column has None there. All values of a column must be of one kind.
     """
     if path is None:
         raise UserValueError("task 'jsonl' reads a file: give its path")

@@ -1,4 +1,4 @@
-"""From questions and gold answers to a `Task`: what the tasks that read files share."""
+"""Makes a `Task` from questions and gold answers, for the tasks that read files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def math_task(
 ) -> Task:
     """The task that asks the questions of `pairs` (question, normalised gold answer).
 
-    `columns` are further columns, as long as `pairs`; `prompt` and `solution` among them give way to the task's own.
-    The other arguments are those of `load_task`.
+    `columns` are further columns, as long as `pairs`; `prompt` and `solution` among them are replaced by
+    the task's own. The other arguments are those of `load_task`.
     """
     from datasets import Dataset
 
@@ -40,6 +40,11 @@ def math_task(
     order = ["prompt", "solution", *(column for column in columns if column not in ("prompt", "solution"))]
     try:
         dataset = Dataset.from_dict({column: kept[column] for column in order})
-    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow's, by their base classes
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:  # pyarrow's errors, by their base classes
         raise UserValueError(f"task {name!r}: its further columns cannot be stored as a table: {error}") from error
     return Task(name=name, split=split, dataset=dataset, reward_funcs=rewards(thinking))

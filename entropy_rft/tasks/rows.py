@@ -34,13 +34,13 @@ class Row:
             found = ", ".join(map(repr, self.fields)) or "no fields"
             raise self.error(f"field {field!r} is missing; the row has {found}")
         value = self.fields[field]
-        # bool is an int to Python, but true is no answer.
+        # A bool is an int in Python, but true is not an answer.
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise self.error(f"field {field!r} must be {expected}, not {shown(value)}")
         return value
 
     def text(self, field: str) -> str:
-        """The field's text; raises ValueError when it is missing, empty or no text."""
+        """The field's text; raises ValueError when it is missing, empty or not text."""
         value: str = self.value(field, (str,), "text")
         return self.checked(field, value)
 
@@ -60,7 +60,7 @@ class Row:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.error(f"field {field!r} holds half of a surrogate pair, which is no text") from None
+            raise self.error(f"field {field!r} holds half of a surrogate pair, which is not text") from None
         return value
 
 
@@ -70,10 +70,10 @@ def read_rows(path: str | PathLike[str] | None, hub: str, config: str | None, sp
 
 
 def read_jsonl(path: str | PathLike[str]) -> list[Row]:
-    """All rows of a JSON Lines file: UTF-8 with or without a byte order mark; blank lines may only end it.
+    """All rows of a JSON Lines file: UTF-8 with or without a byte order mark; blank lines only at its end.
 
     Raises:
-        ValueError: no such file, a line that is no JSON object, or no rows at all.
+        ValueError: no such file, a line that is not a JSON object, or no rows at all.
     """
     file = Path(path).expanduser()
     try:
@@ -91,7 +91,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
     """All rows of a data set on the Hugging Face hub, or of the local cache of it.
 
     Raises:
-        ValueError: it cannot be loaded, in one line, whatever the reason.
+        ValueError: it cannot be loaded; one line for any cause.
     """
     from datasets import load_dataset
 
@@ -107,7 +107,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
 
 
 def sample(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` random items, in their own order."""
+    """At most `limit` random items, in their original order."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
@@ -131,10 +131,10 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise UserValueError(f"{constant} is no JSON number")
+    raise UserValueError(f"{constant} is not a JSON number")
 
 
 def shown(value: object) -> str:
-    """A value as an error message has it, shortened."""
+    """A value as an error message shows it, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Reward = Callable[..., list[float | None]]
 
-# One module a task; each has a `load` whose keyword arguments after `seed` are the task's options.
+# One module per task; each has a `load` whose keyword arguments after `seed` are the task's options.
 _TASKS = {
     "arithmetic": "entropy_rft.tasks.arithmetic",
     "modulo": "entropy_rft.tasks.modulo",
@@ -115,14 +115,14 @@ def load_task(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse, among options that a user typed, what is an argument of :func:`load_task` itself.
+    """Refuse an option, typed by a user, that is an argument of :func:`load_task` itself.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is one; the message names it.
     """
     for option in options:
         if option in ("name", *_COMMON):
-            raise UserValueError(f"{option!r} is no option of a task: it is given in a field of its own")
+            raise UserValueError(f"{option!r} is not an option of a task: give it in its own field")
 
 
 def rewards(thinking: bool) -> list[Reward]:
@@ -159,5 +159,5 @@ def task_rows(task: Any) -> list[dict[str, Any]]:
     if "prompt" not in rows[0]:
         raise UserValueError(f"the data set of task {task.name!r} has no column 'prompt', only {', '.join(rows[0])}")
     if not task.reward_funcs:
-        raise UserValueError(f"task {task.name!r} has no reward_funcs: nothing can tell a right answer")
+        raise UserValueError(f"task {task.name!r} has no reward_funcs: no answer can be checked")
     return rows

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A vLLM server that generates, one of the same model that pools, and the router before them, until one of them ends or
-# Ctrl-C. Needs a GPU, `vllm` and `entropy-rft`; they may live in environments of their own:
+# Runs a vLLM server that generates, one of the same model that pools, and the router in front of them, until one of
+# them ends or Ctrl-C. Needs a GPU, `vllm` and `entropy-rft`; these may be in separate environments:
 #
 #   MODEL=Qwen/Qwen3-4B PROBE=probe recipes/router/vllm.sh
 #   MODEL=Qwen/Qwen3-4B VLLM=/opt/vllm/bin/vllm GENERATE_GPUS=0,1 GENERATE_ARGS='--tensor-parallel-size 2' \
 #       POOL_GPUS=2 POOL_MEMORY=0.9 recipes/router/vllm.sh --log_requests true
 #
 # Arguments go to `entropy-rft serve`. PROBE is made by `entropy-rft probe collect` and `probe train` from the same model
-# (docs/difficulty.md). It reads the states of the last layer: train it with what that server gives, so with the same --dtype.
-# By default both servers share one GPU: the memory of it that each may take is below.
+# (docs/difficulty.md). It reads the states of the last layer: train it with the same --dtype as that server.
+# By default both servers share one GPU. The share of its memory that each may take is set below.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -31,14 +31,14 @@ say() { printf '== %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 [ -f "$PROBE/probe.json" ] || fail "PROBE=$PROBE holds no probe.json: entropy-rft probe train makes one"
-# The router finds out in a second what would otherwise be found out after the servers' minutes.
+# This check takes a second. Without it a mistake shows only after the servers have started, which takes minutes.
 ENTROPY_RFT_ROUTER_PROBE=$PROBE "$ROUTER" serve --config "$CONFIG" --check "$@" >&2 || exit 2
 
 children=()
 finish() {
     trap - EXIT
     trap '' INT TERM
-    # The router first: it answers what was begun, and for that the servers must still be there.
+    # Stop the router first: it completes the started requests, and needs the servers for that.
     if [ "${#children[@]}" -gt 2 ]; then
         kill -TERM "${children[2]}" 2>/dev/null || true
         wait "${children[2]}" 2>/dev/null || true
@@ -50,13 +50,13 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# await NAME PID PORT: until its /health answers, or it ends.
+# await NAME PID PORT: wait until the server's /health answers, or fail when it ends.
 await() {
     local until=$((SECONDS + START_S))
     until (exec 3<>"/dev/tcp/127.0.0.1/$3" && printf 'GET /health HTTP/1.0\r\n\r\n' >&3 && read -r line <&3 &&
         [[ $line == *" 200"* ]]) 2>/dev/null; do
         kill -0 "$2" 2>/dev/null || fail "the $1 server ended before it was ready"
-        [ "$SECONDS" -lt "$until" ] || fail "the $1 server is not ready after $START_S s (START_S waits longer)"
+        [ "$SECONDS" -lt "$until" ] || fail "the $1 server is not ready after $START_S s (set START_S to wait longer)"
         sleep 1
     done
     say "the $1 server is ready on port $3"
@@ -81,7 +81,7 @@ ENTROPY_RFT_ROUTER_PROBE=$PROBE \
     "$ROUTER" serve --config "$CONFIG" "$@" &
 children+=($!)
 
-# `wait -n` alone does not say who it was, and the router's end decides the exit code.
+# `wait -n` does not say which process ended; the router's exit code becomes the script's.
 code=0
 wait -n "${children[@]}" || code=$?
 kill -0 "${children[2]}" 2>/dev/null && fail "a vLLM server ended; stopping the router"

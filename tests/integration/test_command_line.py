@@ -238,7 +238,7 @@ def test_real_questions_run_through(tmp_path: Path) -> None:
         (["--loss_type", "grop"], "did you mean grpo?"),
         (["--pear_floor", "3"], "pear_floor must not be above"),
         (["--task_limit", "1"], "has 1 questions, but a generation takes 2"),
-        (["--task_options", '{"path": "x"}'], "'path' is no option of a task"),
+        (["--task_options", '{"path": "x"}'], "'path' is not an option of a task"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -323,7 +323,7 @@ def test_pear_with_a_tokenizer_that_lacks_the_marker(recipe: Path, tmp_path: Pat
     [
         (["--task_option", "thinking=5"], "thinking must be true or false, not 5"),
         (["--task_option", "levels=none"], "levels must be a list"),
-        (["--task_option", "path=x"], "'path' is no option of a task"),
+        (["--task_option", "path=x"], "'path' is not an option of a task"),
         (["--device", "nonsense"], "device 'nonsense' cannot be used"),
         (["--samples", "0"], "samples"),
         (["--model", "./nothing"], "'./nothing' is not a directory"),

@@ -1,6 +1,6 @@
-"""A model in this process that answers OpenAI's protocol, so that the router works before there is any server.
+"""A model in this process that answers OpenAI's protocol, so that the router works without any other server.
 
-For the tiny reasoner and models of its size; a real deployment has vLLM. The names load on first use.
+For the tiny reasoner and models of its size; use vLLM in a real deployment. The names are loaded on first use.
 """
 
 from __future__ import annotations

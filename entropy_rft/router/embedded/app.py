@@ -22,24 +22,24 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MAX_BODY = 32 * 2**20  # bytes
-_INLINE_BYTES = 16_384  # a longer body is tokenized in a thread: it would hold up every other answer
-_DEFAULT_CONTEXT = 4096  # tokens, of a model that does not say
-_END = None  # in the queue of pieces: the client has gone
+_INLINE_BYTES = 16_384  # a longer body is tokenized in a thread: it would delay every other answer
+_DEFAULT_CONTEXT = 4096  # tokens, for a model whose configuration does not have it
+_END = None  # in the queue of pieces: the client has disconnected
 
 
 class EmbeddedEngine:
     """An ASGI application: chat and text completions, plain and streamed, and /v1/models, from one model in a thread.
 
-    Of OpenAI's protocol it knows `n`, `stop`, `seed`, `temperature` (0 is greedy), `top_p`, `logprobs`, `usage` and
-    `stream_options`, and of vLLM's `top_k`, `return_token_ids` and `ignore_eos`. What it does not do is refused, not
-    forgotten; unknown fields are ignored. A limit of tokens beyond the context is the context. A client that goes away
-    takes its completions with it.
+    Of OpenAI's protocol it supports `n`, `stop`, `seed`, `temperature` (0 is greedy), `top_p`, `logprobs`, `usage` and
+    `stream_options`, and of vLLM's `top_k`, `return_token_ids` and `ignore_eos`. Unsupported fields that would
+    change the answer are refused; unknown fields are ignored. A limit of tokens beyond the context is lowered to the
+    context. When a client disconnects, its completions are cancelled.
 
     Args:
         model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``; loaded at once.
         served_model_name: what clients call it; its directory's name by default.
         device: ``None`` takes the accelerator when there is one.
-        max_rows: completions that are written at the same time.
+        max_rows: completions that are generated at the same time.
 
     Raises:
         ValueError: the model cannot be loaded, has no chat template, or has layers without full attention.
@@ -156,7 +156,7 @@ class EmbeddedEngine:
         try:
             body = orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            raise RequestError(f"the body is no JSON: {error}", code="invalid_json") from error
+            raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from error
         parse = chat_request if chat else completion_request
         if len(data) <= _INLINE_BYTES:
             return parse(body, self._tokenize, self._limits)
@@ -164,7 +164,7 @@ class EmbeddedEngine:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The request's body; ``None`` when the client has gone before its end."""
+    """The request's body; ``None`` when the client disconnected before its end."""
     parts, size = [], 0
     while True:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Completions that are written together, one token each in a step; any may join or leave between two steps."""
+"""Completions that are generated together, one token each per step; any may join or leave between two steps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Row:
 
     Attributes:
         prompt_ids: the prompt's tokens.
-        random: its own stream of random numbers, so that its neighbours play no part.
+        random: its own stream of random numbers, so that the other rows have no effect.
         temperature: 0 is greedy.
         top_p: sample from the smallest set of tokens that holds this probability.
-        top_k: and from at most so many tokens; 0 is no limit.
-        top_logprobs: alternatives to tell for each token; ``None`` tells no log-probabilities.
+        top_k: and from at most this many tokens; 0 is no limit.
+        top_logprobs: alternatives to report for each token; ``None`` reports no log-probabilities.
         token_ids: written so far.
     """
 
@@ -61,7 +61,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def add(self, rows: Sequence[Row]) -> list[TokenLogprobs | None]:
-        """Take rows in, read their prompts and write the first token of each.
+        """Add rows, process their prompts and generate the first token of each.
 
         Raises:
             FloatingPointError: the model's logits are not finite.
@@ -86,7 +86,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> list[TokenLogprobs | None]:
-        """Write one more token of every row.
+        """Generate one more token of every row.
 
         Raises:
             FloatingPointError: the model's logits are not finite.
@@ -98,7 +98,7 @@ class DecodingBatch:
         return _write(self.rows, logits)
 
     def keep(self, rows: Sequence[Row]) -> None:
-        """Let go of all other rows, and of what was only there to pad them."""
+        """Remove all other rows, and the padding that only they needed."""
         kept = [index for index, row in enumerate(self.rows) if row in rows]
         if len(kept) == len(self.rows):
             return
@@ -162,7 +162,7 @@ def _write(rows: Sequence[Row], logits: Tensor) -> list[TokenLogprobs | None]:
 
 
 def choose_tokens(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    """A token of each row by its own settings; logits (rows, V)."""
+    """Choose a token for each row by the row's own settings; logits (rows, V)."""
     greedy = logits.argmax(-1).tolist()
     if all(row.temperature == 0 for row in rows):
         return greedy

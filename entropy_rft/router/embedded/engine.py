@@ -1,4 +1,4 @@
-"""The worker thread that writes completions, and what it tells of them."""
+"""The worker thread that generates completions, and the pieces that it delivers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What is to be written: `n` completions of each prompt, with the same settings.
+    """What to generate: `n` completions of each prompt, with the same settings.
 
     Completion `i` is number `i % n` of prompt `i // n`. Everything is checked already (`requests.py`).
     """
@@ -57,12 +57,12 @@ Deliver = Callable[[list["Piece | Failed"]], None]
 
 
 class Overloaded(Exception):
-    """More completions wait than the engine takes."""
+    """Too many completions wait."""
 
 
 @dataclass(slots=True, eq=False)
 class _Writing:
-    """One completion on its way; its tokens wait until their text can be shown."""
+    """One completion in progress; its tokens are held until their text can be shown."""
 
     job: Job
     index: int
@@ -75,19 +75,19 @@ class _Writing:
 
 
 class Job:
-    """A generation that was handed in. `cancel` may be called from any thread, and more than once."""
+    """A submitted generation. `cancel` may be called from any thread, and more than once."""
 
     def __init__(self, deliver: Deliver) -> None:
         self.deliver = deliver
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Nobody reads it any more: its completions end with the next step."""
+        """End its completions with the next step, because no client reads them."""
         self.cancelled = True
 
 
 class Engine:
-    """Writes completions in one thread, as many at the same time as fit; the others wait in the order they came.
+    """Generates completions in one thread, up to `max_rows` at the same time; the others wait in order of arrival.
 
     Args:
         model: a causal language model with full attention.
@@ -97,8 +97,8 @@ class Engine:
         max_waiting: completions that may wait.
 
     Attributes:
-        running: completions that are being written.
-        steps: tokens written, of a completion or several at once.
+        running: completions that are being generated.
+        steps: steps so far; each generates one token of every running completion.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Engine:
         return self._thread.is_alive() and not self._closed
 
     def submit(self, generation: Generation, deliver: Deliver) -> Job:
-        """Hand in a generation.
+        """Submit a generation.
 
         Args:
             generation: checked.
-            deliver: called in the engine's thread with the new pieces of a step; after a `Failed` nothing comes. Where
-                it raises, nobody reads any more.
+            deliver: called in the engine's thread with the new pieces of a step; after a `Failed` it is not called
+                again. If it raises a RuntimeError, the generation is cancelled.
 
         Raises:
             Overloaded: too many completions wait already.
@@ -160,7 +160,7 @@ class Engine:
         return job
 
     def close(self) -> None:
-        """End the thread; what is not finished fails."""
+        """End the thread; unfinished completions fail."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -191,7 +191,7 @@ class Engine:
             self._fail(left, "the engine is closed")
 
     def _joining(self) -> list[_Writing]:
-        """Those that wait and find room, in their order."""
+        """The waiting completions that can start now, in their order."""
         room = self.max_rows - len(self._writing)
         joining: list[_Writing] = []
         while self._waiting and len(joining) < room:
@@ -227,7 +227,7 @@ class Engine:
             _deliver(job, new)
 
     def _piece(self, writing: _Writing, logprobs: TokenLogprobs | None) -> Piece | None:
-        """What the row's new token adds; ``None`` while its text cannot be shown."""
+        """The piece that the row's new token adds; ``None`` while its text cannot be shown."""
         token = writing.row.token_ids[-1]
         writing.token_ids.append(token)
         if logprobs is not None:

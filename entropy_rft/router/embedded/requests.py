@@ -1,4 +1,4 @@
-"""What a client may ask of the embedded engine, checked."""
+"""Checks a client's requests to the embedded engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entropy_rft.router.tokenizing import Question
 
 MAX_COMPLETIONS = 128
 MAX_TOP_LOGPROBS = 20
-# What would change the answer, and is not done here: better refused than forgotten.
+# Fields that would change the answer and are not supported: they are refused, not ignored.
 _UNSUPPORTED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("presence_penalty", (None, 0)),
     ("frequency_penalty", (None, 0)),
@@ -39,12 +39,12 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the served model can do."""
+    """Limits and defaults of the served model."""
 
     name: str
     context: int
     vocabulary: int
-    temperature: float  # where a client says none
+    temperature: float  # where a client gives none
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _asked(
     stream = _flag(body, "stream")
     if options is not None and not stream:
         raise RequestError("stream_options needs stream to be true", "stream_options")
-    # A limit beyond the context is the context: the router's budget knows no model's.
+    # A limit beyond the context is lowered to it: the router's budget may be larger than this model's context.
     rooms = [limits.context - len(prompt) for prompt in prompts]
     generation = Generation(
         prompts=prompts,

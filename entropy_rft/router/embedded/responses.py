@@ -37,11 +37,11 @@ class Response:
 
     @property
     def completions(self) -> int:
-        """How many there will be."""
+        """Number of completions in the answer."""
         return self._asked.generation.n * len(self._asked.generation.prompts)
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        """The chunks of a streamed answer that a piece makes."""
+        """The chunks of a streamed answer for one piece."""
         self._tokens += len(piece.token_ids)
         chunks = []
         if self._chat and piece.index not in self._started:
@@ -129,7 +129,7 @@ class Response:
         }
 
     def _alternatives(self, found: TokenLogprobs) -> dict[str, float]:
-        """The likeliest tokens and the one that was written, as OpenAI's; two of the same text keep the likelier."""
+        """The likeliest tokens and the written one, in OpenAI's shape; of two with one text the likelier is kept."""
         shown = {self._text(found.token_id): found.logprob}
         for token, logprob in reversed(found.top):
             shown[self._text(token)] = logprob

@@ -32,7 +32,7 @@ class EmbeddedServer:
 
         Raises:
             ValueError: the model cannot be loaded.
-            OSError: no port can be had.
+            OSError: no port is free, or the server could not be started.
         """
         if self.url is not None:
             return self.url
@@ -49,7 +49,7 @@ class EmbeddedServer:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
-        # No logging of its own: that is the router's.
+        # uvicorn's own logging is off, because the router configures it.
         config = uvicorn.Config(
             self.engine, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2
         )
@@ -59,7 +59,7 @@ class EmbeddedServer:
             try:
                 self._server.run(sockets=[listener])
             finally:
-                started.set()  # nobody may wait for a server that has ended
+                started.set()  # `start` must not wait for a server that has ended
                 listener.close()
 
         self._thread = threading.Thread(target=serve, name="embedded-server", daemon=True)
@@ -72,7 +72,7 @@ class EmbeddedServer:
         return self.url
 
     def close(self) -> None:
-        """End the server and its engine; what is being written is cut off after two seconds."""
+        """Stop the server and its engine; unfinished answers are cut off after two seconds."""
         if self._server is not None:
             self._server.should_exit = True
         if self._thread is not None:

@@ -1,36 +1,36 @@
-"""Text from tokens as they come: never half a character, and never a part of a stop text."""
+"""Text from tokens as they arrive, without incomplete characters and without parts of a stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character yet
+_BROKEN = "\ufffd"  # what a decoder writes for an incomplete character
 
 
 class TextStream:
-    """Decodes one completion token by token. Special tokens are left out, as is a stop text with all after it.
+    """Decodes one completion token by token. Special tokens, a stop text and all text after it are left out.
 
     Args:
         tokenizer: of the model.
         stop: texts that end the completion.
 
     Attributes:
-        stopped: a stop text has been met.
+        stopped: a stop text has been found.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        # A token's text depends on the one before it: from `_context` to `_shown` is what is decoded for that alone.
+        # A token's text depends on the one before it: `_context` to `_shown` is decoded only for that.
         self._context = 0
         self._shown = 0
         self._held = ""
         self.stopped = False
 
     def add(self, token_id: int) -> str:
-        """The text that can be shown after one more token; often a little behind it."""
+        """The text that can be shown after one more token; it may lack the last characters."""
         self._ids.append(token_id)
         before, after = self._decoded(self._context, self._shown), self._decoded(self._context, len(self._ids))
         if after.endswith(_BROKEN) and len(self._ids) - self._shown < 8:  # a character has at most four bytes
@@ -39,7 +39,7 @@ class TextStream:
         return self._release(after[len(before) :])
 
     def finish(self) -> str:
-        """What is left when the completion has ended otherwise."""
+        """The remaining text when the completion has ended without a stop text."""
         if self.stopped:
             return ""
         before, after = self._decoded(self._context, self._shown), self._decoded(self._context, len(self._ids))

@@ -132,10 +132,10 @@ def answer(data: Any, status: int = 200) -> Callable[[dict[str, Any]], web.Respo
         (answer({"error": {"message": "engine\ndead"}}, 500), "status 500: engine dead"),
         (answer({"error": {"message": "no key"}}, 401), "status 401: no key"),
         (answer({"data": []}), "0 states for 1 questions"),
-        (answer({"data": [{"index": 0, "data": "%%%"}]}), "something else than states"),
-        (answer({"data": [{"index": 0, "data": [1.0]}]}), "something else than states"),
-        (answer([]), "something else than states"),
-        (lambda body: web.Response(text="<html>"), "no JSON"),
+        (answer({"data": [{"index": 0, "data": "%%%"}]}), "something other than states"),
+        (answer({"data": [{"index": 0, "data": [1.0]}]}), "something other than states"),
+        (answer([]), "something other than states"),
+        (lambda body: web.Response(text="<html>"), "without JSON"),
         (lambda body: web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}), "status 302"),
     ],
 )
@@ -201,7 +201,7 @@ def test_questions_do_not_queue_for_a_server_that_was_never_there() -> None:
         while not server.requests:
             await asyncio.sleep(0.001)
         for _ in range(100):
-            with pytest.raises(FeatureError, match="being looked at"):
+            with pytest.raises(FeatureError, match="being checked"):
                 await states.state([5], always)
         release.set()
         await started

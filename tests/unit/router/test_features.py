@@ -208,7 +208,7 @@ def test_a_failure_is_a_feature_error_and_not_remembered(error):
 @pytest.mark.parametrize("token_ids", [[2**63], [2**64], ["x"], [1.5], [object()]])
 def test_tokens_that_are_none(token_ids):
     async def main():
-        with pytest.raises(FeatureError, match=r"no JSON|something else than tokens"):
+        with pytest.raises(FeatureError, match=r"not JSON|something other than tokens"):
             await make(States(), tokenize=lambda question: question.token_ids).proba(Question(token_ids=token_ids))
 
     asyncio.run(main())

@@ -80,7 +80,7 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_not_ours(monkeypatch
         ("features: {kind: vllm_pooling}", "features: vllm_pooling needs url, the address of a server"),
         ("features: {kind: local}", "probe is missing: features need a probe that reads them"),
         ("- a", "must map names to values, not be a list"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -91,7 +91,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
 
 def test_an_environment_variable_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}BACKEND", "http://a")
-    with pytest.raises(ValueError, match=f"{PREFIX}BACKEND sets nothing; did you mean {PREFIX}BACKENDS"):
+    with pytest.raises(ValueError, match=f"{PREFIX}BACKEND is not a setting; did you mean {PREFIX}BACKENDS"):
         load_settings()
 
 

@@ -157,7 +157,7 @@ def test_healthy_degraded_down(rig: Rig) -> None:
     rig.breaker.labels("a").set(1)
     snapshot = rig.board.snapshot()
     assert snapshot["state"] == "down"
-    assert "backend a is held off by its circuit breaker" in snapshot["reasons"]
+    assert "backend a is blocked by its circuit breaker" in snapshot["reasons"]
 
 
 def test_feature_source_down_and_errors_degrade(rig: Rig) -> None:

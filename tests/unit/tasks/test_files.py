@@ -76,7 +76,7 @@ def test_a_local_file_is_the_split(write):
         ({"question": "q", "answer": ""}, "field 'answer' is empty"),
         ({"question": "q", "answer": "It is 4."}, "field 'answer' has no '####'"),
         ({"question": "q", "answer": "####  \n"}, "field 'answer' has no result after '####'"),
-        ({"question": "q", "answer": "#### four"}, "ends in 'four' after '####', which is no number"),
+        ({"question": "q", "answer": "#### four"}, "ends in 'four' after '####', which is not a number"),
         ('{"question": "\\ud800", "answer": "#### 1"}', "field 'question' holds half of a surrogate pair"),
     ],
 )

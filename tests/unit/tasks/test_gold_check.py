@@ -49,7 +49,7 @@ def test_as_a_person_reads_them(load, written, right, wrong):
     ("gold", "problem"),
     [
         ('"10 000 km, 2 d"', "the reward"),
-        ('"0.0000001"', r"would take \\boxed{0.0000002} for right"),
+        ('"0.0000001"', r"would accept \\boxed{0.0000002} as right"),
         ('"2 x 1e5"', "does not read exponents written with e"),
         ("1e999", "is too large a number: write it as text"),
         ('"costs $5 or so, $6"', "the reward"),
