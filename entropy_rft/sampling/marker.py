@@ -20,9 +20,9 @@ _NOT_OURS = "\0"
 class ThinkEndMarker:
     """Finds ``</think>`` in token ids.
 
-    A token of its own, added to the vocabulary (reasoning models), is looked for as that token. Any other text can be
+    A token of its own, added to the vocabulary (reasoning models), is searched for as that token. Any other text can be
     written in more than one way: Qwen2.5 ends ``"</think>\\n"`` with a token ``">\\n"``, and SmolLM2 writes ``"####"``
-    after a space as the token ``" ####"``. There the text itself is looked for, and every token that holds a part of it
+    after a space as the token ``" ####"``. Then the text itself is searched for, and every token that holds a part of it
     belongs to neither phase.
 
     Args:

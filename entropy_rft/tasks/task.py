@@ -77,7 +77,7 @@ def load_task(
         limit: at most this many questions: a random sample, drawn with `seed` and kept in the source's order. The
             generated tasks make that many instead, and a smaller limit gives the start of a larger one.
         seed: of the sample, or of the generated questions.
-        options: the task's own. Every task knows `instruction` (a system message, none by default), `answer_format` (a
+        options: the task's own. Every task has `instruction` (a system message, none by default), `answer_format` (a
             text that follows the question after a blank line; it asks for `\\boxed{}`, except for `arithmetic` and
             `modulo`, whose models know) and `thinking` (True: only what follows `</think>` is checked, and a completion
             without it is wrong; False: the whole completion is checked, for models that do not think in a block).
