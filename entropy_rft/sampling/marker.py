@@ -22,8 +22,8 @@ class ThinkEndMarker:
 
     A token of its own, added to the vocabulary (reasoning models), is searched for as that token. Any other text can be
     written in more than one way: Qwen2.5 ends ``"</think>\\n"`` with a token ``">\\n"``, and SmolLM2 writes ``"####"``
-    after a space as the token ``" ####"``. Then the text itself is searched for, and every token that holds a part of it
-    belongs to neither phase.
+    after a space as the token ``" ####"``. Then the text itself is searched for, and every token that holds a part of
+    it belongs to neither phase.
 
     Args:
         tokenizer: of the model that writes the completions.

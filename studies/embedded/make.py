@@ -28,7 +28,7 @@ from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 from entropy_rft.tasks.modulo import questions
 from entropy_rft.tasks.task import chat_prompt
-from studies.embedded.traces import completion, drill, expected
+from studies.embedded.demonstrations import completion, drill, expected
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """input_ids, attention_mask and labels, each (B, T); a label of -100 is not learned."""
@@ -43,7 +43,7 @@ _MIXTURE = ((None, "step", 0.6), (STEP_BY_STEP, "step", 0.15), (STOP_EARLY, "ear
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelSettings:
     """How the model is trained: first on single steps, then on whole traces.
 
     One step is one batch of `batch_size` fresh texts. `learning_rate` is Muon's, for the weight matrices; the
@@ -85,7 +85,7 @@ def make_tokenizer(seed: int) -> Any:
     return build_tokenizer(texts, VOCAB_SIZE, MAX_POSITIONS, rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+ (?=\p{{N}})|{PIECES}")
 
 
-def make_model(tokenizer: Any, recipe: Recipe) -> Any:
+def make_model(tokenizer: Any, recipe: ModelSettings) -> Any:
     """A randomly initialised Qwen3."""
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
@@ -108,7 +108,7 @@ def make_model(tokenizer: Any, recipe: Recipe) -> Any:
     return model
 
 
-def drills(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
+def drills(tokenizer: Any, recipe: ModelSettings) -> Iterator[Batch]:
     """Endless batches of unrelated steps and of questions with the first word of their thinking.
 
     Labels have only what follows from the rest: the word, and what stands after the "=" of a line.
@@ -139,7 +139,7 @@ def drills(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
         yield input_ids, mask, labels
 
 
-def batches(tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
+def batches(tokenizer: Any, recipe: ModelSettings) -> Iterator[Batch]:
     """Endless batches of traces; only completions have labels."""
     stream = conversations(recipe.seed)
     rng = random.Random(f"embedded/batches/{recipe.seed}")
@@ -169,7 +169,7 @@ def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> Batch:
     return input_ids, mask, labels
 
 
-def train(model: Any, tokenizer: Any, recipe: Recipe) -> float:
+def train(model: Any, tokenizer: Any, recipe: ModelSettings) -> float:
     """Supervise `model` in place; returns the mean loss of the last 50 steps, in nats per token."""
     total = recipe.drill_steps + recipe.steps
     optimizers = _optimizers(model, recipe)
@@ -199,7 +199,7 @@ def train(model: Any, tokenizer: Any, recipe: Recipe) -> float:
     return fmean(losses[-50:])
 
 
-def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Any, recipe: ModelSettings) -> list[torch.optim.Optimizer]:
     """Muon needs a fraction of AdamW's steps here; it is for the hidden layers' matrices only."""
     named = list(model.named_parameters())
     matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
@@ -215,7 +215,7 @@ def _rate(step: int, total: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup, max(0.02, (total - step) / (0.6 * total)))
 
 
-def make(output: Path, recipe: Recipe, command: str = "") -> dict[str, Any]:
+def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, Any]:
     """Make the model in `output` and return its provenance, which is also written there as `provenance.json`."""
     from studies.assets.make import versions
 
@@ -247,14 +247,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m studies.embedded.make", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--output", type=Path, required=True)
-    for name, value in asdict(Recipe()).items():
+    for name, value in asdict(ModelSettings()).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=type(value), default=value, help="(default: %(default)s)"
         )
     given = sys.argv[1:] if arguments is None else arguments
     values = vars(parser.parse_args(given))
     output = values.pop("output")
-    provenance = make(output, Recipe(**values), f"python -m studies.embedded.make {shlex.join(given)}")
+    provenance = make(output, ModelSettings(**values), f"python -m studies.embedded.make {shlex.join(given)}")
     print(json.dumps(provenance, indent=2))
     return 0
 

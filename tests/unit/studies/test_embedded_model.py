@@ -17,8 +17,8 @@ from entropy_rft.sampling import Completion, load_model_and_tokenizer
 from entropy_rft.tasks import DIRECT, INSTRUCTIONS, STOP_EARLY
 from entropy_rft.tasks.modulo import LEVELS, Chain, questions
 from entropy_rft.tasks.task import chat_prompt
+from studies.embedded.demonstrations import completion, expected
 from studies.embedded.measure import accuracy, behaviour, correct, entropies, held_out, sample, written_steps
-from studies.embedded.traces import completion, expected
 
 RESULTS = Path(__file__).parents[3] / "studies" / "embedded" / "results"
 
@@ -132,10 +132,10 @@ def test_the_maker_writes_a_model_that_loads(tmp_path, capsys):
 
 
 def test_only_what_follows_from_the_rest_is_drilled():
-    from studies.embedded.make import Recipe, drills, make_tokenizer
+    from studies.embedded.make import ModelSettings, drills, make_tokenizer
 
     tokenizer = make_tokenizer(0)
-    input_ids, _, labels = next(drills(tokenizer, Recipe(batch_size=4)))
+    input_ids, _, labels = next(drills(tokenizer, ModelSettings(batch_size=4)))
     results = re.findall(r"=((?:\d[-+]\d=)?\d)\.\n", tokenizer.decode(input_ids[0]))
     assert tokenizer.decode(labels[0][labels[0] != -100]) == "".join(results)
     assert tokenizer.decode(labels[3][labels[3] != -100]) in ("Easy.\n", "Fair.\n", "Hard.\n")

@@ -7,8 +7,8 @@ from statistics import fmean
 import pytest
 
 from entropy_rft.tasks.modulo import BASE, LEVELS, MOVES, Kind, apply, draw, kinds, questions
+from studies.embedded.demonstrations import EARLY_STEPS, completion, drill, habit
 from studies.embedded.measure import correct, written_steps
-from studies.embedded.traces import EARLY_STEPS, completion, drill, habit
 from studies.embedded.ways import Way, result, work_out
 
 FACTS = [(digit, move) for move in MOVES for digit in range(BASE)]
