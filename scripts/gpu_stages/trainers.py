@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer
-from entropy_rft.models.sources import model_source
 from entropy_rft.entropy import TokenStatistics
+from entropy_rft.models.sources import model_source
 from entropy_rft.training import micro_batch
 
 STATISTICS = ("log_prob", "entropy", "expected_discriminant")
