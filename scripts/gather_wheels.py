@@ -12,7 +12,7 @@ scripts/gpu_day.py; the others hold SmolLM2.
 
 `install` takes the transfers that have arrived (it keeps what it has seen in `--store`, so the next transfer may
 replace the folder), joins the parts, compares checksums, and installs what is complete with --no-index --no-deps. A
-package that is there already, in whatever version, stays as it is: nothing replaces torch.
+package that is installed already, in any version, is kept: nothing replaces torch.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def label(accuracy: Any, entropy: Any, thresholds: Thresholds) -> Any:
     Normal when ``accuracy >= accuracy_normal and entropy <= entropy_normal``, else Hard when ``accuracy <
     accuracy_hard``, else Easy. So Easy holds both the questions with right but uncertain answers, on the left side of
     the U shape, and those between the two accuracies. Where the conditions overlap (``accuracy_hard`` above
-    ``accuracy_normal``), Normal wins, as the first of the published order.
+    ``accuracy_normal``), the label is Normal, the first of the published order.
 
     Args:
         accuracy: fraction of right answers, between 0 and 1; a number or an array.

@@ -61,7 +61,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over questions.
 
-    Whole questions are drawn with replacement, since the samples of one question are alike: counting them as
+    Whole questions are drawn with replacement, since the samples of one question are similar: counting them as
     independent would make the interval far too narrow. It answers "how would another draw of questions score?".
 
     When everything is right or everything is wrong, resampling sees no spread at all; then the open end is the exact

@@ -11,7 +11,8 @@ Three statements, each weaker than the one before:
   reported.
 
 Plain SGD makes a step in proportion to the gradient, so that ``α`` is defined. Adam's first step is
-``-lr · g / (|g| + ε)``: another direction, in which each parameter moves by the learning rate whatever its gradient.
+``-lr · g / (|g| + ε)``: another direction, in which each parameter moves by the learning rate, independent of its
+gradient.
 """
 
 from __future__ import annotations
