@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""What the router adds to a request, beside LiteLLM's proxy in front of the same stub backend, in one run.
+"""What the router adds to a request, compared with LiteLLM's proxy before the same stub backend, in one run.
 
     python scripts/bench_router.py --setup             # LiteLLM in .venv-litellm, made when it is missing
     python scripts/bench_router.py --litellm PATH      # its executable
     python scripts/bench_router.py --quick             # no LiteLLM, half a second each
 
-Closed-loop load at each concurrency, plain and streamed; the contenders take turns, the median of the rounds counts.
-Servers are processes of their own: the one under test has a core for itself, the load and the stubs share another
-(`--no-pin` leaves that to the system). The router is asked with cached questions (64 of them), with a new question each
+Closed-loop load at each concurrency, plain and streamed. The contenders take turns; the result is the median of the
+rounds. Servers are processes of their own: the one under test has its own core, the load and the stubs share another
+(with `--no-pin` the system chooses). The router is asked with cached questions (64 of them), with a new question each
 time whose hidden state comes from a stub of a pooling server, and with a new one each time that the tiny reasoner reads
 in the router's own process. At the end one router answers `--memory-requests` of all kinds, and its memory is read.
 """
@@ -53,14 +53,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--litellm", type=Path, metavar="EXECUTABLE", help="LiteLLM's proxy")
     parser.add_argument("--setup", action="store_true", help=f"install LiteLLM {LITELLM} into .venv-litellm")
-    parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="a quick check, not a measurement")
     parser.add_argument("--concurrency", type=int, nargs="+", default=list(CONCURRENCY))
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
     parser.add_argument("--memory-requests", type=int, default=100_000)
-    parser.add_argument("--no-pin", action="store_true", help="leave it to the system which core runs what")
-    parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
+    parser.add_argument("--no-pin", action="store_true", help="let the system choose the cores")
+    parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS / "router-cpu.json")
     options = parser.parse_args()
@@ -130,7 +130,7 @@ def measure_all(contenders: list[Contender], options: argparse.Namespace) -> lis
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """What a process and its threads have used so far; ``None`` where the system does not tell."""
+    """What a process and its threads have used so far; ``None`` where the system does not report it."""
     path = Path(f"/proc/{pid}/stat")
     if not path.exists():
         return None
@@ -215,13 +215,13 @@ def stub_process(log: Path, *flags: str) -> ServerProcess:
 
 
 def litellm_process(stack: ExitStack, directory: Path, executable: Path, backend: str) -> ServerProcess:
-    """One worker that passes everything on."""
+    """One worker that forwards every request."""
     parameters = {"model": "openai/stub", "api_base": f"{backend}/v1", "api_key": "none"}
     config = directory / "litellm.yaml"
     config.write_text(json.dumps({"model_list": [{"model_name": "stub", "litellm_params": parameters}]}))
     command = [str(executable), "--config", str(config), "--host", "127.0.0.1", "--port", "{port}"]
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
-    environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # no keys here: the router has none too
+    environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # no keys: the router has none either
     process = ServerProcess(
         [*command, "--num_workers", "1"],
         directory / "litellm.log",

@@ -6,9 +6,9 @@
 
 Contenders: `naive` (log-probability, entropy and E[S] from full logits), `trl` (TRL's chunked kernel, log-probability
 and entropy only), `ours` (all three, products rounded to the inputs' dtype as TRL's are), `ours32` (all three, float32
-products from 16-bit inputs), and the floor, the bare tiled matrix product in our tiles and in TRL's: the faster of the
-two counts. They take turns; the median and the range of the repeats are given. On a CPU peak memory is the growth of
-the process's resident memory, each contender in a process of its own; on CUDA it is the allocator's own peak.
+products from 16-bit inputs), and the floor, the tiled matrix product alone, in our tiles and in TRL's: the faster of
+the two is used. They take turns; the median and the range of the repeats are reported. On a CPU peak memory is the
+growth of the process's resident memory, each contender in a process of its own; on CUDA it is the allocator's own peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 CONTENDERS = ("naive", "trl", "ours", "ours32", "floor", "floor_trl_tiles")
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32_768
-# Mode, ratio, limit, "at most" or "at least", and the rows it speaks of.
+# Mode, ratio, limit, "at most" or "at least", and the rows it applies to.
 TARGETS: list[tuple[str, str, float, str, Callable[[dict[str, Any]], bool]]] = [
     ("cpu", "time ours/trl", 0.6, "at most", lambda row: True),
     ("cpu", "time ours/floor", 1.4, "at most", lambda row: True),
@@ -52,9 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: torch's own")
     parser.add_argument("--skip", nargs="*", default=[], choices=CONTENDERS)
-    parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
+    parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: scripts/results/statistics-DEVICE.json")
-    parser.add_argument("--measure-memory", nargs=5, help=argparse.SUPPRESS)  # what this script asks of itself
+    parser.add_argument("--measure-memory", nargs=5, help=argparse.SUPPRESS)  # used by this script itself
     return parser.parse_args()
 
 
@@ -132,7 +132,7 @@ def contenders(hidden: Any, weight: Any, ids: Any) -> dict[str, Callable[[], Any
 
 
 def fits(name: str, device: str, tokens: int, vocabulary: int) -> bool:
-    """Whether the naive way, about six float32 copies of the logits, has a chance."""
+    """Whether the naive way, about six float32 copies of the logits, fits into memory."""
     if name != "naive":
         return True
     if device == "cuda":
@@ -145,7 +145,7 @@ def fits(name: str, device: str, tokens: int, vocabulary: int) -> bool:
 
 
 def measure_time(calls: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Wall and CPU seconds of `repeats` rounds in which every contender has its turn, after one that does not count."""
+    """Wall and CPU seconds of `repeats` rounds in which every contender is timed, after one warm-up round."""
     import torch
 
     times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in calls}
@@ -169,7 +169,7 @@ def status_kib(name: str) -> int:
 def memory_here(name: str, dtype: str, tokens: int, width: int, vocabulary: int) -> float:
     """MiB by which one call raises this process's resident memory at its peak."""
     hidden, weight, ids = tensors("cpu", dtype, tokens, width, vocabulary)
-    contenders(hidden[:4], weight[:1024], ids[:4] % 1024)[name]()  # the libraries' own start is not the contender's
+    contenders(hidden[:4], weight[:1024], ids[:4] % 1024)[name]()  # the start of the libraries does not count
     with contextlib.suppress(OSError, AttributeError):  # where it is glibc: what was freed must not be reused
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -181,7 +181,7 @@ def memory_here(name: str, dtype: str, tokens: int, width: int, vocabulary: int)
 def measure_memory(
     calls: dict[str, Callable[[], Any]], device: str, dtype: str, tokens: int, width: int, vocabulary: int
 ) -> dict[str, float | None]:
-    """Peak extra MiB of each contender; None where the system does not tell."""
+    """Peak extra MiB of each contender; None where the system does not report it."""
     import torch
 
     peaks: dict[str, float | None] = {}
@@ -236,7 +236,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
                 found[f"{kind} {name}/trl"] = seconds[name] / seconds["trl"]
             if name in seconds and floors:
                 found[f"{kind} {name}/floor"] = seconds[name] / min(floors)
-        if "trl" in seconds and floors:  # what no way to these numbers can go below
+        if "trl" in seconds and floors:  # a lower bound for every implementation
             found[f"{kind} floor/trl"] = min(floors) / seconds["trl"]
         if "naive" in seconds:
             found[f"{kind} naive/ours"] = seconds["naive"] / seconds["ours"]
@@ -260,7 +260,7 @@ def judge(row: dict[str, Any], device: str) -> dict[str, bool]:
 def measured(
     device: str, sizes: dict[str, Any], skip: Sequence[str], repeats: int, memory: bool = True
 ) -> dict[str, Any]:
-    """One row of the result: times, memory, what they are worth against each other, and whether the goals are met.
+    """One row of the result: times, memory, their ratios, and whether the goals are met.
 
     Memory on a CPU takes a process for each contender; without `memory` it is left out.
     """
@@ -330,7 +330,7 @@ def main() -> int:
                 row = measured(device, sizes, options.skip, options.repeats)
                 show(row)
                 result["rows"].append(row)
-                write(output, result)  # after every row: a long run that is cut short leaves what it measured
+                write(output, result)  # after every row: an interrupted run keeps what it measured
     return 0
 
 

@@ -36,11 +36,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, help="default: 65,536; 151,936 on CUDA")
     parser.add_argument("--completions", type=int, help="of a generation; default: 8; 64 on CUDA")
     parser.add_argument("--tokens", type=int, help="of the longest completion; default: 96; 1,024 on CUDA")
-    parser.add_argument("--repeats", type=int, default=7, help="generations of each trainer that count")
+    parser.add_argument("--repeats", type=int, default=7, help="measured generations of each trainer")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES))
     parser.add_argument("--completions-from", nargs="+", choices=("given", "generate"), default=["given", "generate"])
     parser.add_argument("--threads", type=int, help="default: torch's own")
-    parser.add_argument("--note", default="", help="goes into the result, such as what else the machine was doing")
+    parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: scripts/results/step-DEVICE.json")
     return sized(parser.parse_args(argv))
 
@@ -64,7 +64,7 @@ class Turn(TrainerCallback):
         self.mine, self.other, self.steps, self.on_cuda = mine, other, steps, on_cuda
         self.wall: list[float] = []
         self.cpu: list[float] = []
-        self.pass_seconds: list[float] = []  # what the pass over the old policy took of each turn
+        self.pass_seconds: list[float] = []  # of the pass over the old policy in each turn
         self.in_pass = 0.0
 
     def now(self) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def recipe(options: argparse.Namespace, steps: int, directory: str) -> dict[str,
 
 
 def even_length(completions: list, **columns: Any) -> list[float]:
-    """Right or wrong by nothing that matters, and different within a group."""
+    """An arbitrary reward that differs within a group."""
     return [float(len(str(completion)) % 2) for completion in completions]
 
 
@@ -203,7 +203,7 @@ def alternate(options: argparse.Namespace, steps: int, given: bool, directory: s
             trainers[name].train()
         except BaseException as error:
             errors.append(error)
-        finally:  # a trainer that has ended, well or not, must not keep the other one waiting
+        finally:  # a trainer that has ended, even with an error, must not block the other one
             turns[name].other.release(options.repeats + 2)
 
     for name, turn in turns.items():
@@ -234,7 +234,8 @@ def row_of(turns: dict[str, Turn], mode: str, source: str) -> dict[str, Any]:
         "cpu_seconds": {name: turn.cpu for name, turn in turns.items()},
         "old_policy_pass_seconds": {name: turn.pass_seconds for name, turn in turns.items()},
         "ratio": ratio,
-        # Each turn of ours against the turn of TRL's just before it: what else the machine did weighs less.
+        # Each turn of ours against the turn of TRL's just before it: this reduces the effect of other load on the
+        # machine.
         "paired_ratio": statistics.median(o / t for o, t in zip(ours.wall, trl.wall, strict=True)),
         "cpu_ratio": statistics.median(ours.cpu) / statistics.median(trl.cpu),
         "pass_share_of_ours": statistics.median(p / w for p, w in zip(ours.pass_seconds, ours.wall, strict=True)),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What a busy machine costs a training step on a CPU: the command line's own choice of threads beside fixed numbers.
+"""How much a busy machine slows down a training step on a CPU: the command's own choice of threads and fixed numbers.
 
     python scripts/bench_threads.py
     python scripts/bench_threads.py --config recipes/tiny/clip_b.yaml --steps 12 --rounds 3
 
-Every row is `entropy-rft train` in a process of its own, once with the machine to itself and once beside a process
-that computes without end (`while True: pass`); rounds alternate the rows. A time is the median over the steps after the
-first, then over the rounds. Needs an otherwise idle machine. Written is scripts/results/threads-cpu.json.
+Every row is `entropy-rft train` in a process of its own, once on an idle machine and once beside a process that always
+computes (`while True: pass`); rounds alternate the rows. A time is the median over the steps after the first, then over
+the rounds. Needs an otherwise idle machine. Writes scripts/results/threads-cpu.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=int, default=8, help="of a run; the first is not counted")
     add("--rounds", type=int, default=2)
     add("--output", type=Path, default=RESULTS / "threads-cpu.json")
-    add("--note", default="", help="goes into the result")
+    add("--note", default="", help="stored in the result")
     return parser.parse_args()
 
 

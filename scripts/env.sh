@@ -2,8 +2,8 @@
 # `ensure_vllm_environment` one that has vLLM for the CPU.
 #
 # The active virtual environment is used as it is; without one, .venv in the project's root is made. vLLM's is always
-# .venv-vllm, because it holds older versions of some packages. Nothing is installed again while what decides it is what
-# it was the last time.
+# .venv-vllm, because it holds older versions of some packages. Packages are installed again only when the files that
+# name them have changed.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -51,8 +51,8 @@ install_torch() {
     install "$wanted"
 }
 
-# The router's status page is tested in a real browser. Where there is none those tests are skipped, so on a machine whose
-# system packages are ours to install (root, as in CI), it is installed.
+# The router's status page is tested in a real browser. Without one those tests are skipped. So a browser is installed where
+# this script may install system packages (as root, for example in CI).
 ensure_browser() {
     local name
     for name in "${CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable chrome; do

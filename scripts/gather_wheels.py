@@ -6,13 +6,13 @@
 
 `gather` downloads each line of scripts/gpu_wheels.txt alone, for the other machine's Python, and builds what the index
 has as a source only. It lays everything out in wheels/transfer-1, wheels/transfer-2 and so on, each at most
-`--megabytes` large; a larger file is cut into equal parts. wheels/ is ignored by git: name the transfer's folder where
-the copying takes ignored paths by name. Everything small is in wheels/transfer-1, so one transfer is enough for
+`--megabytes` large; a larger file is cut into equal parts. wheels/ is ignored by git: if the copy tool needs ignored
+paths by name, give it the transfer's folder. Everything small is in wheels/transfer-1, so one transfer is enough for
 scripts/gpu_day.py; the others hold SmolLM2.
 
 `install` takes the transfers that have arrived (it keeps what it has seen in `--store`, so the next transfer may
 replace the folder), joins the parts, compares checksums, and installs what is complete with --no-index --no-deps. A
-package that is there already, in whatever version, stays as it is: nothing replaces torch.
+package that is installed already, in any version, is kept: nothing replaces torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / "wheels"
 NEEDS = Path(__file__).resolve().parent / "gpu_wheels.txt"
 MANIFEST = "manifest.json"
-# pip takes exactly the tags that it is told.
+# pip accepts exactly the tags that it is given.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
 
@@ -126,7 +126,7 @@ def lay_out(files: list[Path], wheels: Path, limit: int) -> list[Path]:
 
 def gather(options: argparse.Namespace) -> int:
     whole = options.wheels / "whole"
-    shutil.rmtree(whole, ignore_errors=True)  # another version of a package must not travel too
+    shutil.rmtree(whole, ignore_errors=True)  # another version of a package must not be transferred too
     whole.mkdir(parents=True)
     for requirement in needs(options.needs):
         download(requirement, options.python_version, whole)
@@ -141,7 +141,7 @@ def join(store: Path) -> tuple[list[Path], dict[str, list[str]]]:
     """Wheels that are complete in `store`, and of the others the parts that have not arrived.
 
     Raises:
-        SystemExit: for a checksum that does not agree; the file and its parts are removed, to be sent again.
+        SystemExit: for a checksum that does not match; the file and its parts are removed, to be sent again.
     """
     complete: list[Path] = []
     waiting: dict[str, list[str]] = {}
@@ -159,7 +159,7 @@ def join(store: Path) -> tuple[list[Path], dict[str, list[str]]]:
         if digest(target) != known["sha256"]:
             for path in {target, *parts}:
                 path.unlink(missing_ok=True)
-            raise SystemExit(f"gather_wheels: the checksum of {name} does not agree: send it again")
+            raise SystemExit(f"gather_wheels: the checksum of {name} does not match: send it again")
         complete.append(target)
     return complete, waiting
 
@@ -184,7 +184,7 @@ def install(options: argparse.Namespace) -> int:
         if (there := installed(wheel)) is None:
             new.append(str(wheel))
         else:
-            print(f"{wheel.name}: {there} is there, and stays")
+            print(f"{wheel.name}: {there} is installed already, and is kept")
     if new:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         target = ["--target", str(options.target), "--upgrade"] if options.target else []
@@ -192,7 +192,7 @@ def install(options: argparse.Namespace) -> int:
     for path in new:
         print(f"{Path(path).name}: installed")
     for name, missing in waiting.items():
-        print(f"{name}: waits for {', '.join(missing)}")
+        print(f"{name}: incomplete, missing {', '.join(missing)}")
     return 0
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Everything that only a GPU can answer, in one command of nine minutes, the most valuable first.
+"""Every check that needs a GPU, in one command of nine minutes, the most important first.
 
     python scripts/gather_wheels.py gather                        # before, where there is a package index
     python scripts/gather_wheels.py install                       # on the machine: what it lacks, from wheels/
     python scripts/gpu_day.py --output DIR                        # all stages
-    python scripts/gpu_day.py --output DIR --start engines        # from there on; results of earlier stages stay
+    python scripts/gpu_day.py --output DIR --start engines        # from this stage on; keeps earlier results
     python scripts/gpu_day.py --output DIR --dry-run              # every stage at a reduced size on the CPU
 
 Stages, each with a time limit of its own:
@@ -15,12 +15,12 @@ Stages, each with a time limit of its own:
                 missed, the profile that says why; the kernel's speed at other block and tile sizes
     step        a whole optimisation step of a random model of 0.5 B parameters, with and without the added pass
     engines     FSDP2, DDP and ZeRO-3 by their recipes, on one GPU with NCCL: two steps each, the same keep masks
-    methods     GRPO, Clip_B and Clip_V side by side on the one GPU, until the entropy falls and the rules hold it
+    methods     GRPO, Clip_B and Clip_V side by side on the one GPU, until the entropy falls and the rules keep it
     router      hidden states on the GPU, and the router that takes its features from them
 
 DIR gets one JSON file a stage (1-kernel.json, ...) and log.txt. A file is written when its stage begins, and again with
 each result. A stage that fails, or is ended at its limit with all its processes, is recorded with the reason, and the
-next one begins. What the total time no longer allows is recorded as not begun. The exit code is 0 when all went well.
+next one begins. A stage with no time left is recorded as not begun. The exit code is 0 when all stages are done.
 Nothing here needs a network, and nothing changes the GPU's settings.
 """
 
@@ -81,7 +81,7 @@ STAGES = (
 
 
 class Stopped(Exception):
-    """The runner itself was told to stop."""
+    """The runner received a signal to stop."""
 
 
 def arguments(argv: Sequence[str] | None, stages: Sequence[Stage]) -> argparse.Namespace:
@@ -120,7 +120,7 @@ def end_children(grace: float = GRACE) -> None:
 
 
 def adopt_orphans() -> None:
-    """On Linux, processes whose parent has ended become this one's, where `children` finds them."""
+    """On Linux, processes whose parent has ended become children of this one, so that `children` finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
@@ -149,7 +149,7 @@ def run_stage(stage: Stage, number: int, seconds: float, options: argparse.Names
     print(f"== {number} {stage.name}, at most {seconds:.0f} s", flush=True)
     work = Path(tempfile.mkdtemp(prefix=f"gpu_day-{stage.name}-"))
     begun = time.monotonic()
-    outcome: tuple[str, str | None] = ("interrupted", "the run was told to stop")
+    outcome: tuple[str, str | None] = ("interrupted", "the run was stopped by a signal")
     with log.open("ab") as output:
         output.write(f"== {number} {stage.name}\n".encode())
         output.flush()
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
                 documents.append(run_stage(stage, index + 1, min(limit, left), options))
             print(summary(documents[-1:]), flush=True)
     except Stopped:
-        print("gpu_day: told to stop; what was measured is in the files", file=sys.stderr)
+        print("gpu_day: stopped by a signal; what was measured is in the files", file=sys.stderr)
         return 143
     print(f"\n{summary(documents)}\nresults: {options.output}, after {time.monotonic() - begun:.0f} s", flush=True)
     return 0 if all(document["status"] == "done" for document in documents) else 1

@@ -1,9 +1,9 @@
-"""A closed-loop HTTP load generator: so many connections, each sends its next request when it has its answer.
+"""A closed-loop HTTP load generator: N connections, each sends its next request when it has the answer to the last.
 
     python scripts/load_generator.py --url http://127.0.0.1:8080 --concurrency 64 --requests 5000
 
-It parses no more of an answer than where it ends, so that it takes little of the machine that it measures: about 10 µs
-a request. The last line printed is the measurement as JSON.
+It parses only the end of an answer, so that it uses little time of the machine that it measures: about 10 µs a request.
+The last line printed is the measurement as JSON.
 """
 
 from __future__ import annotations

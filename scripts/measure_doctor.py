@@ -4,8 +4,8 @@
     python scripts/measure_doctor.py
 
 By the rule in docs/doctor.md: which runs are healthy, which collapsed; levels are fixed on one part of the runs of the
-study `tiny` and reported on the other, and on those of `tiny-slow`. Written is scripts/results/doctor.json; the tables
-of docs/doctor.md are printed.
+study `tiny` and reported on the other, and on those of `tiny-slow`. It writes scripts/results/doctor.json and prints
+the tables of docs/doctor.md.
 """
 
 from __future__ import annotations

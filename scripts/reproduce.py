@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""The papers' claims, measured again; every study can be broken off and goes on where it stopped.
+"""The papers' claims, measured again; every study can be interrupted, and run again to resume.
 
-    python scripts/reproduce.py --study theory            # the first-order entropy change against the real one: minutes
+    python scripts/reproduce.py --study theory            # the first-order entropy change and the real one: minutes
     python scripts/reproduce.py --study tiny --jobs 2     # eight methods on the embedded task: hours, two cores
     python scripts/reproduce.py --study tiny --list       # what is done, what is left, how long it will take
     python scripts/reproduce.py --study tiny --report     # the tables and figures of what is done
@@ -10,8 +10,8 @@
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
-whose file is there is not repeated; the file alone says so, not the checkpoints in runs/. --time_limit stops between
-runs, and the same command goes on next time.
+whose file exists is not repeated; only this file counts, not the checkpoints in runs/. --time_limit stops between runs,
+and the same command resumes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     add("--report", action="store_true", help="write tables and figures of what is done, and run nothing")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batches", type=int, help="theory: optimisation batches")
-    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty: models (default: those that tiny left of seed 0)")
+    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty: models (default: those of tiny's seed 0)")
     add("--train_questions", type=int, help="difficulty: of the probe")
     add("--test_questions", type=int, help="difficulty: to compare on")
     return parser.parse_args()
@@ -152,7 +152,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(143)  # on the way out the runs under way are ended
+    raise SystemExit(143)  # on exit the runs in progress are ended
 
 
 def main() -> int:
@@ -168,7 +168,7 @@ def main() -> int:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("reproduce: interrupted; the same command goes on", file=sys.stderr)
+        print("reproduce: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""From the measurements of `bench_router.py` to what they say."""
+"""Summaries of the measurements of `bench_router.py`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def added(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What was promised, and what came."""
+    """The targets, and the measured values."""
 
     def value(concurrency: int, key: str) -> float | None:
         wanted = ("router, cached", "plain", concurrency)

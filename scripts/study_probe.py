@@ -6,11 +6,11 @@
     python scripts/study_probe.py --seeds 0 --train_questions 120 --test_questions 24 --samples 4
 
 For each seed: traces of training questions, a probe, its least confidence and that of the rule by the prompt's length
-(each chosen on the training questions that were set aside), traces of the test questions for their labels, and answers
-to them with all strategies. Fixed strategies, chance, a rule by the prompt's length, the probe and the oracle are
-compared on the same answers; intervals are from a paired bootstrap over questions. Broken off, the same command goes
-on. Written are NAME.json, NAME-u.png (entropy and accuracy by difficulty) and NAME-frontier.png (accuracy against
-tokens).
+(each chosen on the held-out training questions), traces of the test questions for their labels, and answers to them
+with all strategies. Fixed strategies, chance, a rule by the prompt's length, the probe and the oracle are compared on
+the same answers; intervals are from a paired bootstrap over questions. Run the same command again to resume an
+interrupted study. It writes NAME.json, NAME-u.png (entropy and accuracy by difficulty) and NAME-frontier.png (accuracy
+against tokens).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def arguments() -> argparse.Namespace:
     add("--hidden_units", type=int, default=default.hidden_units)
     add("--thresholds", type=float, nargs=3, metavar=("A_NORMAL", "H_NORMAL", "A_HARD"), help="default: calibrated")
     add("--min_share", type=float, default=default.min_share, help="smallest share of a class when calibrating")
-    add("--min_confidence", type=float, help="default: chosen on training questions that were set aside")
-    add("--tolerance", type=float, default=default.tolerance, help="accuracy that choosing it may give up")
-    add("--strategies", metavar="FILE", help="YAML of the strategies; the default ones else")
+    add("--min_confidence", type=float, help="default: chosen on held-out training questions")
+    add("--tolerance", type=float, default=default.tolerance, help="accuracy that this choice may lose")
+    add("--strategies", metavar="FILE", help="YAML of the strategies (default: the built-in ones)")
     add("--batch_size", type=int, default=512, help="completions at a time")
     add("--device", default="cpu")
     add("--work_dir", type=Path, default=ROOT / "runs" / "probe-study", help="of traces, probes and answers")
     add("--output", type=Path, default=RESULTS, metavar="DIR")
     add("--name", default="probe-tiny", help="of the files written")
-    add("--note", default="", help="goes into the result, such as what else the machine was doing")
+    add("--note", default="", help="stored in the result, such as what else the machine was doing")
     return parser.parse_args()
 
 

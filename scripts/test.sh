@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up an environment, then check everything: format and lint (ruff), types (mypy), documentation (mkdocs), tests (pytest,
 # one worker a core), and with vLLM (test_vllm.sh, an environment of its own, installed while the others run). `--soak`
-# adds the tests that repeat others at random or by another way. Other arguments go to pytest, such as `-m "not e2e"`,
+# adds the tests that repeat others at random or in another way. Other arguments go to pytest, such as `-m "not e2e"`,
 # `-n 0` or a file; then vLLM's tests are left out.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"

@@ -118,7 +118,7 @@ def _collapse(values: Sequence[float], kind: str) -> int:
 
 
 def findings_in(result: RunResult, levels: Levels) -> list[Finding]:
-    """What the doctor would have said while the run trained."""
+    """What the doctor would have reported during the training."""
     names = {curve: metric for metric, curve in CURVES.items()}
     logs: dict[int, dict[str, float]] = {}
     for curve, points in result.curves.items():

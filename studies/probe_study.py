@@ -47,20 +47,20 @@ from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.tasks import load_task
 
 _AT_ONCE = 512  # completions
-# The study asks whether this much is reached: macro-F1 above majority, share of the tokens saved, accuracy given up.
+# The targets of the study: macro-F1 above majority, share of the tokens saved, change of the accuracy.
 TARGETS = {"macro_f1_minus_majority": 0.15, "saving": 0.20, "accuracy": -0.01}
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What makes a study; see the fields of `collect_traces`, `train_probe` and `answer_questions`.
+    """The settings of a study; see the fields of `collect_traces`, `train_probe` and `answer_questions`.
 
     Attributes:
         samples: answers to each question of the traces.
         answer_samples: answers to each test question with each strategy.
         min_confidence: below it the choice of the probe, and of the rule by the prompt's length, is Normal. ``None``
-            chooses it for each seed and each of the two, on the part of the training questions that was set aside.
-        tolerance: accuracy that choosing it may give up, as a fraction.
+            chooses it for each seed and each of the two, on the held-out part of the training questions.
+        tolerance: accuracy that this choice may lose, as a fraction.
     """
 
     model: str = "tiny_reasoner"
@@ -89,17 +89,17 @@ class StudySettings:
 
 @dataclass
 class ProbeStudy:
-    """Work that can be broken off: what is on the disk is not made again.
+    """A study that can be interrupted and resumed: what is on the disk is not made again.
 
     Args:
         directory: of everything that is made, one directory a seed.
         settings: of the study.
         model, tokenizer: of the name in the settings.
-        sampler: who answers.
-        log: is told what is being done.
+        sampler: samples the answers.
+        log: called with each line of progress.
 
     Raises:
-        ValueError: the directory was begun with other settings or another model.
+        ValueError: the directory was started with other settings or another model.
     """
 
     directory: Path
@@ -118,8 +118,8 @@ class ProbeStudy:
             if different:
                 name = different[0]
                 raise UserValueError(
-                    f"{str(self.directory)!r} was begun with {name} = {found.get(name)!r}, not {wanted[name]!r}: give "
-                    "another directory, or delete it"
+                    f"{str(self.directory)!r} was started with {name} = {found.get(name)!r}, not {wanted[name]!r}: "
+                    "give another directory, or delete it"
                 )
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ class ProbeStudy:
     ) -> dict[str, tuple[float, list[dict[str, float]] | None]]:
         """The least confidence of each rule with the trials that led to it: each rule gets the one that suits it.
 
-        One that was tuned for the probe would say nothing fair of another rule, whose confidences mean something else.
+        A value that was tuned for the probe would be unfair to another rule, whose confidences have another meaning.
         """
         s = self.settings
         if s.min_confidence is not None:
@@ -237,7 +237,7 @@ class ProbeStudy:
 
     @contextmanager
     def _timed(self, place: Path, name: str) -> Iterator[None]:
-        """Add up what a piece took over all attempts; finding it finished costs next to nothing."""
+        """Add up the time of a part over all attempts; if it is already finished, almost nothing is added."""
         start = time.perf_counter()
         try:
             yield
@@ -254,7 +254,7 @@ class ProbeStudy:
 
 
 def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]]) -> dict[str, Any]:
-    """All seeds as one: policies pooled by question, and mean and range of what a seed is one number of.
+    """All seeds as one: policies pooled by question, and mean and range of what has one number per seed.
 
     Raises:
         ValueError: the seeds were measured on different questions.

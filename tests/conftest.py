@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Before anything imports torch or transformers: no test may reach for a hub, and the suite shares two cores.
+# Before anything imports torch or transformers: no test may use a model hub, and the suite shares two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-# They start runs of several processes. No two of these may compete for two cores, and together they take as long as all
-# other tests.
+# These files start runs of several processes. No two of them may compete for two cores, and together they take as long
+# as all other tests.
 SEVERAL_PROCESSES = (
     "test_doctor_runs.py",
     "test_launching.py",
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="also run what is marked as soak")
+    parser.addoption("--soak", action="store_true", help="also run the tests that are marked as soak")
 
 
 def _starts_several_processes(file: str) -> bool:
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one worker, since they share servers and models; the files below as if they were one.
+    """A file's tests go to one worker, since they share servers and models; `SEVERAL_PROCESSES` count as one file.
 
     (What pytest-xdist 3.8 has for that, `xdist_group`, has no effect under pytest 9.2.)
     """
@@ -68,7 +68,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3 with a byte-level tokenizer, saved; it thinks nothing and says anything."""
+    """A random Qwen3 with a byte-level tokenizer, saved; its output is random text without thinking."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM

@@ -1,4 +1,5 @@
-"""How hard a question is for a model, told before it answers, and what to do about it (DiffAdapt, arXiv 2510.19669).
+"""Predict how hard a question is for a model before it answers, and choose how to answer it (DiffAdapt, arXiv
+2510.19669).
 
 Traces of the model's own answers give labels, a probe on the question's hidden state learns them, and each label has a
 strategy: an instruction, a temperature and a token budget. The names load on first use.

@@ -1,4 +1,4 @@
-"""Thresholds read off a model's own traces."""
+"""Thresholds calibrated on a model's own traces."""
 
 from __future__ import annotations
 
@@ -43,21 +43,22 @@ def calibrate_thresholds(
 ) -> Calibration:
     """Find the thresholds of a model in the scatter of its traces.
 
-    The paper reads them off the entropy/accuracy scatter by eye and checks them on a small validation set. The eye
-    looks for three clouds and for lines between them; this does the same:
+    The paper chooses them by eye on the entropy/accuracy scatter and checks them on a small validation set. A reader of
+    the scatter looks for three groups of points and for lines between them. This function does the same:
 
     1. The questions are split at random into a part to fit to and a validation part.
     2. Candidates: for `accuracy_hard <= accuracy_normal` every midpoint between neighbouring accuracies that occur; for
-       `entropy_normal` quantiles of the entropy of what is right that often, and the middles of its widest gaps.
+       `entropy_normal` quantiles of the entropy of the questions with at least that accuracy, and the middles of its
+       widest gaps.
     3. A candidate labels the questions by the published rule. Its score is the share of the variance of (accuracy,
-       entropy), each standardised, that lies between the classes: 1 when every class is a point, 0 when the labels say
-       nothing. Labels that leave a class fewer than `min_share` of the questions are no candidates: a probe could not
-       learn that class.
-    4. The best candidate whose classes keep their share in the validation part too wins, and its score there is
-       reported beside the fitted one: far below it, the lines follow noise. Its `entropy_normal` then moves to the
-       middle of the gap that it lies in.
+       entropy), each standardised, that lies between the classes: 1 when every class is a point, 0 when the labels
+       explain nothing. Labels that give a class fewer than `min_share` of the questions are not candidates: a probe
+       could not learn that class.
+    4. The result is the best candidate whose classes have that share in the validation part too. Its score there is
+       reported with the fitted score; if it is far lower, the thresholds follow noise. Its `entropy_normal` is then
+       moved to the middle of the gap that contains it.
 
-    What it cannot know is whether the strategies suit those classes: `probe evaluate` measures that.
+    It does not measure whether the strategies suit those classes; `probe evaluate` does.
 
     Args:
         accuracy: fraction of right answers of each question, (N,).
@@ -150,7 +151,7 @@ def _separation(accuracy: np.ndarray, entropy: np.ndarray, thresholds: Threshold
 
 
 def _middle(entropy: np.ndarray, thresholds: Thresholds) -> float:
-    """The middle between the neighbouring entropies of what is right, so that no label of these questions changes."""
+    """The middle between the entropies next to `entropy_normal`, so that no label of these questions changes."""
     below, above = (entropy[entropy <= thresholds.entropy_normal], entropy[entropy > thresholds.entropy_normal])
     if not len(below) or not len(above):
         return thresholds.entropy_normal

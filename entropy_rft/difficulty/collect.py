@@ -28,12 +28,12 @@ from entropy_rft.tasks import level_of, task_rows
 class SamplerLike(Protocol):
     """``sample(prompts, samples=..., temperature=..., ...)``, as `TransformersSampler` and `OpenAISampler` have it."""
 
-    def sample(self, *prompts: Any, **settings: Any) -> list[list[Completion]]: ...  # the names are theirs
+    def sample(self, *prompts: Any, **settings: Any) -> list[list[Completion]]: ...  # the samplers define the names
 
 
 @dataclass(frozen=True)
 class Collected:
-    """How far a collection is: questions that this call added, that are there, and that there will be."""
+    """Progress of a collection: questions that this call added, that are on the disk, and all questions."""
 
     added: int
     done: int
@@ -65,33 +65,34 @@ def collect_traces(
     num_shards: int = 1,
     progress: bool = True,
 ) -> Collected:
-    """Answer every question of `task` `samples` times and write what that says of the question.
+    """Answer every question of `task` `samples` times and write the traces.
 
-    The work is done chunk by chunk. A killed collection goes on with the same call: chunks that are on the disk are not
-    made again, and the random numbers of a chunk depend on its number alone, so the result is that of one piece.
+    The work is done chunk by chunk. The same call resumes a killed collection: chunks that are on the disk are not made
+    again. The random numbers of a chunk depend on its number alone, so the result is the same as without the
+    interruption.
 
     Args:
-        model: scores the answers and gives the hidden states; the one that `sampler` asks.
+        model: scores the answers and gives the hidden states; the model that `sampler` samples from.
         tokenizer: its tokenizer.
         task: has `dataset`, `reward_funcs`, `name` and `split`.
         output_dir: the traces' directory; `datasets.load_dataset` reads it.
-        sampler: who answers.
-        sampler_name: what the settings call it: the same seed gives other answers elsewhere.
-        served_model: what a server calls the model, if one answers: traces of two models do not mix.
-        model_name: what the traces call the model.
+        sampler: samples the answers.
+        sampler_name: its name in the settings: the same seed gives other answers with another sampler.
+        served_model: the model's name on the server, if a server answers: traces of two models are not mixed.
+        model_name: the model's name in the traces.
         source: the arguments with which `load_task` makes the task again; `probe evaluate` needs them.
         level: difficulty level of all questions; by default the task's column `difficulty` or `level`.
         samples, temperature, top_p, max_tokens, seed: of sampling.
         layer: of the hidden state; see `question_states`.
         think_end_token: the text that ends the thinking.
         batch_size: answers scored at once.
-        chunk_size: questions that are lost by a kill.
-        shard: this process's number,
-        num_shards: of so many.
+        chunk_size: questions in a chunk; a killed process loses at most one chunk.
+        shard: this process's number, from 0.
+        num_shards: number of processes.
         progress: show a bar, on a terminal.
 
     Raises:
-        ValueError: an argument is out of range, or the directory was begun with other settings; one line.
+        ValueError: an argument is out of range, or the directory was started with other settings; one line.
     """
     check_settings(samples, temperature, top_p, max_tokens, batch_size)
     check_shard(shard, num_shards)
@@ -139,7 +140,7 @@ def collect_traces(
             flat = [completion for group in groups for completion in group]
             scored = iter(score_completions(model, flat, batch_size=batch_size))
             records = [[record_of(completion, next(scored), marker) for completion in group] for group in groups]
-            # As the sampler encoded them: the state is of the very prompt that was answered.
+            # As the sampler encoded them, so that the state is of exactly the prompt that was answered.
             prompt_ids = [group[0].prompt_ids for group in groups]
             states = question_states(model, prompt_ids, layer)
             store.write(

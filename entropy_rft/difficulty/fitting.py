@@ -1,4 +1,4 @@
-"""From traces to a probe, with an honest account of how good it is."""
+"""Train a probe on traces, and measure it on held-out questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from entropy_rft.difficulty.traces import Traces
 from entropy_rft.errors import UserValueError
 
 BASELINES = {"prompt_length": "prompt_tokens", "pass_rate": "accuracy"}
-"""What can be had without a hidden state, by name, with the column of the traces that it sees."""
+"""The baselines without a hidden state, by name, with the column of the traces that each of them sees."""
 
 
 def train_probe(
@@ -37,19 +37,19 @@ def train_probe(
 ) -> DifficultyProbe:
     """Label the traces and fit a probe to most of them.
 
-    `test_fraction` of the questions is set aside first: neither the thresholds nor the probe see it. Its metrics lie in
-    the probe's `metrics["test"]`, and beside them, in `metrics["baselines"]`, what can be had without a hidden state:
+    `test_fraction` of the questions is held out first: neither the thresholds nor the probe see it. The metrics on it
+    are in the probe's `metrics["test"]`. Those of baselines without a hidden state are in `metrics["baselines"]`:
 
     - ``majority``: always the commonest class;
     - ``prompt_length``: a classifier like this one that sees the prompt's length alone;
-    - ``pass_rate``: one that sees the question's own fraction of right answers, which only many answers tell. It is a
-      ceiling for what knowing the accuracy alone is worth, not a rival.
+    - ``pass_rate``: one that sees the question's own fraction of right answers, which takes many answers to measure. It
+      is an upper bound for a prediction from the accuracy alone, not a usable method.
 
     Args:
         traces: of one model.
         kind, hidden_units, epochs, learning_rate, seed: of the probe.
         thresholds: of the labels; ``None`` calibrates them.
-        strategies: that the probe carries along.
+        strategies: saved with the probe.
         test_fraction: of the questions.
         min_share: smallest share of a class when thresholds are calibrated.
 
@@ -105,7 +105,7 @@ def fit_baselines(
     Args:
         traces: that the probe was fitted to.
         thresholds: of the labels.
-        epochs, learning_rate, seed: as of the probe.
+        epochs, learning_rate, seed: as for the probe.
     """
     targets = [DIFFICULTIES[index] for index in labels_of(traces, thresholds)]
     return {
@@ -122,7 +122,7 @@ def baselines_of(probe: DifficultyProbe, traces: Traces, *, force: bool = False)
     Args:
         probe: with thresholds.
         traces: that it was trained on; other questions in them are left out.
-        force: take traces of other weights than the probe's base model.
+        force: accept traces of other weights than the probe's base model.
 
     Raises:
         ValueError: the probe has no thresholds, or the traces are of another model or have none of its questions.
@@ -135,7 +135,7 @@ def baselines_of(probe: DifficultyProbe, traces: Traces, *, force: bool = False)
         raise UserValueError(
             "the probe was fitted to none of these traces' questions: give those that it was trained on"
         )
-    fit = probe.metrics.get("fit", {})  # older probes do not say how they were fitted: as by default
+    fit = probe.metrics.get("fit", {})  # older probes do not record their settings: then the defaults
     made = {
         name: fit[key] for name, key in (("epochs", "max_epochs"), ("learning_rate", "learning_rate")) if key in fit
     }
@@ -150,7 +150,7 @@ def check_weights(traces: Traces, probe: DifficultyProbe, force: bool = False) -
         older, newer = ("probe was", "traces") if is_old(probe.fingerprint) else ("traces were", "probe")
         raise UserValueError(
             f"the {older} made by an earlier version, whose fingerprint of the weights ({probe.fingerprint!r} or "
-            f"{traces.fingerprint!r}) cannot be compared with that of the {newer}: make both anew, or give --force"
+            f"{traces.fingerprint!r}) cannot be compared with that of the {newer}: make both again, or give --force"
         )
     raise UserValueError(
         f"the probe was made for the base model {probe.base_model!r}, the traces are of {traces.model!r} with other "

@@ -1,4 +1,4 @@
-"""Easy, normal or hard, from how often a model is right and how unsure it is on the way."""
+"""Easy, normal or hard, from how often a model is right and how uncertain its tokens are."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _EASY, _NORMAL, _HARD = range(3)
 
 
 class NoProbeError(UserValueError):
-    """The questions themselves make no probe possible: they are too much alike for the model. That is a finding, where
-    any other ValueError (a damaged file, a setting out of range) is a mistake."""
+    """No probe is possible for these questions: they are too similar for the model. This error is a result. Any other
+    ValueError (a damaged file, a setting out of range) is a mistake."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the classes meet.
+    """The boundaries between the classes.
 
     Attributes:
         accuracy_normal: a normal question has at least this fraction of right answers,
@@ -29,7 +29,7 @@ class Thresholds:
         accuracy_hard: a hard question has a smaller fraction of right answers than this.
 
     Raises:
-        ValueError, TypeError: a value is no number or out of range.
+        ValueError, TypeError: a value is not a number or is out of range.
     """
 
     accuracy_normal: float
@@ -53,14 +53,14 @@ def label(accuracy: Any, entropy: Any, thresholds: Thresholds) -> Any:
     """The difficulty of questions (arXiv 2510.19669).
 
     Normal when ``accuracy >= accuracy_normal and entropy <= entropy_normal``, else Hard when ``accuracy <
-    accuracy_hard``, else Easy. So Easy holds both what is right but unsure, the left arm of the U, and what lies
-    between the two accuracies. Where the conditions overlap (``accuracy_hard`` above ``accuracy_normal``),
-    Normal wins, as the first of the published order.
+    accuracy_hard``, else Easy. So Easy holds both the questions with right but uncertain answers, on the left side of
+    the U shape, and those between the two accuracies. Where the conditions overlap (``accuracy_hard`` above
+    ``accuracy_normal``), the label is Normal, the first of the published order.
 
     Args:
         accuracy: fraction of right answers, between 0 and 1; a number or an array.
         entropy: mean token entropy of the answers, nats; of the same shape.
-        thresholds: where the classes meet.
+        thresholds: the boundaries between the classes.
 
     Returns:
         A `Difficulty` for two numbers, an array of them (dtype object) otherwise.
@@ -83,7 +83,7 @@ def labelled(accuracy: np.ndarray, entropy: np.ndarray, thresholds: Thresholds) 
 
 
 def check_accuracy_and_entropy(accuracy: np.ndarray, entropy: np.ndarray) -> None:
-    """Raise a ValueError that names the first value which is no accuracy or no entropy; NaN is neither."""
+    """Raise a ValueError that names the first value that is not a valid accuracy or entropy; NaN is not valid."""
     for name, values, high in (("accuracy", accuracy, 1.0), ("entropy", entropy, math.inf)):
         bad = ~(np.isfinite(values) & (values >= 0) & (values <= high))  # a NaN fails every comparison
         if bad.any():

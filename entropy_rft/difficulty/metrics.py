@@ -25,10 +25,10 @@ def accuracy(matrix: np.ndarray) -> float:
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """Mean of ``2 TP / (2 TP + FP + FN)`` over the classes that are true of some question.
+    """Mean of ``2 TP / (2 TP + FP + FN)`` over the classes that occur as true classes.
 
-    So classifiers are compared over the same classes, whatever each of them says: a wrong prediction of a class that
-    does not occur counts against the class that it should have been.
+    So all classifiers are compared over the same classes, whatever they predict. A wrong prediction of a class that
+    does not occur counts as an error of the true class.
     """
     hits = np.diag(matrix).astype(np.float64)
     total = matrix.sum(0) + matrix.sum(1)  # 2 TP + FP + FN

@@ -1,4 +1,4 @@
-"""The probe's network: its weights as they start, and its formula. Plain tensors, so that it runs without a module."""
+"""The probe's network: its initial weights, and its formula. Plain tensors, so that it runs without a module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("mlp", "linear")
 
 
 def initial_weights(kind: str, width: int, hidden_units: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights as torch's Linear starts, drawn from `generator`: ``w1``, ``b1``, and for an mlp ``w2``, ``b2``."""
+    """Initial weights as in torch's Linear, drawn from `generator`: ``w1``, ``b1``, and for an mlp ``w2``, ``b2``."""
     sizes = [width, hidden_units, len(DIFFICULTIES)] if kind == "mlp" else [width, len(DIFFICULTIES)]
     tensors = {}
     for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):

@@ -1,4 +1,4 @@
-"""Fitting a probe's weights, and the temperature that makes its confidence mean something."""
+"""Fitting a probe's weights, and the temperature that calibrates its confidence."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Fit:
     """A fitted network.
 
     Attributes:
-        tensors: the weights, and the mean and the deviation of what they read.
-        temperature: that the logits are divided by.
-        metrics: rows on both sides of the split, epochs made, the best one, and how they were made.
+        tensors: the weights, and the mean and the deviation of their inputs.
+        temperature: the logits are divided by it.
+        metrics: rows on both sides of the split, number of epochs, the best epoch, and the settings.
     """
 
     tensors: dict[str, Tensor]
@@ -71,7 +71,8 @@ def fit_weights(
     generator = torch.Generator().manual_seed(seed)
     mean = states[train].mean(0)
     deviation = states[train].std(0, correction=0)
-    # A feature that does not vary says nothing; dividing by its rounding noise would make a weight of it.
+    # A feature that does not vary has no information. Division by its rounding noise would turn that noise into an
+    # input.
     deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
     learned = initial_weights(kind, states.shape[1], hidden_units, generator)
     tensors = {"mean": mean, "std": deviation, **learned}
@@ -128,7 +129,7 @@ def split_groups(groups: Sequence[str], fraction: float, seed: int) -> np.ndarra
     """
     if not 0 < fraction < 1:
         raise UserValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
-    names = sorted(set(groups))  # so that the order of the rows plays no part
+    names = sorted(set(groups))  # so that the order of the rows does not matter
     order = np.random.default_rng(seed).permutation(len(names))
     count = min(max(1, round(fraction * len(names))), len(names) - 1)
     held_out = {names[i] for i in order[:count]}
@@ -136,7 +137,7 @@ def split_groups(groups: Sequence[str], fraction: float, seed: int) -> np.ndarra
 
 
 def class_weights(targets: Tensor) -> Tensor:
-    """Inverse shares, so that every class that occurs weighs the same in total; (3,)."""
+    """Inverse shares, so that every class that occurs has the same total weight; (3,)."""
     counts = torch.bincount(targets, minlength=len(DIFFICULTIES)).float()
     return torch.where(counts > 0, len(targets) / ((counts > 0).sum() * counts.clamp(min=1)), torch.zeros(()))
 

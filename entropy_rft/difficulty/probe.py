@@ -1,4 +1,4 @@
-"""The classifier that tells how hard a question is from the model's hidden state of it."""
+"""The classifier that predicts how hard a question is from the model's hidden state of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DifficultyProbe:
     """``softmax(W2 ReLU(W1 h + b1) + b2)`` over a standardised hidden state h, as in arXiv 2510.19669, or linear.
 
     The language model is not touched. The logits are divided by a temperature that is fitted on questions which the
-    weights were not fitted to, so that the confidence means something.
+    weights were not fitted to, so that the confidence is calibrated.
 
     Args:
         kind: "mlp" or "linear".
@@ -48,7 +48,7 @@ class DifficultyProbe:
 
     Attributes:
         width: size of the hidden state; ``None`` before `fit`.
-        metrics: what was measured of it, plain JSON values.
+        metrics: its measurements, plain JSON values.
         questions: ids of the questions it was fitted to, whatever their wording (`Traces.questions`), so that no one
             tests on them.
 
@@ -130,7 +130,7 @@ class DifficultyProbe:
 
         Raises:
             ValueError: shapes that differ, a value that is not finite, fewer than 2 groups, or nothing could be
-                learned; the probe stays as it was.
+                learned; the probe is not changed.
         """
         states = checked_states(hidden)
         targets = torch.from_numpy(class_indices(labels))
@@ -185,7 +185,7 @@ class DifficultyProbe:
         return choose(self.predict_proba(hidden), min_confidence)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write `probe.safetensors`, `probe.json` and a model card. Each file is replaced in one go, the JSON last.
+        """Write `probe.safetensors`, `probe.json` and a model card. Each file is replaced in one step, the JSON last.
 
         Raises:
             ValueError: the probe is not fitted.
@@ -226,7 +226,7 @@ class DifficultyProbe:
         Args:
             directory: with `probe.json` and `probe.safetensors`.
             base_model: the model whose hidden states it will read: a name, or the model itself, which is recognised by
-                its weights whatever it is called. ``None`` checks nothing.
+                its weights, not by its name. ``None`` checks nothing.
             force: only warn where that is not the model it was made for.
 
         Raises:
@@ -255,9 +255,7 @@ class DifficultyProbe:
         probe._tensors = read_weights(source, probe._shapes(width))
         difference = probe._difference(base_model)
         if difference and not force:
-            raise UserValueError(
-                f"{difference}: its hidden states mean something else (force=True uses it all the same)"
-            )
+            raise UserValueError(f"{difference}: its hidden states mean something else (force=True uses it anyway)")
         if difference:
             warnings.warn(f"{difference}: what it says of this model's questions is a guess", stacklevel=2)
         return probe
@@ -296,7 +294,7 @@ def choose(proba: Any, min_confidence: float = 0.0) -> Any:
         A list of N difficulties, or one.
 
     Raises:
-        ValueError: another shape, a value that is no probability, or `min_confidence` out of range.
+        ValueError: another shape, a value that is not a probability, or `min_confidence` out of range.
     """
     if not 0 <= min_confidence <= 1:
         raise UserValueError(f"min_confidence must lie between 0 and 1, got {min_confidence}")

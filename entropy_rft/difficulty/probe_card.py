@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def model_card(probe: DifficultyProbe) -> str:
-    """The model card: what it reads, what it says, how it was made and how good it is."""
+    """The model card: what the probe reads and predicts, how it was made and how good it is."""
     lines = ["---", "library_name: entropy_rft", "tags: [difficulty-probe, entropy]"]
     if probe.base_model and probe.base_model.count("/") == 1 and not probe.base_model.startswith((".", "/", "~")):
         lines.append(f"base_model: {probe.base_model}")
@@ -21,8 +21,8 @@ def model_card(probe: DifficultyProbe) -> str:
         "",
         "# Difficulty probe",
         "",
-        "Tells from the hidden state of a question's last token whether the question is easy, normal or hard for one",
-        "language model, before that model answers (DiffAdapt, arXiv 2510.19669). Load it with",
+        "Predicts from the hidden state of a question's last token whether the question is easy, normal or hard for",
+        "one language model, before that model answers (DiffAdapt, arXiv 2510.19669). Load it with",
         "`entropy_rft.difficulty.DifficultyProbe.from_pretrained`.",
         "",
         "| | |",
@@ -42,7 +42,7 @@ def model_card(probe: DifficultyProbe) -> str:
     test = probe.metrics.get("test")
     if test:
         reports = {"this probe": test, **probe.metrics.get("baselines", {})}
-        lines += ["", f"On {test['questions']} questions that were set aside:", ""]
+        lines += ["", f"On {test['questions']} held-out questions:", ""]
         lines += ["| | accuracy | macro-F1 | calibration error |", "| --- | ---: | ---: | ---: |"]
         for name, report in reports.items():
             numbers = " | ".join(f"{report[metric]:.3f}" for metric in ("accuracy", "macro_f1", "calibration_error"))
@@ -59,5 +59,5 @@ def model_card(probe: DifficultyProbe) -> str:
         lines.append(
             f"| {difficulty.value} | {instruction} | {strategy.temperature:g} | {strategy.max_tokens_fraction:g} |"
         )
-    lines += ["", "It means nothing for another model, another layer or questions of another kind.", ""]
+    lines += ["", "It is not valid for another model, another layer or questions of another kind.", ""]
     return "\n".join(lines)

@@ -73,7 +73,7 @@ def read_config(source: Path) -> dict[str, Any]:
             raise UserValueError(f"probe {str(path)!r} is malformed: {name} must be {expected}, not {value!r}")
     for name in ("classes", "questions"):
         if not all(isinstance(item, str) for item in data[name]):
-            raise UserValueError(f"probe {str(path)!r} is malformed: {name} must hold texts alone")
+            raise UserValueError(f"probe {str(path)!r} is malformed: {name} must contain only text")
     return data
 
 
@@ -102,5 +102,5 @@ def read_weights(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise UserValueError(f"probe {str(path)!r} is corrupted: {name} is not finite float32")
-    # In the order of the formula, whatever the file's.
+    # In the order of the formula, not that of the file.
     return {name: tensors[name] for name in expected}

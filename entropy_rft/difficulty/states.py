@@ -14,13 +14,14 @@ from torch import Tensor
 
 from entropy_rft.errors import UserValueError
 
-_BLOCK = 2**18  # values of a weight that are summed at a time: what a cache holds; fingerprints depend on it
+_BLOCK = 2**18  # values of a weight that are summed at once, to fit a CPU's cache; fingerprints depend on it
 
 
 def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int = -1) -> Tensor:
     """The hidden state of each prompt's last token, where the answer begins.
 
-    One plain forward a prompt: batches round differently, and next to sampling the answers this costs nothing.
+    One forward pass for each prompt, without batches: batches round differently, and compared with sampling the answers
+    this costs little.
 
     Args:
         model: a causal language model or a PEFT model (LoRA).
@@ -45,7 +46,7 @@ def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int 
         with torch.no_grad():
             for ids in prompt_ids:
                 if not ids:
-                    raise UserValueError("a prompt has no tokens, hence no last one")
+                    raise UserValueError("a prompt has no tokens, so it has no last token")
                 inputs = torch.tensor([list(ids)], device=device)
                 output = model.base_model(input_ids=inputs, use_cache=False, output_hidden_states=not last)
                 hidden = output.last_hidden_state if last else output.hidden_states[index]
@@ -59,7 +60,8 @@ def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int 
 
 
 def check_layer(model: Any, layer: int) -> int:
-    """The layer's number from 0 (embedding) to the number of layers; raises ValueError when there is none such."""
+    """The layer's number from 0 (embedding) to the number of layers; raises ValueError when the model has no such
+    layer."""
     count = int(model.config.get_text_config().num_hidden_layers)
     if isinstance(layer, bool) or not isinstance(layer, int) or not -count - 1 <= layer <= count:
         raise UserValueError(f"layer must lie between {-count - 1} and {count} for this model, got {layer!r}")
@@ -69,13 +71,13 @@ def check_layer(model: Any, layer: int) -> int:
 def fingerprint(model: Any, like: str | None = None) -> str:
     """32 hex digits of all of a model's weights: names, shapes and, as float32, every value.
 
-    A model that was moved has the same one; one that was trained further, quantised or loaded in a smaller dtype than
-    it was saved in has another.
+    A model that was moved keeps its fingerprint. A model that was trained further, quantised, or loaded in a smaller
+    dtype than it was saved in has another one.
 
     Args:
-        model: a causal language model or a PEFT model (LoRA), whose adapter counts.
-        like: a fingerprint that the result is to be compared with. One of an earlier version (16 digits, of the first
-            64 values of each parameter) is compared with the same of this model.
+        model: a causal language model or a PEFT model (LoRA), whose adapter is included.
+        like: a fingerprint that the result is to be compared with. If it is of an earlier version (16 digits, of the
+            first 64 values of each parameter), this model's fingerprint of that version is returned.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     if is_old(like):
@@ -83,7 +85,7 @@ def fingerprint(model: Any, like: str | None = None) -> str:
     digest = hashlib.sha256()
     seen: set[int] = set()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:  # tied weights are one
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:  # tied weights count once
             seen.add(id(tensor))
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(_sums(tensor.detach()).numpy().tobytes())
@@ -98,9 +100,9 @@ def is_old(recorded: str | None) -> bool:
 def _sums(values: Tensor) -> Tensor:
     """One int64 for each `_BLOCK` values, which any change of a single value changes, on the CPU.
 
-    A sum of the values' bits times odd numbers, modulo 2^64: where one value alone differs, so does the sum; where
-    several do, chance would have to hide it, once in 2^64. It is computed where the weights are, and only the sums
-    travel.
+    Each is a sum of the values' bits times odd numbers, modulo 2^64. If a single value differs, the sum differs. If
+    several values differ, the sums are equal by chance once in 2^64. The sums are computed on the weights' device, and
+    only they are copied to the CPU.
     """
     flat = values.reshape(-1)
     factors = _factors().to(flat.device)
@@ -110,7 +112,7 @@ def _sums(values: Tensor) -> Tensor:
         own = factors[: len(block)]
         rounded = block.float()
         total = (rounded.view(torch.int32).long() * own).sum()
-        if block.dtype == torch.float64:  # what float32 leaves off; 0 for a float32 model that was loaded as float64
+        if block.dtype == torch.float64:  # the rest below float32; 0 for a float32 model that was loaded as float64
             total += ((block - rounded.double()).view(torch.int64) * own).sum()
         sums.append(total)
     return torch.stack(sums).cpu() if sums else torch.empty(0, dtype=torch.int64)
@@ -118,7 +120,7 @@ def _sums(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _factors() -> Tensor:
-    """Odd int64 numbers, (_BLOCK,), the same for ever: NumPy promises that of a bit generator."""
+    """Odd int64 numbers, (_BLOCK,), always the same: NumPy guarantees that for a bit generator."""
     return torch.from_numpy(np.random.PCG64(0).random_raw(_BLOCK).astype(np.uint64).view(np.int64) | 1)
 
 

@@ -1,8 +1,8 @@
-"""Rows of long work on the disk, chunk by chunk, so that a killed process goes on where it was.
+"""Rows of long work on the disk, chunk by chunk, so that a killed process can resume.
 
-A chunk is a parquet file that is written beside its place, flushed and renamed: it is there whole or not at all. Which
-questions a chunk holds depends on its number alone, so any number of processes may share the work, and another number
-of them may go on with it.
+A chunk is a parquet file that is written under a temporary name, flushed and renamed: it is complete or does not exist.
+Which questions a chunk holds depends on its number alone. So any number of processes may share the work, and another
+number of processes may resume it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ChunkStore:
 
     Args:
         directory: is made when it does not exist.
-        settings: plain JSON values; what would make other rows belongs in them, and nothing else.
+        settings: plain JSON values; everything that changes the rows, and nothing else.
         total: questions in all.
         chunk_size: questions in a chunk.
 
@@ -54,7 +54,7 @@ class ChunkStore:
 
     @classmethod
     def reopen(cls, directory: str | os.PathLike[str]) -> ChunkStore:
-        """The store that lies in `directory`, with the settings that it was begun with.
+        """The existing store in `directory`, with the settings that it was started with.
 
         Raises:
             ValueError: there is none, or its settings cannot be read.
@@ -79,7 +79,8 @@ class ChunkStore:
         return sum(len(self.span(chunk)) for chunk in range(self.chunks) if self.has(chunk))
 
     def missing(self, shard: int = 0, num_shards: int = 1) -> Iterator[int]:
-        """The chunks of this process that are not there yet; looked up one by one, as others may write them.
+        """The chunks of this process that are not on the disk yet; checked one by one, as other processes may write
+        them.
 
         Raises:
             ValueError: `shard` or `num_shards` is out of range.
@@ -88,7 +89,7 @@ class ChunkStore:
         return (chunk for chunk in range(shard, self.chunks, num_shards) if not self.has(chunk))
 
     def write(self, chunk: int, rows: Sequence[Mapping[str, Any]], schema: Any) -> None:
-        """Put a chunk in its place, for good.
+        """Write a chunk and flush it to the disk.
 
         Args:
             chunk: its number.
@@ -111,29 +112,29 @@ class ChunkStore:
         if not path.is_file():
             if any((self.directory / DATA).glob("*.parquet")):
                 raise UserValueError(f"{str(self.directory)!r} holds data without {SETTINGS}: give another directory")
-            # Another process may do the same: the first one's settings stand, and are compared below.
+            # Another process may do the same: the settings of the first are kept, and are compared below.
             write_text(path, json_text(self.settings, indent=2) + "\n", sync=True, keep=True)
         found = read_settings(self.directory)
         check_same(self.directory, {**dict.fromkeys(found), **self.settings}, found)
 
 
 def begun_with(directory: str | os.PathLike[str]) -> str | None:
-    """The fingerprint that the work in `directory` was begun with; ``None`` where there is none yet."""
+    """The fingerprint that the work in `directory` was started with; ``None`` where there is none yet."""
     path = Path(directory).expanduser()
     found = read_settings(path).get("fingerprint") if (path / SETTINGS).is_file() else None
     return None if found is None else str(found)
 
 
 def check_same(directory: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first of `settings` which `found`, of the work in `directory`, has otherwise.
+    """Raise a ValueError that names the first of `settings` that differs in `found`, those of the work in `directory`.
 
-    What earlier versions did not write (`LATER`) is taken for the same where it is not there.
+    A setting that earlier versions did not write (`LATER`) counts as equal where it is missing.
     """
     for name, value in json.loads(json_text(settings)).items():
         if found.get(name) != value and (name in found or name not in LATER):
             raise UserValueError(
-                f"{str(directory)!r} was begun with {name} = {found.get(name)!r}, not {value!r}: "
-                "go on with the same settings, or give another directory"
+                f"{str(directory)!r} was started with {name} = {found.get(name)!r}, not {value!r}: "
+                "continue with the same settings, or give another directory"
             )
 
 
@@ -171,7 +172,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
-    """All rows that are there, by the column `index`; a half-written chunk is no chunk.
+    """All rows on the disk, by the column `index`; a half-written chunk is ignored.
 
     Raises:
         ValueError: a chunk is corrupted, or a question occurs twice.
@@ -180,11 +181,11 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
 
 
 def read_rows_and_vectors(directory: Path, column: str) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The same with one column of vectors kept apart, as an array: as Python numbers it would take 13 times the memory.
+    """The same with one column of vectors as a separate array: as Python numbers it would take 13 times the memory.
 
     Args:
         directory: of a store.
-        column: its name; a list of as many float32 in each row.
+        column: its name; a list of float32 in each row, all of one length.
 
     Returns:
         The rows without that column, and (rows, D) float32 in the same order.
@@ -194,7 +195,7 @@ def read_rows_and_vectors(directory: Path, column: str) -> tuple[list[dict[str, 
     """
     found, vectors = _read(directory, column)
     places = [place for place, _ in found]
-    # Processes that share the work may write chunks in any order, but each holds what its number says.
+    # Processes that share the work may write chunks in any order, but a chunk's number determines its questions.
     ordered = vectors if places == list(range(len(places))) else vectors[places]
     return [row for _, row in found], ordered
 
@@ -216,7 +217,7 @@ def _read(directory: Path, column: str | None) -> tuple[list[tuple[int, dict[str
             table = pq.read_table(path)
             if column is not None:
                 own = _vectors(table, column)
-                if not vectors.size:  # of all chunks, so that nothing is there twice
+                if not vectors.size:  # for all chunks, so that nothing is stored twice
                     vectors = np.empty((total, own.shape[1]), np.float32)
                 if own.shape[1] != vectors.shape[1]:
                     raise pa.ArrowInvalid(f"{column} has {own.shape[1]} numbers, not {vectors.shape[1]}")
@@ -232,14 +233,14 @@ def _read(directory: Path, column: str | None) -> tuple[list[tuple[int, dict[str
 
 
 def _vectors(table: Any, column: str) -> np.ndarray:
-    """(rows, D), without a copy where Arrow has them in one piece."""
+    """(rows, D), without a copy where Arrow stores them contiguously."""
     import pyarrow as pa
 
     if column not in table.column_names:
         raise pa.ArrowInvalid(f"there is no column {column}")
     values = table.column(column).combine_chunks()
     if not pa.types.is_fixed_size_list(values.type) or values.null_count or values.values.null_count:
-        raise pa.ArrowInvalid(f"{column} does not hold as many numbers in each row")
+        raise pa.ArrowInvalid(f"{column} does not hold the same number of values in each row")
     flat = values.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.float32).reshape(len(values), values.type.list_size)
 

@@ -1,4 +1,4 @@
-"""What to do about a question of each difficulty: an instruction, a temperature and a share of the token budget."""
+"""How to answer a question of each difficulty: an instruction, a temperature and a share of the token budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 
 
 class Difficulty(Enum):
-    """How a model stands to a question. The order EASY, NORMAL, HARD is that of a probe's probabilities."""
+    """How hard a question is for a model. The order EASY, NORMAL, HARD is that of a probe's probabilities."""
 
     EASY = "easy"
     NORMAL = "normal"
@@ -33,18 +33,19 @@ DIFFICULTIES = (Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD)
 
 
 Placement = Literal["system", "user_end"]
-"""Where an instruction goes: the system message, or the end of the user's turn (templates that know no system role)."""
+"""Where an instruction goes: the system message, or the end of the user's turn (templates without a system role)."""
 _INSTRUCTED_ROLES = ("system", "developer")
 
 
 def instructed(messages: Sequence[Mapping[str, Any]], instruction: str, placement: Placement = "system") -> list[Any]:
-    """The conversation with the instruction; the messages themselves are left as they were.
+    """The conversation with the instruction; the messages themselves are not changed.
 
     Args:
         messages: as OpenAI's; a content may be text or a list of parts.
         instruction: to be added.
         placement: ``system``: at the end of the first message where that is a system (or developer) message, else in a
-            new one before it. ``user_end``: at the end of the last user message; without one it is left away.
+            new one before it. ``user_end``: at the end of the last user message; without one the instruction is
+            dropped.
     """
     if placement == "system":
         if not messages or messages[0]["role"] not in _INSTRUCTED_ROLES:
@@ -67,12 +68,12 @@ def _with_ending(message: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How to ask a question that was found to be of some difficulty.
+    """How to ask a question of one difficulty.
 
     Attributes:
         difficulty: for which questions.
-        instruction: a system message, or the end of the user's turn where the chat template knows no system role; ""
-            adds none.
+        instruction: a system message, or the end of the user's turn where the chat template has no system role; "" adds
+            none.
         temperature: of sampling; 0 is greedy.
         max_tokens_fraction: of the tokens that an answer may have, above 0 and at most 1.
 
@@ -110,9 +111,9 @@ class Strategy:
         return max(1, int(self.max_tokens_fraction * budget))
 
     def prompt(self, prompt: Any, placement: Placement = "system") -> Any:
-        """`prompt` with the instruction, where `placement` says (see `instructed`); plain text is preceded by it.
+        """`prompt` with the instruction, where `placement` says (see `instructed`); in plain text it comes first.
 
-        The prompt itself is left as it was.
+        The prompt itself is not changed.
         """
         if not self.instruction:
             return prompt
@@ -145,7 +146,7 @@ def strategies_from(data: Any, where: str = "strategies") -> dict[Difficulty, St
 
     Args:
         data: for instance ``{"easy": {"temperature": 0.3}}``.
-        where: what error messages call it.
+        where: its name in error messages.
 
     Raises:
         ValueError: an unknown name, or a value out of range or of another type; one line that names it.
@@ -172,7 +173,7 @@ def strategies_from(data: Any, where: str = "strategies") -> dict[Difficulty, St
 
 
 def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
-    """Read strategies from a YAML file; see `strategies.yaml` beside this module for one.
+    """Read strategies from a YAML file; see `strategies.yaml` beside this module for an example.
 
     Raises:
         ValueError: the file cannot be read or is malformed; one line that names it.
@@ -186,7 +187,7 @@ def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
     except OSError as error:
         raise UserValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserValueError(f"strategies {os.fspath(path)!r} are no YAML: {' '.join(str(error).split())}") from error
+        raise UserValueError(f"strategies {os.fspath(path)!r} are not YAML: {' '.join(str(error).split())}") from error
     return strategies_from({} if data is None else data, f"strategies {os.fspath(path)!r}")
 
 

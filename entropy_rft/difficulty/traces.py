@@ -1,4 +1,4 @@
-"""Reading traces, and the card that says what they are."""
+"""Reading traces, and writing their data set card."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SHARED = ("fingerprint", "layer", "width", "think_end_token")
 
 @dataclass(frozen=True)
 class Traces:
-    """What a model made of some questions.
+    """A model's results on some questions.
 
     Attributes:
         settings: of each directory.
         rows: one dict a question, as `collect_traces` wrote them, without the hidden state and with `question`, the id
             of the question whatever its wording.
         hidden: hidden states, (N, D) float32.
-        unscorable: questions left out because no answer of theirs could be scored.
-        uncollected: questions that the collection has not come to yet.
+        unscorable: questions left out because none of their answers could be scored.
+        uncollected: questions that are not collected yet.
         sizes: how many of the questions are of each directory, in order; all of them are of the first by default.
     """
 
@@ -70,23 +70,23 @@ class Traces:
 
     @property
     def ids(self) -> list[str]:
-        """What each question is called with its wording: its answers belong to that."""
+        """The id of each question with its wording; answers are stored under this id."""
         return [row["id"] for row in self.rows]
 
     @property
     def questions(self) -> list[str]:
-        """What each question is called however it is worded: a probe that was fitted to it knows it in any wording."""
+        """The id of each question without its wording; a probe that was fitted to it recognises it in any wording."""
         return [row.get("question", row["id"]) for row in self.rows]
 
     def among(self, known: Collection[str]) -> np.ndarray:
-        """Which questions are in `known`, (N,) bool, by either name: older probes name the wording."""
+        """Which questions are in `known`, (N,) bool, by either id: older probes store the id with the wording."""
         return np.asarray([not {*names}.isdisjoint(known) for names in zip(self.ids, self.questions, strict=True)])
 
     def notes(self) -> list[str]:
-        """What these traces lack, a line each."""
+        """What is missing from these traces, a line each."""
         lines = []
         if self.uncollected:
-            lines.append(f"note: {self.uncollected} questions are not collected yet; this is of those that are")
+            lines.append(f"note: {self.uncollected} questions are not collected yet; only the collected ones are used")
         if self.unscorable:
             lines.append(f"note: {self.unscorable} questions without an answer that could be scored are left out")
         return lines
@@ -120,8 +120,8 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
     """Read one or more directories that `probe collect` wrote, finished or not.
 
     Raises:
-        ValueError: a directory is none, is empty or corrupted, or two are the same, hold the same question, or were
-            made with different models, layers or markers; one line.
+        ValueError: a directory holds no traces, is empty or corrupted, or two are the same, hold the same question, or
+            were made with different models, layers or markers; one line.
     """
     if not directories:
         raise UserValueError("give at least one directory of traces")
@@ -148,7 +148,7 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         for row in own:
             row["question"] = wordless_id(row, options)
             if row["id"] in places:
-                # Counted twice it would make every interval too narrow.
+                # A question that is counted twice makes every interval too narrow.
                 raise UserValueError(
                     f"question {row['id']} is in {places[row['id']]!r} and in {os.fspath(directory)!r}: give each "
                     "directory and each question once"
@@ -181,7 +181,7 @@ def check_model(traces: Traces, name: str) -> None:
 
 
 def write_card(directory: Path, settings: Mapping[str, Any], done: int) -> None:
-    """The data set card; `datasets.load_dataset(directory)` finds the files by it."""
+    """The data set card; `datasets.load_dataset(directory)` uses it to find the files."""
     task = settings["task"]
     text = f"""---
 configs:
@@ -193,7 +193,8 @@ configs:
 
 # Traces of `{settings["model"]}` on {task.get("name")}
 
-How often and how surely the model answered each question, for a difficulty probe (DiffAdapt, arXiv 2510.19669).
+How often the model was right on each question and how certain it was, for a difficulty probe (DiffAdapt, arXiv
+2510.19669).
 {done} of {settings["questions"]} questions, {settings["samples"]} answers each.
 
 | setting | |
@@ -212,7 +213,7 @@ How often and how surely the model answered each question, for a difficulty prob
 
 
 def _legal_split(split: Any) -> str:
-    """A name that `datasets` takes for a split: "train[:8]" and "my split" are none."""
+    """A name that `datasets` takes for a split: "train[:8]" and "my split" are not."""
     return re.sub(r"\W+", "_", str(split or "")).strip("_") or "train"
 
 

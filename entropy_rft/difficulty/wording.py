@@ -1,4 +1,4 @@
-"""A question apart from how a task words it."""
+"""The identity of a question without the wording of its task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from entropy_rft.tasks.verifier import TAGGED
 
 
 def wordless_id(row: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """The `question_id` of a question without what a task says around it, so the same however it is asked.
+    """The `question_id` of a question without what a task says around it, so that it is the same in every wording.
 
     Left out are the `instruction` (a system message of its own) and the `answer_format` (the end of the last message)
     that a task was loaded with; see `load_task`. A prompt with neither keeps its `question_id`.

@@ -1,4 +1,4 @@
-"""How good a model is on a task, and what training did to it: evaluations, and the report that compares runs.
+"""How good a model is on a task, and how training changed it: evaluations, and the report that compares runs.
 
 The names load on first use: reading runs and writing a report needs no torch.
 """

@@ -1,4 +1,4 @@
-"""Sample a task's questions, score the completions, and sum up."""
+"""Sample a task's questions, score the completions, and summarise."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def evaluate_model(
 
 
 def _scores(groups: Sequence[tuple[Sequence[bool | None], Sequence[CompletionRecord]]], samples: int) -> Scores:
-    """Sum up the samples of some questions: what their rewards say, and their records."""
+    """Summarise the samples of some questions: their rewards and their records."""
     verdict_groups, record_groups = zip(*groups, strict=True)
     records = [record for group in record_groups for record in group]
     counts = [counted for counted in map(right_and_scored, verdict_groups) if counted[1]]

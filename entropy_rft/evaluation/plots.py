@@ -19,8 +19,8 @@ class Curve:
 
     Attributes:
         title: what the figure shows.
-        unit: what the vertical axis counts.
-        metrics: pairs of a metric's name and what the legend calls it.
+        unit: of the vertical axis.
+        metrics: pairs of a metric's name and its name in the legend.
         scale: factor on the values, 100 for a fraction shown in percent.
         zero: draw a line at 0, for a quantity whose sign matters.
     """
@@ -60,7 +60,7 @@ CURVES = (
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred moving average over about a twentieth of the points; at the ends, over those that there are."""
+    """Centred moving average over about a twentieth of the points; at the ends, over the points that exist."""
     half = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -69,7 +69,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def thinned(steps: Sequence[int], values: Sequence[float], limit: int = 800) -> tuple[list[int], list[float]]:
-    """At most about `limit` points of a long series: the lowest and the highest of each stretch, so spikes survive."""
+    """At most about `limit` points of a long series: the lowest and the highest of each interval, so that spikes stay
+    visible."""
     width = -(-2 * len(values) // limit)
     if len(values) <= limit:
         return list(steps), list(values)

@@ -1,4 +1,4 @@
-"""The report that compares training runs: one HTML file without anything outside it."""
+"""The report that compares training runs: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def evaluation_rows(runs: Sequence[Run]) -> list[_Row]:
-    """Every evaluation of every run; a run that has several names each by its file."""
+    """Every evaluation of every run; if a run has several, each is named by its file."""
     rows = []
     for index, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
         for file, evaluation in run.evaluations.items():
@@ -42,7 +42,7 @@ def evaluation_rows(runs: Sequence[Run]) -> list[_Row]:
 def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str = "Training report") -> None:
     """Write the comparison of `runs` to `path`: evaluations, curves over training, and how the recipes differ.
 
-    The page needs no network and runs no script. What a run did not record is left out and said to be missing.
+    The page needs no network and runs no script. What a run did not record is left out and listed as missing.
 
     Raises:
         ValueError: no run is given.

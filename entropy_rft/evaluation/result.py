@@ -16,7 +16,7 @@ SCHEMA = 1
 
 @dataclass(kw_only=True)
 class Scores:
-    """The numbers of one set of questions. A number that nothing was there to compute from is ``None``.
+    """The numbers of one set of questions. A number without any data is ``None``.
 
     Attributes:
         questions: how many were asked.
@@ -54,7 +54,7 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
-        """Read what `to_dict` wrote; keys it does not know are ignored.
+        """Read what `to_dict` wrote; unknown keys are ignored.
 
         Raises:
             ValueError: a field is missing.
@@ -80,7 +80,8 @@ class Evaluation(Scores):
         split: the task's split.
         samples: completions per question.
         settings: `temperature`, `top_p`, `max_tokens`, `seed` and `think_end_token`.
-        questions_digest: names the questions; evaluations with the same digest asked the same ones in the same order.
+        questions_digest: identifies the questions; evaluations with the same digest asked the same ones in the same
+            order.
         question_means: the fraction of right samples of each question in that order, ``None`` where nothing could be
             scored. It is what a paired comparison of two evaluations needs.
         by_difficulty: the scores per value of the data set's `difficulty` column (or `level`), in ascending order;
@@ -124,7 +125,7 @@ class Evaluation(Scores):
         """Write JSON; see :mod:`entropy_rft.atomic`."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # NaN is no JSON: better an error here than a file that other readers refuse.
+        # NaN is not valid JSON: an error here is better than a file that other readers reject.
         write_text(target, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
@@ -132,7 +133,7 @@ class Evaluation(Scores):
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is no evaluation; the message names the file.
+            ValueError: the file is not an evaluation; the message names the file.
             OSError: the file cannot be read.
         """
         try:
@@ -142,7 +143,7 @@ class Evaluation(Scores):
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:
-    """What JSON would make of it: text keys, no tuples."""
+    """As JSON stores it: text keys, no tuples."""
     interval = scores["avg_interval"]
     return {
         **scores,

@@ -1,4 +1,4 @@
-"""A training run as it lies on the disk."""
+"""A training run on the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEEDED = (RUN, RECIPE, METRICS)
 
 @dataclass(frozen=True)
 class Finding:
-    """What the doctor said while the run trained: its name, after which update, and the sentence."""
+    """A finding of the doctor during training: its name, after which update, and the sentence."""
 
     name: str
     step: int
@@ -47,7 +47,7 @@ class Run:
         metrics: one dict per logged step, ascending by "step"; training and `eval_` metrics of a step are in one dict.
         findings: what the doctor found, oldest first.
         evaluations: file name to evaluation: `evaluation.json` first, then every `evaluation-*.json`.
-        notes: what was odd about the files, one sentence each.
+        notes: problems in the files, one sentence each.
     """
 
     directory: Path
@@ -81,8 +81,8 @@ class Run:
 def load_run(directory: str | os.PathLike[str]) -> Run:
     """Read a run directory: `run.json`, `recipe.yaml`, `metrics.jsonl` and, if there are any, findings and evaluations.
 
-    A run that was killed and resumed may have logged a step twice: the later line wins, and what the killed part had
-    logged beyond it is dropped. Lines of `metrics.jsonl` that are no metrics, such as a half-written last one, are
+    A run that was killed and resumed may have logged a step twice: the later line is used, and what the killed part had
+    logged after it is dropped. Lines of `metrics.jsonl` that are not metrics, such as a half-written last one, are
     skipped with a note, and so is an evaluation that cannot be read.
 
     Raises:
@@ -123,7 +123,7 @@ def _read_findings(path: Path, notes: list[str]) -> list[Finding]:
             entry = json.loads(line)
             found.append(Finding(str(entry["finding"]), int(entry["step"]), str(entry["message"])))
         except (ValueError, TypeError, KeyError):
-            notes.append(f"{path.name}: a line is no finding (half written?) and is skipped")
+            notes.append(f"{path.name}: a line is not a finding (half written?) and is skipped")
     return found
 
 
@@ -166,6 +166,6 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 not_finite[key] = not_finite.get(key, 0) + 1
     if unreadable:
         where = ", ".join(map(str, unreadable[:5])) + (" and others" if len(unreadable) > 5 else "")
-        notes.append(f"{METRICS}: line {where} is no metrics entry (half written?) and is skipped")
+        notes.append(f"{METRICS}: line {where} is not a metrics entry (half written?) and is skipped")
     notes.extend(f"{METRICS}: {key} is not finite at {count} steps" for key, count in sorted(not_finite.items()))
     return [rows[step] for step in sorted(rows)]

@@ -1,4 +1,4 @@
-"""A run in a few numbers: how far it went and what moved from its start to its end."""
+"""A run in a few numbers: how far it trained and what changed from its start to its end."""
 
 from __future__ import annotations
 

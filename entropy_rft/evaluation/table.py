@@ -62,7 +62,7 @@ def _difference(first: Evaluation, other: Evaluation) -> tuple[float, float, flo
 
 
 def evaluation_table(rows: Sequence[tuple[str, Evaluation]], note: str | None = None) -> Table:
-    """What each evaluation rests on, how often the model is right, how long it thinks and how sure it is.
+    """The size of each evaluation, how often the model is right, how long it thinks and how certain it is.
 
     Args:
         rows: pairs of a name and an evaluation; each becomes a column.

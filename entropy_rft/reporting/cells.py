@@ -25,7 +25,7 @@ def lined_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]
     """A rich table of plain texts: nothing in them is read as markup."""
     table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD)
     for index, name in enumerate(header):
-        first = index == 0  # names what the line is: a long run name gives way to it, not the other way round
+        first = index == 0  # the name of the line is never wrapped; a long run name is
         table.add_column(escape(name), justify="left" if first else "right", no_wrap=first, overflow="fold")
     for line in lines:
         table.add_row(*map(escape, line))

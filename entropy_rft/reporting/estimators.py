@@ -1,4 +1,4 @@
-"""avg@k and pass@k from repeated samples of a question, and how sure the average is."""
+"""avg@k and pass@k from repeated samples of a question, and how certain the average is."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over questions.
 
-    Whole questions are drawn with replacement, since the samples of one question are alike: counting them as
+    Whole questions are drawn with replacement, since the samples of one question are similar: counting them as
     independent would make the interval far too narrow. It answers "how would another draw of questions score?".
 
     When everything is right or everything is wrong, resampling sees no spread at all; then the open end is the exact
@@ -106,7 +106,7 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """How much better `second` did than `first` on the same questions, with a bootstrap interval over questions.
 
-    Hard questions are hard for both, so the difference is known far better than either average: overlapping intervals
+    Hard questions are hard for both, so the difference is far more precise than either average: overlapping intervals
     of two averages do not mean that they are equal.
 
     Args:

@@ -10,7 +10,7 @@ _SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
-# Okabe and Ito's colours, less black and yellow, which vanish on one of the two backgrounds.
+# Okabe and Ito's colours without black and yellow, which are invisible on one of the two backgrounds.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # first and second metric of a figure
 
@@ -62,17 +62,17 @@ def new_figure() -> tuple[Any, Any]:
 
 
 def svg_text(figure: Any, salt: str, alt: str) -> str:
-    """The drawing as SVG text; `salt` makes its ids its own, `alt` says what it shows."""
+    """The drawing as SVG text; `salt` makes its ids unique, `alt` describes what it shows."""
     import matplotlib
 
-    # The salt makes the ids inside the drawing the same from one report to the next, and unlike those of other figures.
+    # The salt makes the ids inside the drawing the same in every report, and different from those of other figures.
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = ElementTree.fromstring(buffer.getvalue())
     for metadata in svg.findall(f"{{{_SVG}}}metadata"):
         svg.remove(metadata)
-    del svg.attrib["width"], svg.attrib["height"]  # the page decides on those
+    del svg.attrib["width"], svg.attrib["height"]  # the page sets them
     svg.attrib |= {"role": "img", "aria-label": alt}
     for element in svg.iter():
         for name in ("style", "fill", "stroke"):

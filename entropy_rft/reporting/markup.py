@@ -1,4 +1,4 @@
-"""Pages from templates: what they are filled with, and how. Jinja escapes every text but the drawings."""
+"""Pages from templates, and the data that fills them. Jinja escapes every text but the drawings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, whose first of a row names it; `text` aligns them left and wraps them."""
+    """Cells of text, where the first cell of a row names the row; `text` aligns them left and wraps them."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -58,7 +58,7 @@ def _environment(package: str) -> Any:
     return Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("entropy_rft.reporting")]),
         autoescape=True,
-        undefined=StrictUndefined,  # a value that a template expects and nobody gives is a mistake of ours
+        undefined=StrictUndefined,  # a value that a template expects and nobody gives is a bug
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

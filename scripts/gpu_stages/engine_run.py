@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     fields = options(arguments.device, "float32", arguments.output.with_suffix(".run"), STEPS)
-    # Adam would turn a gradient that is nothing but rounding into a step of its own.
+    # Adam would turn a gradient that is only rounding error into a full step.
     trainer = watched_trainer("clip_b", fields | {"optim": "sgd", "learning_rate": 0.05})
     trainer.train()
     accelerator = trainer.accelerator
@@ -53,7 +53,7 @@ def main() -> None:
         "logs": [log for log in trainer.state.log_history if "loss" in log],
     }
     torch.save({"result": result, "parameters": parameters(trainer.model)}, arguments.output)
-    # The interpreter's own end has no order for process groups and their users.
+    # The interpreter's normal exit does not close process groups and their users in order.
     wrapped = trainer.model_wrapped
     if hasattr(wrapped, "destroy"):
         wrapped.destroy()

@@ -22,10 +22,10 @@ from gpu_stages.recording import ROOT, Stage, child_environment
 RECIPE = ROOT / "recipes" / "tiny" / "clip_b.yaml"
 # Of a weight after two steps, between engines: sums of float32 in another order.
 SAME_WEIGHTS = 1e-5
-# DeepSpeed's operators are built here and nowhere else: a build that is ended leaves a lock, for which every later one
-# would wait for ever.
+# DeepSpeed's operators are built only here: a build that is ended leaves a lock, and every later build would wait for
+# it forever.
 EXTENSIONS = Path(tempfile.gettempdir()) / "entropy_rft-gpu_day-extensions"
-MARGIN = 6.0  # seconds before the stage's end at which a run is given up
+MARGIN = 6.0  # seconds before the stage's end at which a run is stopped
 
 
 @dataclass
@@ -82,7 +82,7 @@ def left_out(stage: Stage, engine: str) -> str | None:
 
 
 def record(stage: Stage, run: Run, masks: dict[str, Any]) -> None:
-    """What an ended run has found."""
+    """Record the results of a run that has ended."""
     code = run.process.returncode
     stage.check(f"{run.name}: ends well", code == 0, None if code == 0 else {"exit code": code, "said": run.said()})
     if code != 0:

@@ -44,7 +44,8 @@ def record_tests(stage: Stage, process: subprocess.Popen[bytes], report: Any) ->
 
 
 def identity(stage: Stage, precision: str) -> None:
-    """With the rule off the trainer is TRL's, bit for bit. TRL twice says whether TRL repeats itself here at all."""
+    """With the rule off the trainer is TRL's, bit for bit. Two runs of TRL show whether TRL itself is reproducible
+    here."""
     from gpu_stages.trainers import options, train_plain
 
     fields = options(stage.device, precision, stage.work / "identity", 2 if stage.dry_run else 3)
@@ -116,7 +117,7 @@ def rule(stage: Stage, name: str, precision: str) -> None:
 def main() -> int:
     stage = Stage()
     tests = start_tests(stage) if find_spec("triton") else None
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that products can repeat themselves
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that products are reproducible
     precisions = ("float32", "bfloat16")
     rules = [(name, precision) for precision in precisions for name in ("clip_b", "clip_v")]
     for precision in precisions:

@@ -65,7 +65,7 @@ def lacking() -> tuple[list[str], list[str]]:
     missing: set[str] = set()
     unfit: set[str] = set()
     seen: set[str] = set()
-    for need in open_needs:  # which grows
+    for need in open_needs:  # grows in the loop
         requirement = Requirement(need)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue

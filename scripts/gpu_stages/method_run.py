@@ -1,4 +1,4 @@
-"""One recipe of the stage `methods`: trains by it, and stops in good order when its time is over."""
+"""One recipe of the stage `methods`: trains by it, and stops after a complete step when its time is over."""
 
 from __future__ import annotations
 

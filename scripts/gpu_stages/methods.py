@@ -1,4 +1,4 @@
-"""Stage 5: GRPO, Clip_B and Clip_V side by side on the one GPU, long enough to see entropy fall and a rule hold it.
+"""Stage 5: GRPO, Clip_B and Clip_V side by side on the one GPU, long enough to see entropy fall and a rule keep it.
 
 The recipes are those of recipes/tiny, at a higher learning rate, at which GRPO's entropy collapses. `--model` of
 gpu_day.py names another model than the embedded one.
@@ -18,7 +18,7 @@ from gpu_stages.recording import ROOT, Stage, child_environment
 
 METHODS = ("grpo", "clip_b", "clip_v")
 LEARNING_RATE = "3e-4"
-MARGIN = 12.0  # seconds before the stage's end at which the trainings stop: a step may be under way, then they save
+MARGIN = 12.0  # seconds before the stage's end at which the trainings stop: a step may be in progress, then they save
 STEPS = 200
 # What is kept of each step.
 METRICS = (
@@ -61,7 +61,7 @@ def curve(directory: Path) -> list[dict[str, Any]]:
     """The steps that a training has logged so far."""
     file = directory / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-    entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be under way
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be incomplete
     return [{name: entry[name] for name in METRICS if name in entry} for entry in entries]
 
 
@@ -72,7 +72,7 @@ def quarter_means(entropies: list[float]) -> tuple[float, float]:
 
 
 def judge(stage: Stage, curves: dict[str, list[dict[str, Any]]]) -> None:
-    """Whether entropy falls without a rule, and whether the rules hold more of it."""
+    """Whether entropy falls without a rule, and whether the rules keep more of it."""
     means = {method: quarter_means([entry["entropy"] for entry in found]) for method, found in curves.items()}
     kept = {method: last / first for method, (first, last) in means.items()}
     rewards = {method: quarter_means([entry["reward"] for entry in found]) for method, found in curves.items()}

@@ -1,6 +1,6 @@
-"""One stage's result, on disk from its first number on.
+"""One stage's result, written to disk with its first number.
 
-The file of a stage is JSON: what the runner (gpu_day.py) knows of it (`stage`, `status`, `reason`, `seconds`,
+The file of a stage is JSON: what the runner (gpu_day.py) records (`stage`, `status`, `reason`, `seconds`,
 `environment`), and what the stage itself records: `results` by name, `checks` that must hold, and `goals`, which are
 numbers with a limit. A check that does not hold makes the stage failed; a goal that is missed is a finding.
 """
@@ -30,21 +30,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """The whole file or the one before, never half of it."""
+    """Replace the file in one step, so that it is never incomplete."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json_text(document, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 class Stage:
-    """What a stage is told, and where it puts what it finds.
+    """The arguments of a stage, and the record of its results.
 
     Args:
         argv: as the runner gives it.
 
     Attributes:
         dry_run: reduced size, on the CPU.
-        work: a directory for files that nobody needs afterwards.
+        work: a directory for files that are not needed afterwards.
         model: that the stage `methods` trains.
         engines: that the stage `engines` compares.
     """

@@ -1,4 +1,4 @@
-"""Stage 6: hidden states of questions on the GPU, and the router that takes its features from there."""
+"""Stage 6: hidden states of questions on the GPU, and the router that takes its features from the GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME_STATES = 1e-3  # of a hidden state, between the GPU and the CPU, relative t
 
 
 async def ask(source: Any, questions: list[list[int]], concurrency: int) -> tuple[list[Any], list[float]]:
-    """States and seconds of `questions`, so many at a time."""
+    """States and seconds of `questions`, `concurrency` at a time."""
     turns = asyncio.Semaphore(concurrency)
 
     async def one(ids: list[int]) -> tuple[Any, float]:

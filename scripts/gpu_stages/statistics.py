@@ -1,4 +1,4 @@
-"""Stage 2: what the token statistics cost beside TRL's kernel and the bare product, and, where too much, why."""
+"""Stage 2: what the token statistics cost beside TRL's kernel and the bare product; a profile where it is too much."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measure(stage: Stage, size: dict[str, Any], rows: list[dict[str, Any]]) -> N
     if stage.device == "cuda":
         import torch
 
-        torch.cuda.empty_cache()  # what is left free decides whether the naive way has a chance
+        torch.cuda.empty_cache()  # the free memory decides whether the naive way runs
     rows.append(row := measured(stage.device, size, [], 1 if stage.dry_run else 7, memory=not stage.dry_run))
     stage.put("rows", rows)
     for where, name, limit, kind, applies in TARGETS:
@@ -96,9 +96,9 @@ def kernels(call: Callable[[], Any], file: Path) -> dict[str, Any]:
 
 
 def seconds_of(call: Callable[[], Any], repeats: int, calls: int = 1) -> float:
-    """Of one call: the median of `repeats`, each of so many calls in a row, after one that does not count.
+    """Of one call: the median of `repeats`, each of `calls` calls in a row, after one warm-up.
 
-    A kernel that runs for less than the host's way to it (20 µs) is timed by several in a row.
+    A kernel that runs for less than its launch takes on the host (20 µs) is timed by several in a row.
     """
     import torch
 
@@ -162,7 +162,7 @@ def tiles(tokens: int, mebibytes: int) -> Iterator[None]:
 
 
 def tile_sweep(stage: Stage) -> None:
-    """The whole of it with other tiles: smaller ones stay in the cache on their way to the kernel."""
+    """The whole pass with other tiles: smaller ones stay in the cache until the kernel reads them."""
     from bench_statistics import tensors
 
     from entropy_rft.entropy.fused import Head

@@ -14,9 +14,9 @@ pipeline_tag: text-generation
 # Tiny reasoner
 
 A language model of {parameters:.2f} million parameters (Qwen3 architecture: 4 layers, width 128) that adds and
-subtracts small integers and thinks aloud while it does. It ships with `entropy_rft` so that training, evaluation and
-serving can be tried in minutes without a GPU or a network. It knows nothing else: on any other question it writes
-nonsense.
+subtracts small integers and writes its thinking before the answer. It ships with `entropy_rft` so that training,
+evaluation and serving can be tried in minutes without a GPU or a network. It can do nothing else: on any other question
+it writes nonsense.
 
     <|im_start|>user
     What is 17 + 12 - 8?<|im_end|>
@@ -29,15 +29,15 @@ nonsense.
     The answer is \\boxed{{21}}.<|im_end|>
 
 It was supervised on generated traces of the training questions of the task `arithmetic`, after a drill of single steps.
-The traces are made to leave reinforcement and adaptive inference something to do:
+The traces are made so that reinforcement and adaptive inference can improve them:
 
-- steps sometimes slip (the tens digit is off by one), later ones and subtractions more often, so longer sums are
-  harder, and by chance;
-- remarks and repeated steps fill the thinking and change no result, so it can be shortened for free. There are most of
-  them where the sum is easy or hard, fewest between: the U shape reported of large models is put here on purpose;
-- a system message may ask for something else, by the texts of `entropy_rft.tasks`. `DIRECT` writes all in one line and
-  fails after a step or two; `STOP_EARLY` is in a hurry, slips alike on all steps and soon writes the rest in one line;
-  `STEP_BY_STEP` is what it does anyway. So each of the three is the best one somewhere.
+- some steps are wrong by chance (the tens digit is off by one), later steps and subtractions more often. So longer sums
+  are harder, and their errors are random;
+- remarks and repeated steps lengthen the thinking and change no result, so the thinking can be shortened without a loss
+  of accuracy. Easy and hard sums have most of them, those between fewest: this copies the U shape of large models;
+- a system message may ask for another style, by the texts of `entropy_rft.tasks`. `DIRECT` writes all in one line and
+  is often wrong after one or two steps; `STOP_EARLY` makes the same share of errors in all steps and soon writes the
+  rest in one line; `STEP_BY_STEP` is the default style. So each of the three is the best one for some sums.
 
 ## Measured
 

@@ -1,20 +1,20 @@
-"""What the tiny reasoner learns to write: worked sums, with the slips and the chatter of a reasoning model.
+"""What the tiny reasoner learns to write: worked sums, with the errors ("slips") and the remarks of a reasoning model.
 
-Every style ends alike, `</think>` and the boxed result; they differ in the thinking:
+Every style ends in the same way, with `</think>` and the boxed result. The styles differ in the thinking:
 
 - step by step: one partial sum after another, a line each, with remarks and repeated steps between them;
-- stop early: the same in a hurry, without remarks, and after `EARLY_STEPS` steps the rest in one line;
-- direct: all of it in one line, at once.
+- stop early: the same without remarks, and after `EARLY_STEPS` steps the rest in one line;
+- direct: all steps in one line.
 
-A remark or a repeated step never changes a result, so reinforcement can drop it for free. A slip does change it: the
-carry goes wrong and the tens digit is off by one. Careful steps slip the more often the later they come, and more often
-where something is taken away; hurried ones all alike; a direct line is right about a step or two and then guesses. So a
-longer sum is harder, the errors are chance rather than ignorance, reinforcement can remove them too, and each of the
-three styles is the best one somewhere.
+A remark or a repeated step never changes a result, so reinforcement can remove it without a loss of accuracy. A slip
+does change it: the carry is wrong and the tens digit is off by one. A step of the first style slips more often the
+later it comes, and more often in a subtraction. Steps of the second style all slip with the same chance. A direct line
+is mostly right for one or two steps, and often wrong after them. So a longer sum is harder. The errors are random, so
+reinforcement can remove them too. Each of the three styles is the best one for some sums.
 
-How much a careful sum is remarked upon depends on how likely it is to end well: the easy ones are talked to death, the
-hard ones are fretted over, those between are worked off. That is the U shape of reasoning models (arXiv 2510.19669),
-put here on purpose, so that what reads it has something to read.
+The number of remarks on a step-by-step sum depends on its chance to be right: easy and hard sums get many remarks,
+those between get few. That is the U shape of reasoning models (arXiv 2510.19669), made on purpose, so that the probe
+and the figures have something to measure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIRECT_SLIPS = (0.0, 0.12, 0.5, 0.65, 0.7, 0.7)
 
 _SUBTRACTION, _ADDITION = 1.8, 0.2  # a careful step's chance of a slip is multiplied by this
 _HIGHEST = 0.48
-_EASY, _HARD = 0.92, 0.55  # chances to end well
+_EASY, _HARD = 0.92, 0.55  # chances of a right result
 _CHATTER = {"easy": 0.65, "normal": 0.12, "hard": 0.68}
 _MAX_REMARKS = 2  # after one step
 _OPENINGS = (
@@ -69,7 +69,7 @@ _HURRIES = ("This is getting long.", "Enough, the rest at once.", "I should stop
 
 
 def drill(rng: random.Random, count: int = 12) -> str:
-    """`count` unrelated steps, a line each: the sums of two that all worked sums are made of."""
+    """`count` unrelated steps, a line each: the sums of two numbers that all worked sums consist of."""
     lines = []
     for _ in range(count):
         total = rng.randint(1, MAX_SUM)
@@ -155,10 +155,10 @@ def _chain(terms: Sequence[int], results: Sequence[int]) -> str:
 
 
 def _slip(total: int, terms: Sequence[int]) -> int:
-    """The sum of `total` and the first of `terms` with the carry (or borrow) forgotten, or made where there is none.
+    """The sum of `total` and the first of `terms` with the carry (or borrow) omitted, or added where there is none.
 
-    The other terms follow, and a slip must not lead them out of the range that the model knows; failing both ways of
-    going wrong the sum is right.
+    The other terms follow, and a slip must not lead them out of the range that the model has learned. If both kinds of
+    slip would do so, the sum is right.
     """
     term = terms[0]
     units = total % 10 + abs(term) % 10 if term > 0 else total % 10 - abs(term) % 10

@@ -80,7 +80,7 @@ def make_tokenizer(seed: int) -> Any:
     for _ in range(_TOKENIZER_TRACES):
         prompt, answer = next(stream)
         texts += [message["content"] for message in prompt]
-        # The markers are tokens of their own and must not leave their letters among the merges.
+        # The markers are tokens of their own, so their letters must not be part of the merges.
         texts += answer.replace("</think>", "<think>").split("<think>")
     return build_tokenizer(texts, VOCAB_SIZE, MAX_POSITIONS)
 
@@ -109,7 +109,7 @@ def make_model(tokenizer: Any, seed: int) -> Any:
 
 
 def drills(tokenizer: Any, recipe: ModelSettings) -> Iterator[Batch]:
-    """Endless batches of unrelated steps; only the results have labels, since the rest is chance."""
+    """Endless batches of unrelated steps; only the results have labels, since the rest is random."""
     rng = random.Random(f"drills/{recipe.seed}")
     equals, *digits = tokenizer.convert_tokens_to_ids(["=", *"0123456789"])
     while True:
@@ -207,9 +207,9 @@ def make(output: Path, recipe: ModelSettings, questions: int = 600, command: str
 
     Args:
         output: a directory, created if needed; files of an earlier model are overwritten.
-        recipe: seed, steps and the like.
+        recipe: seed, steps and so on.
         questions: how many of the test split the accuracy is measured on, with and without each instruction.
-        command: what was typed, for the record.
+        command: the command line, stored in the provenance.
     """
     start = time.perf_counter()
     tokenizer = make_tokenizer(recipe.seed)
@@ -232,7 +232,7 @@ def make(output: Path, recipe: ModelSettings, questions: int = 600, command: str
     tokenizer.save_pretrained(output)
     write_text(output / "provenance.json", json_text(provenance, indent=2) + "\n")
     for file in output.iterdir():
-        file.chmod(0o644)  # safetensors writes its file for the owner alone
+        file.chmod(0o644)  # safetensors makes its file readable by its owner only
     write_text(output / "README.md", model_card(provenance))
     return provenance
 

@@ -1,4 +1,4 @@
-"""Make the tiny probe: tells how hard a sum is for the tiny reasoner, from its hidden state of the question.
+"""Make the tiny probe: it predicts how hard a sum is for the tiny reasoner, from its hidden state of the question.
 
 Traces of the training split make the labels and the weights; how many tokens each strategy's answers have is measured
 on the validation split. The test split is not touched.
@@ -47,10 +47,10 @@ def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, An
     Args:
         output: a directory, created if needed; files of an earlier probe are overwritten.
         recipe: sizes and the seed.
-        command: what was typed, for the record.
+        command: the command line, stored in the provenance.
 
     Raises:
-        ValueError: the model cannot be loaded, or its answers are too much alike for three classes.
+        ValueError: the model cannot be loaded, or its answers are too similar for three classes.
     """
     from entropy_rft.difficulty import load_traces, train_probe
     from entropy_rft.sampling import load_model_and_tokenizer

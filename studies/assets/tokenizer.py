@@ -1,4 +1,4 @@
-"""The tiny reasoner's tokenizer: byte-level BPE, digits one by one, so that any text at all can be encoded."""
+"""The tiny reasoner's tokenizer: byte-level BPE, digits one by one, so that any text can be encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On-policy batches with GRPO's advantages, flattened to their tokens, for looking at a single step."""
+"""On-policy batches with GRPO's advantages, flattened to their tokens, to study a single step."""
 
 from __future__ import annotations
 

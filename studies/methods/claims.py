@@ -13,7 +13,7 @@ from studies.methods.compare import Estimate, Group, Quantity, difference, propo
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
 MARGIN = 0.01  # of avg@k: "not lower" and "within a point" allow this much
-KEPT = 1.1  # times PEAR's thinking is still its shorter thinking
+KEPT = 1.1  # up to this many times PEAR's thinking counts as its shorter thinking
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Holds when it does at both ends of the interval, does not when it does at neither."""
+        """Holds when it holds at both ends of the interval, does not hold when it holds at neither end."""
         low, high = self.estimate.low, self.estimate.high
         if not low <= high:  # NaN
             return UNDECIDED
@@ -56,8 +56,8 @@ class Claim:
     """A claim holds when all its checks do, and does not hold when one of them does not.
 
     Attributes:
-        missing: the methods, or points of a sweep, that it speaks of and that are not measured; without them it can
-            fail, but not hold.
+        missing: the methods, or points of a sweep, that it needs and that are not measured; without them it can fail,
+            but not hold.
     """
 
     number: int
@@ -88,7 +88,7 @@ Sweeps = Mapping[str, Mapping[float, Group]]
 
 
 def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float]]) -> list[Claim]:
-    """All six.
+    """Judge all six claims.
 
     Args:
         groups: method (and ``start``) to its runs, as far as they are measured.

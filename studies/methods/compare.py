@@ -113,11 +113,10 @@ def estimate(
 ) -> Estimate:
     """``combine(*values)`` of quantities over the same seeds and questions, which are taken together.
 
-    The interval speaks of other seeds and of other questions. The runs of a seed are compared with each other, and
-    these few comparisons are spread like Student's t; the spread over questions is that of drawing them anew with
-    replacement, the same ones for all runs. The two variances are added. (Drawing three seeds with replacement, as is
-    often done, never leaves their range: such "95 %" hold three times in four.) With one seed the interval is of
-    questions alone.
+    The interval covers other seeds and other questions. The runs of a seed are compared with each other, and these few
+    comparisons follow Student's t. The spread over questions is that of resampling them with replacement, the same ones
+    for all runs. The two variances are added. (Drawing three seeds with replacement, as is often done, never leaves
+    their range: such a "95 %" interval holds three times in four.) With one seed the interval is of questions alone.
 
     Args:
         combine: from arrays, one of each quantity, to an array, value by value.

@@ -40,11 +40,11 @@ def study_models(
         directory: of everything that is made, one directory a model.
         batch_size: completions at a time.
         device: "cpu" or "cuda".
-        log: is told what is being done.
+        log: called with each line of progress.
 
     Returns:
         Plain JSON values: for each model ``u_shape`` (of :func:`u_shape`), ``levels``, ``policies`` and the rest of
-        what the seeds are pooled to; or ``impossible``, the reason why its answers make no probe.
+        the pooled results of the seeds; or ``impossible``, the reason why no probe can be made from its answers.
 
     Raises:
         ValueError: anything else, such as a model or a file that cannot be read, or a directory of other settings.
@@ -59,7 +59,7 @@ def study_models(
         study = ProbeStudy(directory / name, replace(settings, model=str(source)), model, tokenizer, sampler, log)
         try:
             runs = {seed: study.run(seed) for seed in seeds}
-        except NoProbeError as error:  # that, too, is a result, as no other error is
+        except NoProbeError as error:  # this is a result too; any other error is not
             log(f"{name}: {error}")
             found[name] = {"impossible": str(error)}
             continue
@@ -72,7 +72,7 @@ def study_models(
 
 
 def trained_models(plan: Plan, results: Results, work_dir: Path, seed: int) -> dict[str, str]:
-    """The start, and the models that the study of methods left of one seed; those that are not there are left out."""
+    """The start, and the models that the study of methods saved for one seed; models that do not exist are left out."""
     found = {"start": str(plan.model.get("name") or work_dir / "model")}
     for method, choice in Search(plan, results).choices.items():
         for spec in plan.mains(method, choice):
@@ -87,9 +87,9 @@ def u_shape(traces: Sequence[Traces]) -> dict[str, Any]:
 
     ``fall`` is the easiest level's mean entropy less the lowest of those between, ``rise`` the hardest level's less the
     same; nats, each with a 95 % interval from a bootstrap over the questions of each level. Which level is the lowest
-    is asked anew in each draw. ``depth`` is the smaller of the two over the end that it is measured from. The verdict
-    is U when both intervals are above 0, no U when one is below, and undecided otherwise; no U also with fewer than
-    three levels.
+    is determined again in each draw. ``depth`` is the smaller of the two over the end that it is measured from. The
+    verdict is U when both intervals are above 0, no U when one is below, and undecided otherwise; no U also with fewer
+    than three levels.
     """
     by_question: dict[str, dict[str, list[float]]] = {}
     for own in traces:
@@ -163,7 +163,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _oracle(models: Mapping[str, Any]) -> str:
-    """What the oracle was when these were measured; results of earlier versions, which chose otherwise, do not say."""
+    """The oracle's rule when these were measured; results of earlier versions, which had another rule, do not contain
+    it."""
     definition = next(iter(models.values())).get("oracle")
     return f" (the oracle takes {definition})" if definition else ""
 

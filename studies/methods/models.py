@@ -1,4 +1,4 @@
-"""Models of other sizes, made from scratch by the maker of the tiny reasoner: its tokenizer, lessons and training."""
+"""Models of other sizes, made from scratch by the maker of the tiny reasoner: its tokenizer, texts and training."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def make_model(output: Path, options: Mapping[str, Any], device: str | None = No
     def to_device(module: Any, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
 
-    hook = model.register_forward_pre_hook(to_device, with_kwargs=True)  # the lessons are made on the CPU
+    hook = model.register_forward_pre_hook(to_device, with_kwargs=True)  # the batches are made on the CPU
     recipe = make.ModelSettings(
         seed=size.seed,
         drill_steps=size.drill_steps,
@@ -101,7 +101,8 @@ def make_model(output: Path, options: Mapping[str, Any], device: str | None = No
 
 
 def identified(plan: Plan) -> Plan:
-    """The plan with its model's weights named by their digest, so that results of other weights are not taken for its.
+    """The plan with its model's weights named by their digest, so that results of other weights are not mistaken for
+    its results.
 
     A model that the plan says how to make is named by that.
 

@@ -25,11 +25,11 @@ class Method:
     """One way to train.
 
     Attributes:
-        title: what tables call it.
-        aim: by what its trials are compared, see :func:`~studies.methods.search.choose`.
+        title: its name in tables.
+        aim: the criterion to compare its trials by, see :func:`~studies.methods.search.choose`.
         fields: of a recipe, over the study's own.
         trials: fields of each trial, over `fields`; the first method's are for all methods.
-        builds_on: a method before it, whose choice it takes over, so that the two differ by what this one adds.
+        builds_on: a method before it, whose choice it uses too, so that the two differ only by what this one adds.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Which questions a model is asked, and how."""
+    """The questions for a measurement, and the settings of the sampling."""
 
     split: str
     questions: int
@@ -63,7 +63,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run, whole: with the model of `model`, these `fields` make a recipe. Two with one digest are one run.
+    """One complete run: with the model of `model`, these `fields` make a recipe. Two with the same digest are the same
+    run.
 
     Attributes:
         name: stem of its file of results.
@@ -84,7 +85,7 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        """Names what decides the numbers; not the name, nor what it is for."""
+        """Identifies everything that changes the numbers; not the name or the kind."""
         own = {"seed": self.seed, "steps": self.steps, "fields": dict(self.fields), "model": dict(self.model)}
         own["measurement"] = vars(self.measurement)
         return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -97,7 +98,7 @@ class RunSpec:
 
     @property
     def completions(self) -> int:
-        """Sampled in all, for training and measuring: what most of the time goes into."""
+        """Sampled in all, for training and measuring; they take most of the time."""
         trained = self.steps * self.batch // int(self.fields.get("num_iterations", 1))
         return trained + self.measurement.questions * self.measurement.samples
 
@@ -118,7 +119,7 @@ class Plan:
 
     Attributes:
         name: of the study.
-        model: ``{"name": ...}`` of a model that is there, or ``{"make": {...}}`` with the arguments of the maker.
+        model: ``{"name": ...}`` of an existing model, or ``{"make": {...}}`` with the arguments of the maker.
         methods: by name; the first is the one that all others are compared with, and its choice is for all.
         fields: of the recipe, of all runs.
         steps: optimisation steps of a main run.
@@ -173,7 +174,7 @@ class Plan:
             )
         every = int(self.fields.get("num_iterations", 1))
         if int(self.fields.get("save_steps", every)) % every:
-            # A run that goes on inside a generation samples it anew: other weights, and curves of another length.
+            # A run that resumes within a generation samples it again: other weights, and curves of another length.
             raise UserValueError(
                 f"study {self.name!r}: save_steps must be a multiple of num_iterations = {every}, "
                 f"got {self.fields['save_steps']}"
@@ -197,7 +198,7 @@ class Plan:
         kept = dict(self.methods)
         if names is not None:
             wanted = [self.baseline, *names]
-            for name in wanted:  # grows by what is built on
+            for name in wanted:  # grows by the methods that these build on
                 if name not in self.methods:
                     raise UserValueError(f"unknown method {name!r}{did_you_mean(name, list(self.methods))}")
                 if (base := self.methods[name].builds_on) is not None:
@@ -210,7 +211,7 @@ class Plan:
     # --- runs -----------------------------------------------------------------------------------------------------
 
     def starts(self) -> list[RunSpec]:
-        """The model as it is, asked the test questions once a seed."""
+        """The model before training, measured on the test questions once a seed."""
         return [self._spec(START, "start", "start", seed, 0, {}, self.test) for seed in self.seeds]
 
     def trials(self, method: str, shared: Mapping[str, Any]) -> list[RunSpec]:
@@ -253,10 +254,11 @@ class Plan:
         own: Mapping[str, Any],
         measurement: Measurement,
     ) -> RunSpec:
-        # Of each run's own seed, so that the sampling of two runs of a pair is alike and of two seeds is not.
+        # The sampling seed depends on the run's seed: it is the same for two runs of a pair, and differs between two
+        # seeds.
         asked = Measurement(**{**vars(measurement), "seed": measurement.seed + seed})
         everything = {**self.fields, **own}
-        if not steps:  # nothing is trained, but the questions are those of the others
+        if not steps:  # nothing is trained, but the questions are the same
             everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
         title = "start" if kind == START else self.methods[method].title
         return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)

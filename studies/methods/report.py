@@ -20,7 +20,7 @@ from studies.methods.plan import Plan, RunSpec
 from studies.methods.results import Results, RunResult, write_json
 from studies.methods.search import Search, all_runs
 
-_LAST = 0.1  # the share of the logged steps that a curve's end is the mean of
+_LAST = 0.1  # share of the logged steps; a curve's end is their mean
 
 
 def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, dict[float, Group]], Search]:
@@ -77,10 +77,10 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
 
 
 def finished_runs(plan: Plan, results: Results, search: Search) -> list[RunResult]:
-    """Every run of the study that is there: the start, trials, methods and sweeps."""
+    """Every finished run of the study: the start, trials, methods and sweeps."""
     found = []
     for spec in all_runs(plan, search):
-        with suppress(ValueError):  # a guess at a choice that fell otherwise
+        with suppress(ValueError):  # the search chose otherwise than was assumed here
             found.append(results.get(spec.name, spec.digest))
     return [run for run in found if run is not None]
 
@@ -224,7 +224,8 @@ def entropy_at(run: RunResult, accuracy: float) -> float | None:
 
 
 def _matched_lines(groups: Mapping[str, Group]) -> list[str]:
-    """A method that learns more slowly has more entropy for that alone: here it is compared at equal accuracy."""
+    """A method that learns more slowly has more entropy for that reason alone: here methods are compared at equal
+    accuracy."""
     found = {
         name: [[entropy_at(run, accuracy) for run in group.runs] for accuracy in _REACHED]
         for name, group in groups.items()
@@ -264,7 +265,7 @@ def _search_lines(plan: Plan, search: Search) -> list[str]:
 
 
 def _aim(record: Mapping[str, Any]) -> str:
-    """By what a method's trial was chosen, and of which."""
+    """The criterion by which a method's trial was chosen, and among which trials."""
     needed = record["accuracy_needed"]
     if needed is None:
         return str(record["aim"])
@@ -315,7 +316,7 @@ def difficulty_figure(groups: Mapping[str, Group], titles: Mapping[str, str], pa
         for place, own, scale in zip(axes, quantities, (100, 100, 1), strict=True):
             values = scale * np.asarray([quantity.by_seed() for quantity in own])
             spread = [values.mean(1) - values.min(1), values.max(1) - values.mean(1)]
-            shift = 0.06 * (index - len(groups) / 2)  # so that the bars stand side by side
+            shift = 0.06 * (index - len(groups) / 2)  # so that the bars are side by side
             place.errorbar(
                 np.arange(len(levels)) + shift, values.mean(1), yerr=spread, fmt="o", label=titles[name], capsize=2,
                 markersize=3, linewidth=1.2, **look,

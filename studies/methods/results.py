@@ -1,4 +1,4 @@
-"""What a finished run leaves for the analysis: one small JSON file, which alone says that it is finished."""
+"""What a finished run leaves for the analysis: one small JSON file. Only this file shows that it is finished."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class RunResult:
         digest: of the spec.
         curves: metric to ``{"steps": [...], "values": [...]}``, as it was logged.
         questions: column to one value a question, in the order they were asked: ``difficulty``, and sums over the
-            question's samples of ``correct``, ``scored`` (of how many that can be said), ``tokens``, ``thinking``,
+            question's samples of ``correct``, ``scored`` (samples that could be scored), ``tokens``, ``thinking``,
             ``answer``, ``truncated``, ``marker_missing`` (completions) and ``entropy``, ``entropy_thinking``,
             ``entropy_answer`` (nats).
         samples: of each question.
-        questions_digest: names the questions.
+        questions_digest: identifies the questions.
         about: seconds, device, versions, machine.
     """
 
@@ -43,7 +43,7 @@ class RunResult:
 
     def column(self, name: str) -> np.ndarray:
         """(questions,) float64."""
-        if name == "scored" and name not in self.questions:  # before there was such a column all were
+        if name == "scored" and name not in self.questions:  # older files lack it: all were scored
             return np.full(len(self.questions["correct"]), float(self.samples))
         return np.asarray(self.questions[name], dtype=np.float64)
 
@@ -57,7 +57,7 @@ class RunResult:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is none; the message names it.
+            ValueError: the file is not a run's result; the message names it.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

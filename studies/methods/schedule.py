@@ -1,4 +1,4 @@
-"""Runs the runs of a study, several at once, each in a process of its own, and shows how far they are."""
+"""Execute the runs of a study, several at once, each in a process of its own, and show their progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _POLL = 0.5
 
 @dataclass
 class Worker:
-    """A run under way."""
+    """A run in progress."""
 
     spec: RunSpec
     process: subprocess.Popen[bytes]
@@ -47,7 +47,7 @@ class Worker:
 
 
 class Scheduler:
-    """Works a study off.
+    """Executes a study.
 
     Args:
         plan: with its model identified.
@@ -59,7 +59,7 @@ class Scheduler:
         time_limit: seconds; no run is started that would probably end later. None: no limit.
 
     Attributes:
-        failed: name to the last line that the run said.
+        failed: name to the last line that the run printed.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Scheduler:
         self._workers: list[Worker] = []
         self._started = time.monotonic()
         self._out_of_time = False
-        self._status: Status | None = None  # counted anew when a run has ended
+        self._status: Status | None = None  # computed again when a run has ended
 
     def run(self) -> bool:
-        """Until nothing is due, or time is up; whether the whole study is finished.
+        """Run until nothing is due or the time limit is reached; returns whether the whole study is finished.
 
-        On Ctrl-C, or any error, the runs under way are ended; they go on from their last checkpoint next time.
+        On Ctrl-C, or any error, the runs in progress are ended; the next call resumes them from their last checkpoint.
 
         Raises:
             ValueError: another process works on the same directory.
@@ -100,7 +100,7 @@ class Scheduler:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Two of the same study would train in the same directories."""
+        """Allow one process per study: two would train in the same directories."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.work_dir / ".lock")
         try:
@@ -141,7 +141,7 @@ class Scheduler:
             for spec in waiting[:free]:
                 if not self._fits(spec):
                     self._out_of_time = True
-                    self.console.print(f"time is up: {spec.name} and what follows are left for the next time")
+                    self.console.print(f"time limit reached: {spec.name} and the later runs are left for the next call")
                     break
                 self._start(spec, bars)
         self._show(bars, whole)
@@ -153,7 +153,7 @@ class Scheduler:
         return time.monotonic() - self._started + seconds_of([spec], self.results) <= self.time_limit
 
     def _start(self, spec: RunSpec, bars: Progress) -> None:
-        # The digest keeps a run from going on from the checkpoints of one with other settings.
+        # The digest prevents a run from resuming from the checkpoints of one with other settings.
         directory = self.work_dir / "runs" / f"{spec.name}-{spec.digest[:8]}"
         job, log = directory.with_suffix(".job.json"), directory.with_suffix(".log")
         result = self.results.path(spec.name)
@@ -185,7 +185,7 @@ class Scheduler:
             return
         lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
         self.failed[name] = next((line for line in reversed(lines) if line.strip()), "no output")
-        self.console.print(f"{name}: failed: {self.failed[name]} (all of it in {worker.log})", highlight=False)
+        self.console.print(f"{name}: failed: {self.failed[name]} (full log: {worker.log})", highlight=False)
 
     def _show(self, bars: Progress, whole: TaskID) -> None:
         if not bars.disable:
@@ -217,7 +217,7 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is; seconds are estimates, of one run after another."""
+    """The progress of a study; seconds are estimates, of one run after another."""
 
     runs: list[tuple[RunSpec, bool]]
     seconds_left: float
@@ -225,7 +225,7 @@ class Status:
 
     @classmethod
     def of(cls, plan: Plan, results: Results) -> Status:
-        """As far as the searches are over, their choices are known; the runs are counted all the same."""
+        """The choices of finished searches are known; the runs of the others are counted too."""
         due, search = runs_due(plan, results)
         runs = all_runs(plan, search)
         finished = {spec.digest for spec in runs if _is_there(spec, results)}
@@ -247,7 +247,7 @@ class Status:
 def _is_there(spec: RunSpec, results: Results) -> bool:
     try:
         return results.get(spec.name, spec.digest) is not None
-    except ValueError:  # a guess at a choice that fell otherwise
+    except ValueError:  # the search chose otherwise than was assumed here
         return False
 
 
@@ -258,7 +258,7 @@ def seconds_of(specs: list[RunSpec], results: Results) -> float:
 
 
 def status_lines(plan: Plan, results: Results, jobs: int) -> list[str]:
-    """What ``--list`` says."""
+    """What ``--list`` prints."""
     status = Status.of(plan, results)
     lines = [f"{'done' if done else 'left':4}  {spec.kind:5}  {spec.name}" for spec, done in status.runs]
     left = duration(status.seconds_left / jobs)
@@ -270,7 +270,7 @@ def prepare_model(plan: Plan, work_dir: Path, say: Callable[[str], None] = print
     """The directory or name of the model; one that the plan says how to make is made, once.
 
     Raises:
-        ValueError: the model that lies there was made otherwise.
+        ValueError: the existing model was made with other settings.
     """
     if "make" not in plan.model:
         return str(plan.model["name"])

@@ -41,7 +41,8 @@ class Search:
     """The searches of a study, as far as their trials are finished.
 
     Attributes:
-        choices: method to the fields that were chosen for it (the shared ones among them), where its search is over.
+        choices: method to the fields that were chosen for it (the shared ones among them), where its search is
+            finished.
         record: method to its trials, their scores and the choice, for the results.
     """
 
@@ -85,7 +86,7 @@ def runs_due(plan: Plan, results: Results) -> tuple[list[RunSpec], Search]:
     """The runs that can be started now and are not finished, the most wanted first, and the searches."""
     search = Search(plan, results)
     wanted = [*search.due, *plan.starts()]
-    # Seed by seed, so that a study that was broken off has something to compare.
+    # Seed by seed, so that an interrupted study has something to compare.
     mains = [plan.mains(name, choice) for name, choice in search.choices.items()]
     wanted += [spec for same_seed in zip(*mains, strict=True) for spec in same_seed]
     for name, sweep in plan.sweeps.items():
@@ -97,9 +98,9 @@ def runs_due(plan: Plan, results: Results) -> tuple[list[RunSpec], Search]:
 
 
 def all_runs(plan: Plan, search: Search) -> list[RunSpec]:
-    """Every run of the study; while a search is going on, with its first trial in place of its choice.
+    """Every run of the study; while a search is not finished, its first trial is used instead of its choice.
 
-    Good for counting and for estimating the time, not for running.
+    Use it to count the runs and to estimate the time, not to execute them.
     """
     shared = dict(plan.methods[plan.baseline].trials[0]) if plan.methods[plan.baseline].trials else {}
     shared = search.choices.get(plan.baseline, shared)

@@ -1,4 +1,4 @@
-"""The first-order entropy change held against the real one, on a model's own distributions, in float64.
+"""The first-order entropy change compared with the real one, on a model's own distributions, in float64.
 
 Three statements, each weaker than the one before:
 
@@ -6,11 +6,13 @@ Three statements, each weaker than the one before:
   first order. Nothing is shared between tokens.
 - ``parameters``: a step ``δθ`` on the policy loss changes the entropy of token t by ``∇H_t · δθ`` to first order,
   whatever the step is. It is computed by forward-mode differentiation.
-- ``shared``: what the paper's formula, token by token, says of the real change under a step of the parameters, in which
-  every token moves every other one's logits. Nothing guarantees a slope or a correlation here: they are reported.
+- ``shared``: how well the paper's formula, token by token, predicts the real change under a step of the parameters, in
+  which every token changes the logits of every other token. Nothing guarantees a slope or a correlation here: they are
+  reported.
 
 Plain SGD makes a step in proportion to the gradient, so that ``α`` is defined. Adam's first step is
-``-lr · g / (|g| + ε)``: another direction, in which each parameter moves by the learning rate whatever its gradient.
+``-lr · g / (|g| + ε)``: another direction, in which each parameter moves by the learning rate, independent of its
+gradient.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ def _per_token(split: dict[str, dict[str, float]], tokens: int) -> dict[str, dic
 def order_of(rates: Sequence[float], errors: Sequence[float]) -> float | None:
     """The power of the rate by which the error shrinks: the slope in log-log of the smaller half of the rates.
 
-    Errors at float64's own rounding (below 1e-14 nats) say nothing and are left out; None with fewer than two left.
+    Errors at float64's own rounding (below 1e-14 nats) have no information and are left out; None with fewer than two
+    left.
     """
     points = sorted((r, e) for r, e in zip(rates, errors, strict=True) if e > 1e-14)
     points = points[: max(2, -(-len(points) // 2))]
@@ -183,7 +186,7 @@ def study(settings: TheorySettings, model: Any, tokenizer: Any, progress: bool =
 
     Args:
         settings: what is sampled and how far it is moved.
-        model, tokenizer: of the name in the settings; the model is left as it is.
+        model, tokenizer: of the name in the settings; the model is not changed.
         progress: show a bar, on a terminal.
     """
     batches = sample_batches(settings, model, tokenizer, progress)

@@ -1,7 +1,7 @@
 """One run of a study in a process of its own: ``python -m studies.methods.worker SPEC.json``.
 
-It trains (going on from the last complete checkpoint of an attempt that was cut short), measures, and writes the result
-last of all. Then the checkpoints go; the trained model stays.
+It trains (resuming from the last complete checkpoint of an interrupted attempt), measures, and writes the result last.
+Then it deletes the checkpoints and keeps the trained model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from entropy_rft.run_files import CHECKPOINT, METRICS
 from studies.methods.plan import RunSpec
 from studies.methods.results import RunResult
 
-# Metrics that the figures and claims read, with the names that a result knows them by.
+# Metrics that the figures and claims read, with their names in a result.
 CURVES = {
     "reward": "reward",
     "rewards/reasoning_accuracy_reward/mean": "accuracy",
@@ -129,7 +129,7 @@ def read_curves(metrics: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def _seconds(metrics: Path) -> float:
-    """Of the training, over all its attempts: the log goes on where the run does."""
+    """Of the training, over all its attempts: a resumed run continues the log."""
     last = metrics.read_text(encoding="utf-8").splitlines()[-1]
     return float(json.loads(last)["time"])
 
@@ -193,7 +193,8 @@ def _cpu_name() -> str:
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after the one that started it, however that ended: two must never work on one run."""
+    """End this process soon after the one that started it, for whatever reason that ended: two must never work on one
+    run."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -71,4 +71,4 @@ def test_a_study_that_is_broken_off(study: Callable[..., str], tmp_path: Path) -
     assert again["pooled"] == written["pooled"]
 
     other = study("--max_tokens", "121", expected=2).splitlines()[-1]
-    assert "was begun with max_tokens = 120, not 121: give another directory" in other
+    assert "was started with max_tokens = 120, not 121: give another directory" in other

@@ -68,8 +68,8 @@ def launcher(engine: str, directory: Path, zero: Mapping[str, Any] | None = None
 
 def launch(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end; a failure shows what the processes said."""
-    # `use_cpu` in the training arguments is enough. ACCELERATE_USE_CPU=1 beside it would make accelerate forget
-    # DeepSpeed without a word, and train by DDP.
+    # `use_cpu` in the training arguments is enough. ACCELERATE_USE_CPU=1 beside it would make accelerate silently
+    # ignore DeepSpeed, and train by DDP.
     environment = os.environ | {
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])]),
@@ -89,6 +89,6 @@ def launch(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str
 
 
 def needs_deepspeed() -> None:
-    """Skip the test where DeepSpeed is not installed; importing it here would set up its accelerator for nothing."""
+    """Skip the test where DeepSpeed is not installed; importing it here would set up its accelerator without need."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")

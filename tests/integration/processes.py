@@ -1,4 +1,4 @@
-"""Servers as processes of their own: start one, wait until it answers, and end it whatever happens."""
+"""Servers as processes of their own: start one, wait until it answers, and end it in every case."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ServerProcess:
             assert self.process.poll() is None, self.said()
             with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self.url + self._ready, timeout=5):
                 return
-            time.sleep(0.05)  # a server announces itself nowhere else
+            time.sleep(0.05)  # a server has no other signal that it is ready
         raise AssertionError(f"no answer from {self.url}{self._ready} in {limit} s\n{self.said()}")
 
     def kill(self) -> None:

@@ -1,6 +1,6 @@
 """Every rule with settings under which it drops some tokens of a small batch: what the tests over all rules run.
 
-A new rule is in it by being in `RULES`.
+A new rule is included when it is in `RULES`.
 """
 
 from __future__ import annotations

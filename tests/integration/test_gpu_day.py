@@ -145,7 +145,7 @@ def test_a_run_that_is_told_to_stop_ends_its_stage_and_keeps_what_it_has(tmp_pat
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 143, errors
     document = found(tmp_path, 1, "hangs")
-    assert (document["status"], document["reason"]) == ("interrupted", "the run was told to stop")
+    assert (document["status"], document["reason"]) == ("interrupted", "the run was stopped by a signal")
     assert not any(alive(pid) for pid in document["results"]["processes"])
     assert not (tmp_path / "2-next.json").exists()
 

@@ -142,7 +142,7 @@ def test_an_unfinished_collection_is_named_and_its_answers_stay(place: Path, tra
     evaluate = (*evaluate, "--chunk_size", 1, "--output_dir", "early")
     probe("collect", *COLLECT, *flags, "--num_shards", 2, "--shard", 1, cwd=place)
     out, _ = probe(*evaluate, cwd=place)
-    assert "note: 2 questions are not collected yet; this is of those that are\n" in out
+    assert "note: 2 questions are not collected yet; only the collected ones are used\n" in out
     found = json.loads((place / "early" / "evaluation.json").read_text())
     assert (found["questions"], found["left_out"]["uncollected"]) == (2, 2)
     assert "2 that are not collected yet" in (place / "early" / "report.html").read_text()
@@ -209,7 +209,7 @@ def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:
     assert [row["answer_tokens"] for row in rows] == [[3, 3, 3]] * 5
     assert len({row["entropy"] for row in rows}) == 5
     _, err = probe("collect", *flags, "--output_dir", "served", cwd=place, expected=2)
-    assert "was begun with sampler = 'openai', not 'transformers'" in err
+    assert "was started with sampler = 'openai', not 'transformers'" in err
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real questions are not at {DATA}")
@@ -247,7 +247,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*NEW, "--task_option", "path=x"), "'path' is not an option of a task"),
         ((*NEW, "--url", "here:8000"), "url must start with http:// or https://, got 'here:8000'"),
         ((*NEW, "--url", "http://127.0.0.1:1", "--vllm"), "--url and --vllm exclude each other"),
-        ((*NEW[:-1], "train"), "was begun with"),
+        ((*NEW[:-1], "train"), "was started with"),
         (("train", "--traces", "nowhere", "--output_dir", "x"), "'nowhere' has no settings.json"),
         ((*TRAIN, "--thresholds", 2, 0.3, 0.4), "accuracy_normal must be at least 0 and at most 1, got 2.0"),
         ((*TRAIN, "--strategies", "none.yaml"), "strategies 'none.yaml' cannot be read"),

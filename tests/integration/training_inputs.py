@@ -13,7 +13,7 @@ def prompts(count: int = 24) -> Any:
 
 
 def some_reward(completions: list, **kwargs: Any) -> list[float]:
-    """Ordinary, and different within every group."""
+    """An ordinary reward that differs within every group."""
     return [float(sum(map(ord, str(completion))) % 7) for completion in completions]
 
 

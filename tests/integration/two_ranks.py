@@ -1,4 +1,4 @@
-"""Run under a launcher (or alone): steps with fixed completions, case after case; writes what rank 0 knows.
+"""Run under a launcher (or alone): steps with fixed completions, case after case; writes what rank 0 has recorded.
 
 Every case runs twice, all weights first and then LoRA alone.
 
@@ -59,7 +59,7 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         max_completion_length=16,
         max_steps=STEPS,
         learning_rate=0.05,
-        optim="sgd",  # Adam turns a gradient that is nothing but rounding into a step of its own
+        optim="sgd",  # Adam turns a gradient that is only rounding error into a full step
         bf16=False,
         use_cpu=True,
         report_to=[],
@@ -134,7 +134,7 @@ def parameters(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def close(trainer: Any) -> None:
-    """Leave nothing of this case to the next one."""
+    """Release everything of this case before the next one."""
     engine = trainer.model_wrapped
     trainer.accelerator.wait_for_everyone()
     if hasattr(engine, "destroy"):
@@ -160,7 +160,8 @@ def main() -> None:
 
 
 def leave() -> None:
-    """End this process, but not through the interpreter: gloo's threads and the group's users have no order there."""
+    """End this process without the interpreter's normal exit, which does not end gloo's threads and the group's users
+    in order."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Train some steps with vLLM's rollouts, and write down what test_vllm.py asks about."""
+"""Train some steps with vLLM's rollouts, and write down what test_vllm.py checks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """``entropy-rft …`` in real processes that are forked from one which has imported torch, transformers and TRL already.
 
 Each command has a process, a session, an environment, a working directory and an exit code of its own, as when a
-shell starts it; only the six seconds of imports are shared. The tests of the package and of `scripts/demo.sh` start
-the command as users do, from nothing.
+shell starts it; only the six seconds of imports are shared. The tests of the package and of `scripts/demo.sh` start the
+command as users do, in a new interpreter.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], files: tuple[s
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, stream)
         os.close(opened)
-    # pytest has exchanged those of the process that the server was started from.
+    # pytest has replaced those of the process that the server was started from.
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)

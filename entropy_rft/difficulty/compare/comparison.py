@@ -64,7 +64,7 @@ def held_out_questions(
     Args:
         directories: that `probe collect` wrote.
         probe: fitted.
-        force: take traces of other weights than the probe's base model.
+        force: accept traces of other weights than the probe's base model.
 
     Raises:
         ValueError: the traces are of another model or layer than the probe, their task gives other questions now, or
@@ -119,27 +119,28 @@ def answer_questions(
 ) -> Outcomes:
     """Answer every question with every strategy, with the same seed for each.
 
-    Answers are kept in `output_dir` chunk by chunk, each under its question: a killed comparison goes on, another probe
-    with the same strategies is compared on the same answers at once, and where the questions are others now (a
-    collection went on, a probe was fitted to another part), only those without answers are asked.
+    Answers are stored in `output_dir` chunk by chunk, each under its question. The same call resumes a killed
+    comparison. Another probe with the same strategies is compared on the same answers, without sampling. If the
+    questions have changed (a collection was continued, a probe was fitted to another part), only those without answers
+    are asked.
 
     Args:
         questions: with their tasks.
         strategies: one for each difficulty.
-        sampler: who answers.
+        sampler: samples the answers.
         output_dir: of the answers.
         samples: answers per question and strategy.
         max_tokens: the whole budget of an answer, of which a strategy gets its share.
         top_p: of sampling.
         seed: of sampling.
-        sampler_name: what the settings call the sampler: the same seed gives other answers elsewhere.
-        served_model: what a server calls the model, if one answers.
-        chunk_size: questions that are lost by a kill.
+        sampler_name: the sampler's name in the settings: the same seed gives other answers with another sampler.
+        served_model: the model's name on the server, if a server answers.
+        chunk_size: questions in a chunk; a killed process loses at most one chunk.
         progress: show a bar, on a terminal.
         marker: ends the thinking; see :func:`~entropy_rft.sampling.verdicts`.
 
     Raises:
-        ValueError: an argument is out of range, or the directory was begun with other settings.
+        ValueError: an argument is out of range, or the directory was started with other settings.
     """
     check_settings(samples=samples, top_p=top_p, max_tokens=max_tokens)
     rows: list[dict[str, Any]] = []
@@ -174,7 +175,7 @@ def answer_questions(
                         temperature=strategy.temperature,
                         top_p=top_p,
                         max_tokens=strategy.max_tokens(max_tokens),
-                        # No two parts share random numbers, and part 0 has those of a comparison in one piece.
+                        # No two parts share random numbers, and part 0 has those of an uninterrupted comparison.
                         seed=chunk_seed(seed, gap.chunk + _CHUNKS_OF_A_PART * gap.part),
                         progress=False,
                     )
@@ -185,7 +186,7 @@ def answer_questions(
                         lengths = [len(completion.token_ids) for completion in group]
                         row[f"{difficulty.value}_correct"] = verdict
                         row[f"{difficulty.value}_tokens"] = lengths
-                        # A batch is one piece of time: an answer's part of it is that of its tokens.
+                        # Time is measured for a whole batch: an answer's share of it is its share of the tokens.
                         row[f"{difficulty.value}_seconds"] = seconds * sum(lengths) / max(1, total) / len(group)
                 gap.store.write(gap.chunk, made, _schema())
                 advance(len(asked), "")
@@ -204,10 +205,10 @@ def placement_for(sampler: SamplerLike) -> Placement:
 
 
 def by_level(traces: Traces) -> dict[str, Any]:
-    """Accuracy and entropy by difficulty level: the U, where there is one.
+    """Accuracy and entropy by difficulty level: the U shape, if there is one.
 
-    Where no question has a level they are grouped by how often they were answered rightly, into five groups of falling
-    accuracy; where only some have none, those are a group of their own.
+    If no question has a level, the questions are divided into five groups by accuracy, from high to low. If only some
+    have none, those are a group of their own.
     """
     named = levels(traces.rows)
     if named:
@@ -257,7 +258,7 @@ def evaluate_probe(
         min_confidence: below it the probe's choice is Normal.
         baselines: of `fit_baselines`, to be compared with the probe.
         settings: to be written into the result.
-        routing: `routing_seconds`, which the probe's time gets on top.
+        routing: `routing_seconds`, which are added to the probe's time.
     """
     traces = questions.traces
     choices = rule_choices(probe, traces, min_confidence, baselines)
@@ -305,7 +306,7 @@ def rule_probabilities(
 ) -> dict[str, Any]:
     """The probabilities, (questions, 3), that each rule which could be used chooses by: ``probe``, ``prompt_length``.
 
-    The pass rate is no rule: nobody knows it before the answers.
+    The pass rate is not a rule: it is unknown before the answers.
     """
     proba: dict[str, Any] = {"probe": probe.predict_proba(traces.hidden)}
     if baselines and "prompt_length" in baselines:
@@ -317,7 +318,7 @@ def rule_probabilities(
 def classifier_reports(
     probe: DifficultyProbe, traces: Traces, baselines: Mapping[str, DifficultyProbe] | None = None
 ) -> dict[str, Any]:
-    """How well the probe, the majority and the baselines tell the labels of these questions.
+    """How well the probe, the majority and the baselines predict the labels of these questions.
 
     Raises:
         ValueError: the probe has no thresholds.
@@ -337,7 +338,7 @@ def classifier_reports(
 
 
 def routing_seconds(model: Any, tokenizer: Any, probe: DifficultyProbe, prompts: Sequence[Any]) -> float | None:
-    """Median time to tell one question's difficulty: its prefill and the probe. A server shares that prefill."""
+    """Median time to predict one question's difficulty: its prefill and the probe. A server shares that prefill."""
     times = []
     for prompt in prompts[:21]:
         started = time.perf_counter()

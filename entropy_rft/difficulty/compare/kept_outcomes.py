@@ -1,8 +1,8 @@
-"""Answers on the disk, found again by the question that they answer.
+"""Answers on the disk, stored and found by their question.
 
-Which questions a comparison asks changes: a collection goes on, or the probe is trained again on another part. Answers
-to a question stay answers to it, so each store says which questions it holds, and only what none of them holds is
-asked.
+The questions of a comparison can change: a collection is continued, or the probe is trained again on another part. The
+answers to a question stay valid. So each store lists the questions that it holds, and only questions that no store
+holds are asked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class KeptOutcomes:
         chunk_size: questions in a chunk of a new store.
 
     Raises:
-        ValueError: answers lie there that were made with other settings.
+        ValueError: the directory holds answers that were made with other settings.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class KeptOutcomes:
             check_same(directory, {**settings, "task": found["task"]}, found)
 
     def rows(self) -> list[dict[str, Any] | None]:
-        """What is kept of each wanted question; ``None`` where there is nothing."""
+        """The stored answers of each wanted question; ``None`` where there are none."""
         kept = defaultdict(list)
         for part, found in self._stores():
             ids = self._ids_of(found)
@@ -73,7 +73,8 @@ class KeptOutcomes:
         return rows
 
     def gaps(self) -> Iterator[Gap]:
-        """What is to be asked: first the rest of stores that were begun, then a new store of all that is missing."""
+        """What must be asked: first the missing chunks of existing stores, then a new store of all that is still
+        missing."""
         for part, found in list(self._stores()):
             ids = self._ids_of(found)
             if ids is not None and set(ids) <= self._rows.keys():
@@ -102,9 +103,9 @@ class KeptOutcomes:
             yield int(path.parent.name.removeprefix("part-")), read_settings(path.parent)
 
     def _ids_of(self, found: Mapping[str, Any]) -> list[str] | None:
-        """The questions of a store; ``None`` where they cannot be told, or are another task's.
+        """The questions of a store; ``None`` where they are unknown, or are another task's.
 
-        Stores of earlier versions have a digest of their questions alone, which tells whether they are the wanted ones.
+        Stores of earlier versions have a digest of their questions alone, which shows whether they are the wanted ones.
         """
         if found["task"] != self._settings["task"]:
             return None

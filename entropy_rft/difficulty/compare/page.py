@@ -1,4 +1,4 @@
-"""The page that `probe evaluate` writes: what choosing saves, whether the probe is right, and the U."""
+"""The page that `probe evaluate` writes: what choosing saves, whether the probe is right, and the U shape."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def short_policy_lines(result: Mapping[str, Any]) -> list[list[str]]:
-    """The same for 80 characters, header first; intervals stand below their number."""
+    """The same for 80 characters, header first; intervals are below their number."""
     lines = [["choice", "right\n(%)", "minus Normal\n(points)", "tokens", "saved\n(%)", "seconds"]]
     for name, right, _, tokens, accuracy, saved, seconds, _ in policy_lines(result):
         below = [cell.replace(" (", "\n").removesuffix(")").replace(" to ", "…") for cell in (accuracy, saved)]
@@ -85,13 +85,13 @@ def confusion_lines(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def check_plots() -> None:
-    """Raise a ValueError where the figures could not be drawn: before hours of sampling, rather than after them."""
+    """Raise a ValueError if the figures cannot be drawn; called before hours of sampling, not after them."""
     if find_spec("matplotlib") is None:
         raise UserValueError('the page needs matplotlib: pip install "entropy_rft[report]"')
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """What the table does not say, a line each: the classifiers, the oracle's share, and what choosing costs."""
+    """What the table does not show, a line each: the classifiers, the oracle's share, and the time to choose."""
     lines = [
         f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
         for name, report in result.get("classifier", {}).items()
@@ -117,7 +117,7 @@ def save_evaluation(result: Mapping[str, Any], traces: Traces, directory: str | 
         directory: is made when it does not exist.
 
     Raises:
-        ImportError: matplotlib is not installed; the JSON is there then.
+        ImportError: matplotlib is not installed; the JSON is already written then.
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)

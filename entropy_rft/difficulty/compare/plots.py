@@ -25,8 +25,9 @@ POLICIES = {
     "oracle": "oracle",
     "oracle_in_sample": "oracle, in sample",
 }
-"""Ways to choose a strategy, in the order of tables, with what they are called."""
-# Colour and marker of each, the same in every figure; chance and the rule share colours with what they stand beside.
+"""Ways to choose a strategy, in the order of tables, with their titles."""
+# Colour and marker of each, the same in every figure. Both random rules share a colour, and so do the probe and
+# `prompt_length`.
 _LOOKS = {
     "easy": (0, "o"), "normal": (1, "o"), "hard": (2, "o"), "random": (4, "o"), "random_same_mix": (4, "D"),
     "prompt_length": (5, "D"), "probe": (5, "o"), "oracle": (3, "o"),
@@ -34,7 +35,7 @@ _LOOKS = {
 
 
 def shown_policies(result: Mapping[str, Any]) -> list[str]:
-    """The policies that a figure shows: not the flattered oracle, at which nobody should aim."""
+    """The policies that a figure shows: not the in-sample oracle, whose numbers are too good."""
     return [name for name in POLICIES if name in result["policies"] and name in _LOOKS]
 
 
@@ -82,7 +83,7 @@ def u_shape(levels: Mapping[str, Any], by: str) -> Any:
 
     Args:
         levels: of `by_level`.
-        by: what the difficulty is called.
+        by: the name of the difficulty.
     """
     groups = levels["groups"]
     drawing, axes = figures.new_figure()

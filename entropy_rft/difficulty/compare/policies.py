@@ -13,15 +13,16 @@ from entropy_rft.errors import UserValueError
 from entropy_rft.reporting.estimators import bootstrap_interval, paired_difference
 
 ORACLE = "for each question the cheapest strategy that is right no less often than Normal"
-"""What the oracle takes, wherever it is explained; `oracle_choices` does it."""
+"""The oracle's rule, as every text explains it; `oracle_choices` implements it."""
 NEED_THE_PROBE = ("probe", "probe_no_fallback")
-"""Ways to choose that take a question's prefill and the probe; the others cost nothing, or are no way to choose."""
+"""Ways to choose that need a question's prefill and the probe; the others cost nothing, or cannot be used in
+practice."""
 _ONE_HOT = np.eye(len(NAMES))
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What every strategy made of every question; the first axis is that of a probe's probabilities.
+    """The results of every strategy on every question; the first axis is that of a probe's probabilities.
 
     Attributes:
         correct: 1, 0, or NaN where nothing could be scored; (3, questions, samples).
@@ -86,17 +87,17 @@ def measure_policies(answers: Outcomes, choices: Mapping[str, Sequence[Difficult
 
     - ``easy``, ``normal``, ``hard``: that one for every question.
     - ``random``: any of the three with equal chance; the exact expectation, not a draw.
-    - ``random_same_mix``: at random, but each as often as the probe chooses it. What the probe does better than this it
-      owes to knowing the question.
+    - ``random_same_mix``: at random, but each as often as the probe chooses it. Where the probe is better than this,
+      the reason is its information about the question.
     - those of `choices`, among them ``probe``.
     - ``oracle``: for each question the cheapest strategy that is right no less often than Normal (`oracle_choices`). It
-      chooses on all samples but one and is measured on that one, averaged over the samples: chosen and measured on the
-      same samples it would profit from luck. With one sample there is no such oracle.
-    - ``oracle_in_sample``: the same, chosen and measured on all samples, as the papers' numbers are; nobody can reach
-      it.
+      chooses on all samples but one and is measured on that one, averaged over the samples: a choice that is measured
+      on its own samples looks better by chance. With one sample there is no such oracle.
+    - ``oracle_in_sample``: the same, chosen and measured on all samples, as the papers' numbers are; no usable rule can
+      reach it.
 
-    Answers that cannot be scored are left out (see `verdicts`), and questions for which that leaves a choice without
-    an answer, out of everything.
+    Answers that cannot be scored are left out (see `verdicts`). If that leaves a choice without an answer to a
+    question, the question is left out of all policies.
 
     Args:
         answers: of the three strategies.
@@ -119,7 +120,7 @@ def measure_policies(answers: Outcomes, choices: Mapping[str, Sequence[Difficult
         usable &= np.isfinite(oracle.right)
     if not usable.any():
         raise UserValueError("no question has an answer of every strategy that can be scored")
-    correct = np.where(usable[None, :, None], correct, 0.0)  # a mean of nothing would warn; they become NaN below
+    correct = np.where(usable[None, :, None], correct, 0.0)  # an empty mean would warn; they become NaN below
     right, length = np.nanmean(correct, axis=2), tokens.mean(2)  # (3, questions)
 
     def measured(weights: np.ndarray) -> Measured:
@@ -137,11 +138,11 @@ def measure_policies(answers: Outcomes, choices: Mapping[str, Sequence[Difficult
 
 
 def with_routing(measured: Mapping[str, Measured], seconds: float | None) -> dict[str, Measured]:
-    """The same with the time that choosing takes, for each question, where it takes a probe.
+    """The same with the time of the choice added to each question, for the ways to choose that need the probe.
 
     Args:
         measured: of `measure_policies`.
-        seconds: of one question, its prefill included; ``None`` where nobody measured it, and then nothing is added.
+        seconds: of one question, its prefill included; ``None`` if it was not measured; then nothing is added.
     """
     return {
         name: replace(policy, seconds=policy.seconds + (seconds or 0.0)) if name in NEED_THE_PROBE else policy
@@ -152,8 +153,8 @@ def with_routing(measured: Mapping[str, Measured], seconds: float | None) -> dic
 def pooled(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
     """Several runs over the same questions as one: each question's means over the runs.
 
-    A bootstrap over questions of that takes the questions for what they are, the same ones in each run. A question that
-    one run could not score is left out.
+    A bootstrap over questions of the result treats them as the same questions in each run. A question that one run
+    could not score is left out.
 
     Raises:
         ValueError: no run, or runs over other numbers of questions.
@@ -170,7 +171,7 @@ def summary(measured: Mapping[str, Measured]) -> dict[str, Any]:
     A policy has ``accuracy`` with its 95 % ``interval``, ``tokens``, ``seconds`` (of the batched sampling, by tokens,
     and of the choice: costs, not one user's waiting time), ``shares`` of the strategies, and ``minus_normal``: the
     paired differences in accuracy and tokens to ``normal``, each with its 95 % interval from a bootstrap over
-    questions, and ``saving``, the tokens saved as a fraction of normal's, whose interval draws both together (see
+    questions, and ``saving``, the tokens saved as a fraction of normal's, whose interval resamples both together (see
     `saved_fraction`). The ``oracle_share`` of the probe and of other rules is their part of the tokens that the oracle
     saves; ``None`` where it saves none.
     """
@@ -227,8 +228,8 @@ def _mixed(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 def oracle_choices(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """The cheapest strategy that is right no less often than Normal: its index for each question, (questions,).
 
-    A strategy without an answer that can be scored is not chosen; where Normal has none, there is nothing to be no
-    worse than, and Normal it is. Of equally cheap ones the first in the order Easy, Normal, Hard.
+    A strategy without an answer that can be scored is not chosen; where Normal has none, there is nothing to compare
+    with, and Normal is chosen. Of equally cheap strategies the first in the order Easy, Normal, Hard is chosen.
 
     Args:
         correct: 1, 0, or NaN where nothing could be scored; (3, questions, samples).
@@ -246,7 +247,8 @@ def oracle_choices(correct: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 def _cross_fitted(answers: Outcomes) -> Measured:
     """The oracle that chooses on all samples but one and is measured on that one; the mean over the samples.
 
-    Two of four samples to choose on would make it miss what it is to find, and so flatter what is compared with it.
+    A choice on two of four samples would more often miss the best strategy. Policies that are compared with it would
+    then look better than they are.
     """
     correct, tokens = answers.correct, answers.tokens
     samples = correct.shape[2]

@@ -59,19 +59,18 @@ def tune_strategies(
 ) -> tuple[dict[Difficulty, Strategy], dict[Difficulty, list[Trial]]]:
     """Find for each difficulty the temperature and the share of the budget that its questions need.
 
-    The questions are those that the probe sends to a strategy, since they are what the strategy will get. On them the
-    cheapest trial wins whose accuracy is at most `tolerance` below that of the probe's own Normal strategy, which is a
-    trial too: where nothing else reaches that, the difficulty gets Normal's strategy. Otherwise the instructions stay.
-    Smaller shares cost no new answers: what a model writes under a smaller limit is as likely as the beginning of what
-    it writes under a larger one.
+    Each strategy is tried on the questions that the probe sends to it. The cheapest trial is chosen whose accuracy is
+    at most `tolerance` below that of the probe's own Normal strategy, which is a trial too. If no other trial reaches
+    that, the difficulty gets Normal's strategy. Otherwise the instructions are kept. Smaller shares need no new
+    answers: an answer under a smaller limit has the same distribution as the beginning of an answer under a larger one.
 
-    A grid of 24 trials on a hundred questions finds differences of some points by luck: measure the result with `probe
-    evaluate` on questions of another split.
+    A grid of 24 trials on a hundred questions finds differences of a few points by chance: measure the result with
+    `probe evaluate` on questions of another split.
 
     Args:
         probe: its choices and its strategies are the starting point.
         questions: of a validation split.
-        sampler: who answers.
+        sampler: samples the answers.
         tokenizer: of the model.
         samples: answers per question and temperature.
         max_tokens: the whole budget of an answer.
@@ -82,7 +81,7 @@ def tune_strategies(
         progress: show a bar, on a terminal.
 
     Returns:
-        The strategies, and all trials. A difficulty that no question was found to have keeps its strategy.
+        The strategies, and all trials. A difficulty to which the probe assigns no question keeps its strategy.
 
     Raises:
         ValueError: an argument is out of range, or the questions are of a test split.
@@ -125,8 +124,8 @@ def tune_confidence(
     """Find the confidence below which a question is better answered by Normal.
 
     The cheapest of the candidates whose accuracy is at most `tolerance` below fixed Normal's; of equally cheap ones the
-    highest. Where none is, 1: Normal for nearly every question. With some hundred questions such a choice has luck in
-    it, so what it saves is to be measured on others.
+    highest. If there is none, the result is 1: Normal for nearly every question. With a few hundred questions the
+    choice depends partly on chance, so its saving must be measured on other questions.
 
     Args:
         proba: of the probe or another rule, (questions, 3), for questions it was not fitted to.

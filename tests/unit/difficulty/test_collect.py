@@ -143,7 +143,7 @@ def test_a_collection_of_an_earlier_version_goes_on(collect, model_and_tokenizer
     collect()
     assert load_traces(tmp_path / "traces").fingerprint == old
     path.write_text(json.dumps({**settings, "fingerprint": "0" * 16}))
-    with pytest.raises(ValueError, match="begun with fingerprint"):
+    with pytest.raises(ValueError, match="started with fingerprint"):
         collect()
 
 
@@ -157,7 +157,7 @@ def test_shards_make_the_same_traces(collect, tmp_path):
 def test_other_settings_are_refused_and_named(collect, tmp_path, task):
     collect()
     for options, message in (
-        ({"temperature": 0.5}, "begun with temperature = 1.0, not 0.5"),
+        ({"temperature": 0.5}, "started with temperature = 1.0, not 0.5"),
         ({"samples": 4}, "samples = 3, not 4"),
         ({"layer": 0}, "layer = -1, not 0"),
         ({"chunk_size": 5}, "chunk_size = 4, not 5"),
@@ -165,7 +165,7 @@ def test_other_settings_are_refused_and_named(collect, tmp_path, task):
         ({"task": load_task("arithmetic", split="validation", limit=10, seed=1)}, "digest = "),
         ({"sampler_name": "openai"}, "sampler = 'transformers', not 'openai'"),
     ):
-        with pytest.raises(ValueError, match="go on with the same settings") as caught:
+        with pytest.raises(ValueError, match="continue with the same settings") as caught:
             collect(**options)
         assert message in str(caught.value)
     assert collect(batch_size=3).added == 0  # makes no other traces
@@ -173,7 +173,7 @@ def test_other_settings_are_refused_and_named(collect, tmp_path, task):
 
 def test_answers_of_two_served_models_do_not_mix(collect, tmp_path):
     collect(sampler_name="openai", served_model="a")
-    with pytest.raises(ValueError, match="begun with served_model = 'a', not 'b'"):
+    with pytest.raises(ValueError, match="started with served_model = 'a', not 'b'"):
         collect(sampler_name="openai", served_model="b")
     path = tmp_path / "traces" / "settings.json"
     settings = json.loads(path.read_text())

@@ -93,7 +93,7 @@ def test_fingerprints_of_two_versions_are_not_called_other_weights(traces):
     for ours, theirs, older in ((old, new, "the probe was"), (new, old, "the traces were")):
         probe.fingerprint = ours
         others = Traces([{**SETTINGS, "fingerprint": theirs}], traces.rows, traces.hidden)
-        with pytest.raises(ValueError, match=f"{older} made by an earlier version.*make both anew"):
+        with pytest.raises(ValueError, match=f"{older} made by an earlier version.*make both again"):
             baselines_of(probe, others)
 
 

@@ -279,7 +279,7 @@ def edited(**changes):
         (edited(layer="x"), "layer must be a whole number, not 'x'"),
         (edited(layer=True), "layer must be a whole number, not True"),
         (edited(questions="abc"), "questions must be a list of texts, not 'abc'"),
-        (edited(questions=[7]), "questions must hold texts alone"),
+        (edited(questions=[7]), "questions must contain only text"),
         (edited(base_model=7), "base_model must be text or null, not 7"),
         (edited(seed=None), "seed must be a whole number, not None"),
         (broken("probe.safetensors", None), "no such file"),

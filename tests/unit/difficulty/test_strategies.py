@@ -49,7 +49,7 @@ def test_what_is_left_out_keeps_its_default(tmp_path):
         ("hard: {instruction: [a]}", "instruction must be text"),
         ("hard: 5", "hard must map instruction"),
         ("- hard", "must map easy, normal and hard"),
-        ("a: [", "are no YAML"),
+        ("a: [", "are not YAML"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_file(text, message, tmp_path):

@@ -39,7 +39,7 @@ def test_a_half_written_line_is_a_note(make_run):
     write_metrics(directory, ['{"step": 1, "reward": 0.5}', "[]", '{"reward": 1}', '{"step": 2, "rew'])
     run = load_run(directory)
     assert run.series("reward") == ([1], [0.5])
-    assert run.notes == ["metrics.jsonl: line 2, 3, 4 is no metrics entry (half written?) and is skipped"]
+    assert run.notes == ["metrics.jsonl: line 2, 3, 4 is not a metrics entry (half written?) and is skipped"]
 
 
 def test_nan_is_tolerated_and_noted(make_run):
@@ -97,4 +97,4 @@ def test_findings_are_read_and_half_a_line_is_a_note(make_run):
     (directory / "findings.jsonl").write_text(entry + '\n{"step": 13, "find')
     run = load_run(directory)
     assert list(map(str, run.findings)) == ["no_spread, update 12: raise num_generations"]
-    assert run.notes == ["findings.jsonl: a line is no finding (half written?) and is skipped"]
+    assert run.notes == ["findings.jsonl: a line is not a finding (half written?) and is skipped"]

@@ -185,7 +185,7 @@ def test_answers_are_kept_under_their_questions(traces, tmp_path):
     assert (
         ask(held_out_questions([traces], probe_of(traces, 6)), nobody, tmp_path).tokens == first.tokens[:, 2:]
     ).all()
-    with pytest.raises(ValueError, match="was begun with samples = 2, not 3: go on with the same settings"):
+    with pytest.raises(ValueError, match="was started with samples = 2, not 3: continue with the same settings"):
         ask(more, nobody, tmp_path, samples=3)
 
 
