@@ -1,9 +1,10 @@
-"""Checks of answers that come to an end.
+"""Checks answers with a time limit.
 
-math-verify computes what an answer says. A tower of powers or a factorial can say more than any machine computes, and
-its own limits on time neither interrupt C code nor exist outside the main thread. So an answer that can hold nothing
-of the kind (text, numbers, a box around them) is checked here, by TRL's reward as it is; every other one by the same
-reward in a process of its own, which the kernel ends after some seconds of computing. Such an answer is wrong.
+math-verify evaluates the expression in an answer. A tower of powers or a factorial can be too large for any machine.
+math-verify's own time limits do not interrupt C code, and do not exist outside the main thread. So an answer that
+cannot contain such an expression (text, numbers, a box around them) is checked here, by TRL's reward as it is. Every
+other answer is checked by the same reward in a separate process, which the kernel ends after some seconds of computing.
+An answer whose check is ended counts as wrong.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from entropy_rft.rewards.checking_worker import check
 _LOGGER = logging.getLogger(__name__)
 
 SECONDS = 5.0
-"""Of computing, for one answer; math-verify's own limit on comparing two."""
+"""Seconds of computing for one answer, as math-verify's own limit on comparing two."""
 _HURRIED = 1.0  # seconds for each answer once `_PATIENCE` seconds of a batch went into answers that take longer
 _PATIENCE = 15.0
-_WALL = 2.0  # times as long by the clock: the machine may be busy
-_REMEMBERED = 1_000  # answers that did not end
+_WALL = 2.0  # factor for the limit by the clock: the machine may be busy
+_REMEMBERED = 1_000  # answers whose check did not end
 _START = 120.0  # seconds for a new process to import what it needs
 
-# Neither powers, factorials and exponents nor any command but those of text, boxes and spacing.
+# No powers, factorials and exponents, and no commands except those of text, boxes and spacing.
 _HARMLESS = re.compile(r"(?:[^\\^!*]|\*(?!\*)|\\(?:boxed|text)\b|\\[$%,;:() \[\]{}\n])*")
 EXPONENT = re.compile(r"\d[eE][+-]?\d")
 _LONG_NUMBER = re.compile(r"\d{40}")
@@ -103,7 +104,7 @@ class Checker:
                     stream.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The process's reply; None where it was ended, or is ended now."""
+        """The process's reply; None where the process has ended, or is ended because it took too long."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self._start()
         if not self._ready:
@@ -121,7 +122,7 @@ class Checker:
         else:
             reply = self._read(_WALL * request["seconds"])
         if reply is None:
-            self._start()  # the next one gets ready meanwhile
+            self._start()  # the new one starts in the background
         return reply
 
     def _start(self) -> None:
@@ -136,7 +137,7 @@ class Checker:
     def _read(self, seconds: float) -> dict[str, Any] | None:
         assert self._process is not None
         assert self._process.stdout is not None
-        # A reply is one line, written at once: nothing of it can lie in the buffer already.
+        # A reply is one line, written at once: no part of it can be in the buffer already.
         readable, _, _ = select.select([self._process.stdout], [], [], seconds)
         line = self._process.stdout.readline() if readable else ""
         return json.loads(line) if line.endswith("\n") else None
@@ -152,7 +153,7 @@ class _Budget:
 
 
 CHECKER = Checker()
-"""This process's own."""
+"""The checker of this process."""
 atexit.register(CHECKER.close)
 
 

@@ -1,4 +1,4 @@
-"""The process in which answers are checked that might never come to an end; see :mod:`entropy_rft.rewards.checking`.
+"""The process for answers whose check may not end; see :mod:`entropy_rft.rewards.checking`.
 
 It imports what a check needs and no more: no torch.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-_MEMORY = 2 << 30  # bytes beyond what importing took: a number of that size is no answer
+_MEMORY = 2 << 30  # bytes beyond the imports: a number of that size is no answer
 
 
 def check(reward: str, content: str, solution: str, delimiters: list[str] | None) -> tuple[float | None, dict]:
@@ -36,12 +36,12 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes standard input
     replies = sys.stdout
     sys.stdout = sys.stderr
-    check("accuracy_reward", r"\boxed{\frac{1}{2}}", r"$\frac{1}{2}$", None)  # the parser's tables are made once
+    check("accuracy_reward", r"\boxed{\frac{1}{2}}", r"$\frac{1}{2}$", None)  # makes the parser's tables
     _limit_memory()
     _reply(replies, {"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
-        # The kernel ends this process when the time is up, whatever C code it is in: nothing in Python could.
+        # The kernel ends this process when the time is up, also inside C code, which Python cannot interrupt.
         signal.setitimer(signal.ITIMER_PROF, request.pop("seconds"))
         try:
             value, columns = check(**request)
@@ -60,7 +60,7 @@ def _reply(stream: IO[str], value: dict[str, Any]) -> None:
 def _limit_memory() -> None:
     try:
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except OSError:  # no Linux: the limit on time has to do
+    except OSError:  # not Linux: only the time limit applies
         return
     with contextlib.suppress(ValueError, OSError):  # a lower limit is there already
         resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
