@@ -1,4 +1,4 @@
-"""`entropy-rft evaluate`: how often a model is right, how long it thinks, how sure it is."""
+"""`entropy-rft evaluate`: the accuracy, the thinking length and the entropies of a model."""
 
 from __future__ import annotations
 
@@ -86,6 +86,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_output(model: str, task: str, split: str) -> Path:
-    """Beside a local model, otherwise here."""
+    """Beside a local model, otherwise in the current directory."""
     directory = Path(model).expanduser()
     return (directory if directory.is_dir() else Path()) / evaluation_name(task, split)
