@@ -1,6 +1,6 @@
 """Entropy-aware reinforcement fine-tuning for TRL.
 
-The names below load on first use, so that ``import entropy_rft`` (and the command line's ``--help``) does not pay for
+The names below load on first use, so that ``import entropy_rft`` (and the command line's ``--help``) does not import
 torch and trl.
 """
 

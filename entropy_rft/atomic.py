@@ -1,4 +1,4 @@
-"""Writing a file in one step: a reader, and a crash, see the old file or the new one, never a part of it."""
+"""Writes a file in one step. A reader sees the old file or the new one, never a part of one, after a crash too."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, sync: bool = False, keep: bool = False) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; when the block ends, that file takes the place of `path`.
+    """Give a temporary path beside `path` to write to. When the block ends, that file replaces `path`.
 
-    The temporary file is a hidden one in the same directory, so that the replacement is a rename on one file system.
-    It is opened by the caller, so it gets the mode bits of any new file. When the block raises, it is deleted and
-    `path` stays as it was. A `path` that is no regular file (``/dev/stdout``) is given itself.
+    The temporary file is hidden and in the same directory, so that the replacement is a rename on one file system.
+    The caller opens it, so it gets the mode bits of any new file. When the block raises, it is deleted and `path` is
+    unchanged. If `path` is not a regular file (``/dev/stdout``), it is given itself.
 
     Args:
         path: the file; its directory must exist.
         sync: flush the content to the disk before the rename, and the rename after it, so that both survive a power
-            cut.
-        keep: leave a file that is there already as it is, also one that another process has written in the meantime.
+            failure.
+        keep: do not replace an existing file, also when another process has written it in the meantime.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -55,12 +55,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = False
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses: on several machines two may have the same number."""
+    """A hidden name beside `path` that no other process uses. (Processes on two machines may have the same number.)"""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def is_temporary(path: Path, of: str) -> bool:
-    """Whether `path` is what :func:`replacing` left of the file called `of` when its process was killed."""
+    """Whether `path` is a temporary file of :func:`replacing` for the file `of`, left by a killed process."""
     return path.name.startswith(f".{of}.") and path.suffix == ".tmp"
 
 

@@ -44,8 +44,8 @@ class Demo:
 
     Args:
         output_dir: one run directory per method, and ``report.html``.
-        steps: optimisation steps of each method; None takes the recipes'.
-        questions: held-out questions, levels of difficulty taking turns.
+        steps: optimisation steps of each method; None: as in the recipes.
+        questions: held-out questions; the levels of difficulty alternate.
         samples: completions per question.
         seed: of training and of sampling.
 
@@ -71,8 +71,8 @@ class Demo:
         self.rows: list[tuple[str, Evaluation]] = []
 
     def run(self) -> int:
-        """All of it; on Ctrl-C and SIGTERM what is finished is still reported."""
-        lock = DirectoryLock(self.output_dir)  # over all its directories, and the time between two trainings
+        """Run the demo. On Ctrl-C and SIGTERM the finished methods are still reported."""
+        lock = DirectoryLock(self.output_dir)  # for all run directories, also between two trainings
         lock.acquire()
         try:
             return self._run()
@@ -138,7 +138,7 @@ class Demo:
             return
         took = duration(time.monotonic() - self.started)
         complete = len(self.rows) > len(METHODS)
-        note = f"time for all of it: {took}" if complete else f"stopped after {took}"
+        note = f"total time: {took}" if complete else f"stopped after {took}"
         self.console.print(evaluation_table(self.rows, note))
         finished = {title for title, _ in self.rows}
         names = [START, *(name for name, title in METHODS.items() if title in finished)]
@@ -148,7 +148,7 @@ class Demo:
 
 
 class _Advance(TrainerCallback):
-    """Moves a progress bar with the training, and shows the two curves that matter behind it."""
+    """Advances a progress bar with the training, and shows the reward and the entropy behind it."""
 
     def __init__(self, advance: Callable[[int, str], None]) -> None:
         self.advance = advance
@@ -165,7 +165,7 @@ class _Advance(TrainerCallback):
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """The demo's own lines are what a person wants to read; warnings about future versions are not."""
+    """Hide the progress bars and warnings of libraries, so that only the demo's own lines are printed."""
     disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()

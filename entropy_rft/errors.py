@@ -1,7 +1,7 @@
 """A mistake of the user, as opposed to a fault of this package.
 
-The command line shows the first as one line with exit code 2, the second with its traceback. A library user needs no
-name from here: each class is also the built-in one that the documentation promises.
+The command line shows the first as one line with exit code 2, the second with its traceback. A library user does
+not need these names: each class is also a subclass of the built-in exception that the documentation names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class UserMistake(Exception):
-    """What a check of ours found wrong in what the user gave; the message names it, its value and the fix."""
+    """A check of this package found a mistake in the user's input. The message names field, value and fix."""
 
 
 class UserValueError(UserMistake, ValueError):
@@ -27,16 +27,16 @@ class UserOSError(UserMistake, OSError):
 
 
 def user_mistake(error: BaseException, prefix: str = "") -> UserMistake:
-    """`error` as the user's, its message on one line after `prefix`; to be raised from the error itself."""
+    """`error` as a user's mistake, with its message on one line after `prefix`; raise it from the error itself."""
     kind = UserOSError if isinstance(error, OSError) else UserTypeError if isinstance(error, TypeError) else None
     return (kind or UserValueError)(prefix + (" ".join(str(error).split()) or type(error).__name__))
 
 
 @contextmanager
 def users(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Around a library's look at what the user gave: its errors of these `kinds` are the user's mistakes.
+    """For a library call that checks the user's input: errors of these `kinds` become the user's mistakes.
 
-    Keep what stands inside to that one call. An error of ours in it would be taken for the user's.
+    Keep only that one call in the block. A bug of this package in it would be reported as the user's mistake.
     """
     try:
         yield

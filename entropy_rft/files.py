@@ -10,11 +10,11 @@ import yaml
 
 
 class _RepeatedKey(yaml.YAMLError):
-    """A mapping holds one key twice, of which YAML would silently take the last."""
+    """A mapping has one key twice; YAML would silently take the last one."""
 
 
 class _Loader(yaml.SafeLoader):
-    # While the nodes are composed, before merges (`<<`) add keys that may stand twice.
+    # Checked while the nodes are composed: later, merges (`<<`) may repeat keys.
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
@@ -23,25 +23,25 @@ class _Loader(yaml.SafeLoader):
                 continue
             name, line = (key.tag, key.value), key.start_mark.line + 1
             if name in lines:
-                raise _RepeatedKey(f"the key {key.value!r} stands twice, in lines {lines[name]} and {line}")
+                raise _RepeatedKey(f"the key {key.value!r} occurs twice, in lines {lines[name]} and {line}")
             lines[name] = line
         return node
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML document says, as `yaml.safe_load` reads it.
+    """The content of a YAML document, as `yaml.safe_load` reads it.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, or a mapping holds a key twice; then the message names the key and lines.
+        yaml.YAMLError: the text is not YAML, or a mapping has a key twice; the message names the key and the lines.
     """
     return yaml.load(text, _Loader)
 
 
 def switched_off_or_on(text: str) -> dict[str, str]:
-    """The top-level fields of a YAML mapping whose value YAML takes for a truth value, as they were written.
+    """The top-level fields of a YAML mapping whose value YAML reads as a truth value, with the text as written.
 
-    YAML 1.1 reads ``no``, ``off``, ``yes`` and ``on`` as truth values; only what was written tells whether a field
-    that takes words was meant to hold that word.
+    YAML 1.1 reads ``no``, ``off``, ``yes`` and ``on`` as truth values. A field that takes words may mean the word
+    itself, so the caller needs the text.
     """
     node = yaml.compose(text, _Loader)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []

@@ -6,11 +6,11 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:
-    """Seconds that the header ``Retry-After`` asks to wait; ``None`` where it is missing or says nothing.
+    """Seconds that the header ``Retry-After`` asks to wait; ``None`` where it is missing or cannot be parsed.
 
     Args:
         value: seconds, or a date as HTTP writes it.
-        now: seconds since the epoch, which a date is compared with; a date that is past is 0.
+        now: seconds since the epoch, subtracted from a date; a date in the past gives 0.
     """
     value = (value or "").strip()
     if value.isascii() and value.replace(".", "", 1).isdigit():

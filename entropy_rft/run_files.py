@@ -7,22 +7,22 @@ from pathlib import Path
 RUN = "run.json"
 """Describes the run: name, seed, command, device, versions."""
 RECIPE = "recipe.yaml"
-"""Every field of the run; `train --config` makes it again."""
+"""Every field of the run; `train --config` repeats the run."""
 METRICS = "metrics.jsonl"
 """One line for each log."""
 FINDINGS = "findings.jsonl"
-"""One line for each finding of the doctor; only where there is one."""
+"""One line for each finding of the doctor; no file without findings."""
 CHECKPOINT = "checkpoint-"
-"""Begins a checkpoint's name, the optimisation step ends it; transformers gives that name."""
+"""Prefix of a checkpoint's name, before the optimisation step; transformers chooses that name."""
 CHECKPOINT_MARKER = "complete.json"
 """The last file of each checkpoint: names and sizes of the others."""
 EVALUATION = "evaluation.json"
-"""Of the demo's runs, and of a comparison of strategies."""
+"""The evaluation of a run of the demo, or of a comparison of strategies."""
 REPORT = "report.html"
 
 
 def evaluation_name(task: str, split: str) -> str:
-    """The file of an evaluation that `entropy-rft evaluate` puts beside the model."""
+    """The file that `entropy-rft evaluate` writes beside the model."""
     return f"evaluation-{task}-{split}.json"
 
 
@@ -33,5 +33,5 @@ def evaluation_files(directory: Path) -> list[Path]:
 
 
 def earlier_recipe_name(number: int) -> str:
-    """The recipe of an earlier part of a run that was resumed with another; from 1."""
+    """The file of an earlier recipe of a run that was resumed with another one; `number` counts from 1."""
     return f"recipe-{number}.yaml"

@@ -1,4 +1,4 @@
-"""SIGTERM, by which clusters, containers and `kill` end a command, as an exception."""
+"""Turns SIGTERM, with which clusters, containers and `kill` end a command, into an exception."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 
 class Terminated(BaseException):
-    """SIGTERM came; nothing on the way out should take it for an error."""
+    """SIGTERM was received. It is not an `Exception`, so that no error handler catches it."""
 
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the block; but not in one of several processes, nor in a thread.
+    """SIGTERM raises `Terminated` in the block, except in one of several processes and in a thread.
 
-    Of several processes each is ended by the launcher, at once; waiting in C for one another they could not answer.
+    The launcher ends each of several processes at once. They may wait for one another in C code, where Python cannot
+    raise.
     """
     if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
         yield

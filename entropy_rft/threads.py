@@ -1,12 +1,12 @@
-"""How many threads a command computes with on a CPU, beside whatever else the machine is doing.
+"""Chooses the number of threads of a command on a CPU by the load of the machine.
 
-torch's threads spin while they wait for one another. On a core that another process uses too, each of thousands of
-small operations a second then waits for a time slice: two threads on two cores become ten times slower, where one
-thread would hardly notice. So a command of ours looks at the machine twice a second and computes with as many threads
-as there are cores to itself. On a quiet machine that is as many as torch would take.
+torch's threads spin while they wait for one another. If another process uses one of the cores, each small operation
+(there are thousands a second) waits for a time slice. Two threads on two cores then become ten times slower; one thread
+is hardly affected. So a command of this package measures the load twice a second, and computes with as many threads as
+there are free cores. On an idle machine that is torch's own number.
 
-Only the command line, the studies and the scripts do this (`share_cores`); whoever imports the trainer keeps torch's
-threads. What the user sets in the environment wins, and a model on a GPU is left alone.
+Only the command line, the studies and the scripts do this (`share_cores`). A program that imports the trainer keeps
+torch's threads. A setting in the environment has priority, and nothing changes for a model on a GPU.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Callable
 from typing import Any
 
 CHOSEN_BY_USER = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "MKL_NUM_THREADS", "MKL_DYNAMIC")
-"""Whoever sets one of these has decided on the threads."""
+"""If one of these is set, the user has chosen the threads."""
 
-INTERVAL = 0.5  # seconds between two looks: tens of milliseconds are the clock's own resolution
+INTERVAL = 0.5  # seconds between two measurements: the clock's own resolution is tens of milliseconds
 
 _sharing = False
 
 
 def share_cores() -> None:
-    """Let this process's models follow the load of the machine; to be called before torch is imported.
+    """Make this process's models follow the load of the machine; call it before torch is imported.
 
     It also asks MKL for results that do not depend on the number of threads (``MKL_CBWR``, read when the library
-    loads), so that a run repeats bit for bit whatever else the machine was doing.
+    loads), so that a run repeats bit for bit under any load.
     """
     global _sharing
     if any(os.environ.get(name) for name in CHOSEN_BY_USER):
@@ -40,20 +40,20 @@ def share_cores() -> None:
 
 
 def watch(model: Any) -> Any:
-    """Have `model` look at the machine before its forward passes, where `share_cores` was called; returns it."""
+    """If `share_cores` was called, make `model` measure the load before its forward passes; returns `model`."""
     if _sharing and model.get_input_embeddings().weight.device.type == "cpu":
-        # Every forward pass begins there, whatever the model is wrapped in.
+        # Every forward pass begins with the embedding, also when the model is wrapped.
         model.get_input_embeddings().register_forward_pre_hook(FollowLoad())
     return model
 
 
 class FollowLoad:
-    """A forward hook that sets torch's threads to the cores which nobody else uses.
+    """A forward hook that sets torch's threads to the number of cores that no other process uses.
 
     Args:
-        cores: that this process may run on.
-        most: threads on a quiet machine; by default what torch has now.
-        used: seconds of processor time that these cores have spent on anything, and this process on its own.
+        cores: numbers of the cores that this process may run on.
+        most: threads on an idle machine; by default torch's current number.
+        used: gives the processor time in seconds, of all processes on these cores and of this process alone.
         clock: seconds.
     """
 
@@ -83,7 +83,7 @@ class FollowLoad:
 
     @staticmethod
     def set(threads: int) -> None:
-        """Compute with so many threads in the calling thread."""
+        """Set the number of threads that operations of the calling thread use."""
         import torch
 
         if torch.get_num_threads() != threads:
@@ -91,9 +91,9 @@ class FollowLoad:
 
 
 def threads_beside(others: float, cores: int, most: int) -> int:
-    """The threads for a process beside `others`, the cores (not a whole number) that other processes use.
+    """The number of threads for this process; `others` is the number of cores that others use, with a fraction.
 
-    Half a core of others counts as one: two spinning threads and another process on two cores get two thirds each.
+    More than half a core counts as one: two spinning threads and another process on two cores get two thirds each.
     """
     return max(1, min(most, int(cores - others + 0.5)))
 
@@ -106,7 +106,7 @@ def own_cores() -> list[int]:
 
 
 def processor_seconds(cores: list[int]) -> tuple[float, float]:
-    """What `cores` have spent on anything but idling, and this process on its own, in seconds since some moment."""
+    """Processor time in seconds since a fixed moment: of `cores` while not idle, and of this process alone."""
     import psutil
 
     idling = ("idle", "iowait", "guest", "guest_nice")  # guests are counted as user time too

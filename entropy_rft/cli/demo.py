@@ -1,4 +1,4 @@
-"""`entropy-rft demo`: the main job on the embedded model, in minutes."""
+"""`entropy-rft demo`: train and compare the methods on the embedded model, in minutes."""
 
 from __future__ import annotations
 

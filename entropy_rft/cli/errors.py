@@ -1,4 +1,4 @@
-"""Mistakes of the user, as opposed to ours."""
+"""How the command line shows mistakes of the user, and faults of this package."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Around what reads and checks what the user gave: what a check of ours finds wrong is one line.
+    """For code that reads and checks the user's input: a mistake that a check of this package finds becomes one line.
 
-    Warnings about the future of a library would only stand before the line that matters.
+    Warnings about future versions of a library are hidden: they would only come before that line.
     """
     try:
         with warnings.catch_warnings():
@@ -44,13 +44,13 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def training_failures() -> Iterator[None]:
-    """Around a training: a failure whose cause is known is one line, and no process of several waits for the others."""
+    """For a training: a failure whose cause is known becomes one line, and no process of several waits for others."""
     from entropy_rft.training.failures import TrainingFailed, leave_at_once
 
     try:
         yield
     except Terminated:
-        print("entropy-rft: terminated; --resume_from_checkpoint auto goes on", file=sys.stderr)
+        print("entropy-rft: terminated; --resume_from_checkpoint auto resumes the run", file=sys.stderr)
         raise SystemExit(TERMINATED) from None
     except Exception as failure:
         error: Exception = failure
@@ -66,10 +66,13 @@ def training_failures() -> Iterator[None]:
 
 
 def show(error: Exception, cause: Exception | None = None) -> None:
-    """A user's mistake as one line, a fault of ours with its traceback; with ENTROPY_RFT_TRACEBACK=1 always that."""
+    """Print a user's mistake as one line, and a fault of this package with its traceback.
+
+    ENTROPY_RFT_TRACEBACK=1 prints the traceback of a user's mistake too.
+    """
     if not isinstance(error, UserError) or os.environ.get("ENTROPY_RFT_TRACEBACK") == "1":
         traceback.print_exception(cause or error)
     if isinstance(error, UserError):
         print(f"entropy-rft: error: {error}", file=sys.stderr)
     else:
-        print(f"entropy-rft: this is a fault of entropy_rft, not of yours: {REPORT}", file=sys.stderr)
+        print(f"entropy-rft: this is a bug in entropy_rft, not your mistake: {REPORT}", file=sys.stderr)

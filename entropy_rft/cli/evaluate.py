@@ -1,4 +1,4 @@
-"""`entropy-rft evaluate`: how often a model is right, how long it thinks, how sure it is."""
+"""`entropy-rft evaluate`: the accuracy, the thinking length and the entropies of a model."""
 
 from __future__ import annotations
 

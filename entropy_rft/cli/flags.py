@@ -1,4 +1,4 @@
-"""Flags that several verbs have, so that each is called, explained and read alike."""
+"""Flags that several verbs have, with the same name, help and parsing in each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Add = Callable[..., Any]
 def path(text: str) -> str:
     """The type of every flag that names a file or a directory: a ``~`` at its start is the home directory.
 
-    The shell writes it out only where it stands alone, not in ``--output=~/page.html``.
+    The shell expands it only at the start of a word, not in ``--output=~/page.html``.
     """
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
@@ -44,13 +44,13 @@ def add_task(add: Add, split: str) -> None:
 
 
 def task_source(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The arguments of `load_task` but the options; a path is made absolute, since others may load the task again."""
+    """The arguments of `load_task` but the options; a path is made absolute, as others may load the task again."""
     path = None if args.path is None else str(Path(args.path).resolve())
     return {"name": args.task, "path": path, "split": args.split, "limit": args.limit, "seed": seed}
 
 
 def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, top_p: bool = True) -> None:
-    """How to answer: `samples` is the default number of answers, `of` says what each of them is counted by."""
+    """How to answer: `samples` is the default number of answers, `of` says what they are counted per."""
     add("--samples", type=int, default=samples, metavar="N", help=f"answers per {of} (default: %(default)s)")
     if temperature:
         add("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: %(default)s)")
@@ -64,7 +64,7 @@ def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, t
 def add_probe(add: Add) -> None:
     """Which probe, and for which model."""
     add("--probe", required=True, type=path, metavar="DIR", help="what `probe train` wrote")
-    add("--model", metavar="DIR_OR_HUB", help="the probe's base model, where it lies now (default: where it was)")
+    add("--model", metavar="DIR_OR_HUB", help="the probe's base model, if it has moved (default: as in the probe)")
     add("--force", action="store_true", help="use the probe with another model than its own")
     add(
         "--min_confidence",
@@ -87,11 +87,11 @@ def add_hardware(add: Add) -> None:
         choices=("auto", "float32", "bfloat16"),
         help="of the weights; auto: as saved (default: %(default)s)",
     )
-    add("--device", help="such as cpu or cuda; the accelerator if there is one when not given")
+    add("--device", help="such as cpu or cuda (default: the accelerator, if there is one)")
 
 
 def device_of(args: argparse.Namespace) -> str | None:
-    """The flag; without it each process that torchrun started takes an accelerator of its own."""
+    """The flag; without it each process that torchrun started uses its own accelerator."""
     if args.device is None and "LOCAL_RANK" in os.environ:
         import torch
 
@@ -109,7 +109,7 @@ def add_shards(add: Add) -> None:
 
 
 def shard_of(args: argparse.Namespace) -> tuple[int, int]:
-    """This process's number and that of all: the flags, or what torchrun tells.
+    """This process's number and that of all: the flags, or torchrun's variables.
 
     Raises:
         ValueError: one of the flags is given without the other.
@@ -122,24 +122,24 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def add_server(add: Add) -> None:
-    """Who answers instead of transformers."""
+    """What samples the answers instead of transformers."""
     add("--url", help="sample from this OpenAI-compatible server of the same model instead, such as vLLM's")
-    add("--served_model", metavar="NAME", help="what the server calls the model (default: the first one it names)")
+    add("--served_model", metavar="NAME", help="the server's name of the model (default: the first one it lists)")
     add("--vllm", action="store_true", help="sample with a vLLM engine instead, on the same device")
     add(
         "--vllm_memory",
         type=float,
         default=0.7,
         metavar="SHARE",
-        help="of the GPU's memory, that vLLM may take; the model that scores is there too (default: %(default)s)",
+        help="of the GPU's memory, which vLLM may use; the scoring model is there too (default: %(default)s)",
     )
 
 
 def sampler_name(args: argparse.Namespace) -> str:
-    """Who answers, as traces call it.
+    """The sampler's name, as traces record it.
 
     Raises:
-        ValueError: two were asked for, vLLM is not installed, or its memory is out of range; before anything slow.
+        ValueError: two were asked for, vLLM is not installed, or its memory is out of range. Nothing slow comes before.
     """
     if not 0 < args.vllm_memory <= 1:
         raise UserValueError(f"vllm_memory must be above 0 and at most 1, got {args.vllm_memory}")
@@ -151,10 +151,10 @@ def sampler_name(args: argparse.Namespace) -> str:
 
 
 def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> Any:
-    """What `sampler_name` says; `name` is the model's, which a vLLM engine loads by itself.
+    """The sampler of `sampler_name`; `name` is the model's, which a vLLM engine loads itself.
 
     Raises:
-        ValueError: the url is none, or vLLM cannot use the model.
+        ValueError: the url is not valid, or vLLM cannot use the model.
         OSError: the server cannot be reached.
     """
     kind = sampler_name(args)
@@ -180,7 +180,7 @@ def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> 
 
 
 def served_model(sampler: Any) -> str | None:
-    """What a server calls the model that answers, for the settings; ``None`` where this process answers.
+    """The server's name of the model that answers, for the settings; ``None`` where this process answers.
 
     Raises:
         OSError: the server cannot be reached, or names no model.

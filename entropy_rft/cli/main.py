@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0].startswith("--local_rank="):
-        del arguments[0]  # the deepspeed launcher puts it there; the environment says it too
+        del arguments[0]  # the deepspeed launcher puts it there; the environment has it too
     share_cores()
     try:
         if arguments[:1] == ["train"]:

@@ -1,4 +1,4 @@
-"""`entropy-rft serve`: the router, in front of any server that speaks OpenAI's protocol."""
+"""`entropy-rft serve`: the router, in front of any server with OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from entropy_rft.errors import UserValueError
 # RouterSettings, which is not imported here: the help of every verb must not wait for pydantic.
 FLAGS: dict[str, str] = {
     "host": "address to listen on (default: 127.0.0.1)",
-    "port": "0 takes a free one (default: 8000)",
+    "port": "0 chooses a free one (default: 8000)",
     "probe": "directory of a probe, or embedded",
     "model": "model whose tokenizer and hidden states are used (default: the probe's base model)",
     "force_probe": "use the probe with another model than its own: true or false",
-    "served_model_name": "what the backends call the model; replaces a request's",
+    "served_model_name": "the backends' name of the model; replaces a request's",
     "strategies": "YAML file of strategies (default: the probe's)",
     "backends": "addresses, separated by commas (default: the embedded model answers)",
     "min_confidence": "below it the probe's choice is Normal (default: 0.5)",
     "max_tokens": "budget of an answer where a client gives none (default: the backends' context length)",
-    "client_max_tokens": "what a client's limit is: override or budget (default: override)",
+    "client_max_tokens": "meaning of a client's limit: override or budget (default: override)",
     "ready_needs_features": "whether /ready is 503 while the feature source is down (default: true)",
     "cors_origins": "origins of web pages that may call, separated by commas (default: none)",
     "log_prompts": "write each request's messages to the log (default: false)",
@@ -29,8 +29,8 @@ FLAGS: dict[str, str] = {
     "log_format": "json or text (default: json)",
     "log_level": "debug, info, warning or error (default: info)",
     "request_id_header": "(default: x-request-id)",
-    "drain_s": "seconds that requests under way may take after SIGTERM (default: 300)",
-    "drain_delay_s": "seconds that new requests are still taken after SIGTERM (default: 0)",
+    "drain_s": "seconds that requests in progress may take after SIGTERM (default: 300)",
+    "drain_delay_s": "seconds that new requests are still accepted after SIGTERM (default: 0)",
 }
 
 
@@ -38,12 +38,12 @@ def add_parser(subparsers: Any) -> None:
     """Register the verb."""
     parser = subparsers.add_parser(
         "serve",
-        help="route questions to the strategy that their difficulty asks for: --config router.yaml",
+        help="route each question to the strategy for its difficulty: --config router.yaml",
         description=(
-            "Serve OpenAI's protocol in front of one or several backends: a probe tells each question's difficulty, "
-            "and the request gets its strategy. Without configuration the embedded model answers. The environment "
-            "(ENTROPY_RFT_ROUTER_PORT, ENTROPY_RFT_ROUTER_LIMITS__MAX_BODY_BYTES, ...) is over the file, flags are "
-            "over both."
+            "Serve OpenAI's protocol in front of one or several backends: a probe estimates each question's "
+            "difficulty, and the request gets its strategy. Without configuration the embedded model answers. The "
+            "environment (ENTROPY_RFT_ROUTER_PORT, ENTROPY_RFT_ROUTER_LIMITS__MAX_BODY_BYTES, ...) overrides the "
+            "file, and flags override both."
         ),
         allow_abbrev=False,
     )

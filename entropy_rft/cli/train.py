@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     subparsers.add_parser(
         "train",
         add_help=False,
-        help="train a model by a recipe: --config recipe.yaml, any field as a flag over it (train --help lists all)",
+        help="train a model by a recipe: --config recipe.yaml, flags override its fields (train --help lists all)",
     )
 
 
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return 0
-    # A reward of the user's own, module:function, is looked for here too, as `python` itself would.
+    # A reward of the user's own, module:function, may be in the current directory, as with `python` itself.
     sys.path.insert(0, str(Path.cwd()))
     with user_errors():
         launch = Launch.of(argv, parser.flags)

@@ -32,8 +32,8 @@ class EntropyClip:
         mu_low, mu_high: widths in units of σ, above 0; ``None`` leaves that side open.
         advantages: the tokens the rule may drop, by the sign of their advantage: ``"negative"``, ``"positive"`` or
             ``"all"`` (zero included).
-        max_fraction: at most this share of the batch's valid tokens is dropped, but always allowed one; when more
-            qualify, those with the largest ``|z|`` are. ``None`` sets no limit.
+        max_fraction: at most this share of the batch's valid tokens is dropped; one is always allowed. When more
+            qualify, those with the largest ``|z|`` are dropped. ``None`` sets no limit.
 
     Raises:
         ValueError, TypeError: naming the argument and its value.

@@ -64,7 +64,7 @@ def split_entropy_change(
     valid = mask != 0
     inside = {name: (phase != 0) & valid for name, phase in phases.items()}
     if "other" in inside:
-        raise ValueError("phases has a mask called 'other', which is the name of what no phase holds: rename it")
+        raise ValueError("phases has a mask called 'other', which is the name for tokens in no phase: rename it")
     count = torch.stack([phase.int() for phase in inside.values()]).sum(0) if inside else torch.zeros_like(valid).int()
     if int(count.max()) > 1:
         raise ValueError(f"phases {', '.join(inside)} overlap: a token may be in one of them only")
@@ -79,7 +79,7 @@ def split_entropy_change(
 
 @dataclass(frozen=True)
 class ChangeFit:
-    """How measured entropy changes follow predicted ones, token by token.
+    """The fit of measured entropy changes to predicted ones, over tokens.
 
     Attributes:
         tokens: how many were compared.

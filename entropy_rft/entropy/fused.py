@@ -1,4 +1,4 @@
-"""The same token statistics from hidden states and the LM head, without ever holding the logits.
+"""The same token statistics from hidden states and the LM head, without storing the logits.
 
 One pass over tiles of the vocabulary with an online log-sum-exp. With ``z`` the transformed logits, ``m`` the running
 maximum (of one token, the first that reaches it) and ``e = exp(z - m)``, four running sums over the OTHER tokens are
@@ -10,11 +10,11 @@ enough for everything::
     H        = log(1 + s1) - t1 / (1 + s1)
     E[S]     = Σ π² (H + log π) = (t2 - (1 + s2) t1 / (1 + s1)) / (1 + s1)²
 
-The maximum's own term, 1, stays out of the sums because it would swallow the rest of a peaked row: at a maximum
+The maximum's own term, 1, is not in the sums, because the rest of a peaked row would be lost in it: at a maximum
 probability of 0.9999 all of log π(a) and H is in an s1 of 1e-4, of which 1 + s1 keeps three digits in float32. No
-difference of like numbers is left: both terms of H are positive.
+difference of nearly equal numbers is computed: both terms of H are positive.
 
-When the maximum rises by d, the old one joins the sums, and with ``r = exp(-d)``:
+When the maximum rises by d, the term of the old one is added to the sums, and with ``r = exp(-d)``:
 ``s ← r (s + 1)``, ``t ← r (t - d (s + 1))`` (with ``r²`` for the squares).
 """
 
@@ -52,9 +52,9 @@ def fused_token_statistics(
 ) -> TokenStatistics:
     """:class:`TokenStatistics` of ``z = softcap(logit_scale · (hidden @ weight.T + bias)) / temperature``.
 
-    No gradient flows. Extra memory is a few tiles, whatever the number of tokens and the vocabulary. CUDA tensors go
-    through Triton where it is installed, without waiting for the device; every other device through torch, to the
-    same numbers.
+    No gradient is computed. Extra memory is a few tiles, whatever the number of tokens and the vocabulary. For CUDA
+    tensors Triton is used where it is installed, without waiting for the device. For every other device torch is used,
+    with the same results.
 
     Args:
         hidden: ``(..., D)`` hidden states that enter the LM head: float32, bfloat16 or float16.
@@ -126,7 +126,7 @@ def _one_token_tile(hidden: Tensor, targets: Tensor, head: Head, sums: RunningSu
             product.add_(bias[start:end])
         if product is not z:
             z.copy_(product)
-        # The logits and not the hidden states are scaled, which would be cheaper: the training loss scales logits, and
+        # Scaling the hidden states would be cheaper. The logits are scaled because the training loss scales them, and
         # the log-probabilities of the two are compared.
         if before_cap != 1.0:
             z.mul_(before_cap)
@@ -150,7 +150,7 @@ def _fold(z: Tensor, e: Tensor, sums: RunningSums) -> None:
     risen = torch.where(rose, top, maximum)
     drop = maximum - risen
     r, old = drop.exp(), rose.float()
-    # Before the first maximum r is 0, and so is everything below; NO_MAXIMUM keeps it from being 0 * inf.
+    # Before the first maximum r is 0, and so is everything below; with NO_MAXIMUM there is no 0 * inf.
     t1.add_(drop * (s1 + old)).mul_(r)
     s1.add_(old).mul_(r)
     r.square_()

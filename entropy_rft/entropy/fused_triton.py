@@ -1,24 +1,24 @@
 """The running sums of :mod:`entropy_rft.entropy.fused` on CUDA. Imported only where Triton is installed.
 
-cuBLAS multiplies a tile into one buffer, one kernel folds it into the sums, and nothing waits for the device. Of a
-block of logits the kernel reduces only the maximum across lanes; the sums stay one per lane until the row ends, and
-are rescaled only when the maximum rises, after the first blocks almost never.
+cuBLAS multiplies a tile into one buffer, one kernel adds it to the sums, and nothing waits for the device. Of a block
+of logits the kernel reduces only the maximum across lanes. There is one sum per lane until the row ends. The sums are
+rescaled only when the maximum rises, which is rare after the first blocks.
 
 Memory traffic, counted (b bytes a logit in the buffer: 2 with a 16-bit product, 4 otherwise; D the width; V the
 vocabulary; N the tokens)::
 
-    the product writes the tile              b  bytes a logit, as the bare product does
+    the product writes the tile              b  bytes a logit, as the product alone does
     the kernel reads it                      b  bytes a logit, once, 16 bytes a thread and load; it writes none back
     the kernel's sums, a token and tile     52  bytes: five read, six written, 4 bytes each, and the target of 8
     the target's logit, a token and tile     b  bytes at most
     the product reads the weight          2 D V  bytes (16 bit) for every 4,096 tokens
     the product reads the states          2 D N  bytes (16 bit) for every tile of the vocabulary
 
-A row of a tile is 16,384 (b = 4) or 32,768 (b = 2) logits, so the sums are 0.003 bytes a logit at most. What is added
-to the bare product is therefore b bytes a logit: for V = 151,936 and b = 2, 304 kB a token, 0.09 ms for 1,000 tokens at
-3.35 TB/s (an H100's data sheet). The product takes 2 D operations a logit, so at 800 TFLOP/s the kernel's reading adds
-at least 23% at D = 1,024, 12% at 2,048, 6% at 4,096 and 5% at 5,120; twice that with b = 4. A tile, 256 MiB, does not
-stay in a cache of 50 MB on its way from the product to the kernel.
+A row of a tile is 16,384 (b = 4) or 32,768 (b = 2) logits, so the sums are 0.003 bytes a logit at most. The traffic
+beyond the product alone is therefore b bytes a logit: for V = 151,936 and b = 2, 304 kB a token, 0.09 ms for 1,000
+tokens at 3.35 TB/s (an H100's data sheet). The product takes 2 D operations a logit, so at 800 TFLOP/s the kernel's
+reading adds at least 23% at D = 1,024, 12% at 2,048, 6% at 4,096 and 5% at 5,120; twice that with b = 4. A tile,
+256 MiB, does not fit into a cache of 50 MB between the product and the kernel.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from entropy_rft.entropy.running_sums import FAR_BELOW, Head, RunningSums
 
-# Wide enough that cuBLAS runs at full speed and each launch hides the next; 256 MiB of logits, as much as TRL's head
-# takes for bfloat16 (4,096 x 32,768) and half of what it takes for float32.
+# Large enough that cuBLAS runs at full speed and a launch is done before the previous kernel ends. 256 MiB of logits is
+# as much as TRL's head takes for bfloat16 (4,096 x 32,768), and half of what it takes for float32.
 TOKEN_TILE = 4096
 TILE_BYTES = 256 * 2**20
 _BLOCK = 1024
@@ -74,8 +74,8 @@ def _fold(
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # One program per token. The equations are those of fused.py; a row's sums are kept apart as what earlier tiles
-    # left (a scalar) and what this tile adds (a number per lane).
+    # One program per token. The equations are those of fused.py; a row's sums have two parts: the sum of earlier
+    # tiles (a scalar) and the sum of this tile (a number per lane).
     row = tl.program_id(0).to(tl.int64)
     row_ptr = tile_ptr + row * stride
     lanes = tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def _fold(
             s1_lanes = r * s1_lanes
             t2_lanes = r2 * (t2_lanes + drop * s2_lanes)
             s2_lanes = r2 * s2_lanes
-            t1 = r * (t1 + drop * (s1 + 1.0))  # the maximum that was left out joins the others
+            t1 = r * (t1 + drop * (s1 + 1.0))  # adds the term of the old maximum
             s1 = r * (s1 + 1.0)
             t2 = r2 * (t2 + drop * (s2 + 1.0))
             s2 = r2 * (s2 + 1.0)

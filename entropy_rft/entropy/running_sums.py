@@ -1,4 +1,4 @@
-"""What the pass over a vocabulary keeps of each token; :mod:`entropy_rft.entropy.fused` has the equations."""
+"""The values per token of the pass over a vocabulary; :mod:`entropy_rft.entropy.fused` has the equations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from entropy_rft.entropy.statistics import TokenStatistics
 
-# Stands for -inf where an infinite value would make 0 * inf: exp(-1e4) is 0 in float32 and 0 * -1e4 is 0.
+# Used instead of -inf where an infinite value would make 0 * inf: exp(-1e4) is 0 in float32 and 0 * -1e4 is 0.
 FAR_BELOW = -1.0e4
 NO_MAXIMUM = -1.0e30
 
@@ -26,7 +26,7 @@ class Head(NamedTuple):
 
 
 class RunningSums(NamedTuple):
-    """Of each token, float32 ``(N,)``: the running maximum, the sums over all other tokens, the sampled logit."""
+    """For each token, float32 ``(N,)``: the running maximum, the sums over all other tokens, the sampled logit."""
 
     maximum: Tensor
     s1: Tensor

@@ -1,4 +1,4 @@
-"""What one position's distribution says: log-probability, entropy and the entropy discriminant.
+"""Statistics of one position's distribution: log-probability, entropy and the entropy discriminant.
 
 Source of the equations: "On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models",
 arXiv 2602.03392. Natural logarithms throughout, entropies in nats.
@@ -91,13 +91,13 @@ def token_statistics(
             f"token_ids must be from 0 to {logits.shape[-1] - 1}, got {int(token_ids.min())} to {int(token_ids.max())}"
         )
     result_dtype = torch.promote_types(logits.dtype, torch.float32)
-    # float64 inside: a peaked row's entropy is a sum of terms that all but cancel. (MPS has no float64.)
+    # float64 inside: a peaked row's entropy is a sum of terms that nearly cancel. (MPS has no float64.)
     dtype = result_dtype if logits.device.type == "mps" else torch.float64
     # The maximum is subtracted before the division, so that a tiny temperature cannot overflow.
     shifted = logits.to(dtype)
     shifted = (shifted - shifted.amax(-1, keepdim=True)) / temperature
     log_probs = torch.log_softmax(shifted, dim=-1)
-    # A banned token has log π = -inf and π = 0; every sum below means 0·log 0 = 0, never NaN.
+    # A banned token has log π = -inf and π = 0; every sum below uses 0·log 0 = 0, never NaN.
     log_probs = log_probs.clamp(min=torch.finfo(result_dtype).min)
     probs = log_probs.exp()
     entropy = -(probs * log_probs).sum(-1)
@@ -108,7 +108,7 @@ def token_statistics(
 
 
 def check_token_ids(token_ids: Tensor) -> None:
-    """Raise the TypeError that names ids which are no tensor of integers."""
+    """Raise a TypeError for ids that are not a tensor of integers."""
     if not isinstance(token_ids, Tensor):
         raise TypeError(f"token_ids must be a tensor, got {type(token_ids).__name__}")
     if token_ids.is_floating_point() or token_ids.is_complex() or token_ids.dtype == torch.bool:
@@ -116,7 +116,7 @@ def check_token_ids(token_ids: Tensor) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise the error that names a temperature which is not a finite number above 0."""
+    """Raise an error for a temperature that is not a finite number above 0."""
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         raise TypeError(f"temperature must be a number, got {temperature!r}")
     if not 0.0 < temperature < float("inf"):

@@ -1,4 +1,4 @@
-"""TRL's accuracy rewards, each of whose checks comes to an end."""
+"""TRL's accuracy rewards, with a time limit on each check."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from entropy_rft.rewards.text import content_of
 
 
 class Accuracy:
-    """TRL's `accuracy_reward`, or `reasoning_accuracy_reward`, one completion at a time, each within some seconds.
+    """TRL's `accuracy_reward`, or `reasoning_accuracy_reward`, one completion at a time, each limited to some seconds.
 
     math-verify alone has no limit that holds in C code or outside the main thread; see
-    :mod:`entropy_rft.rewards.checking`. A reward of one's own that needs to know what is right can call this one
-    instead of math-verify, and has that limit too.
+    :mod:`entropy_rft.rewards.checking`. A reward of the user's own that checks answers can call this one
+    instead of math-verify, and then has that limit too.
 
     Args:
         function: the name of TRL's function.
@@ -40,7 +40,7 @@ class Accuracy:
         log_extra: Callable[[str, list], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """One reward a completion: 1 for a right answer, 0 for a wrong one, ``None`` where the gold is unreadable."""
+        """One reward a completion: 1 for a right answer, 0 for a wrong one, ``None`` if the gold cannot be parsed."""
         budget = CHECKER.start_batch()
         checked = [
             CHECKER.check(self.function, content_of(completion), gold, self.reasoning_delimiters, budget)

@@ -17,7 +17,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def signature_of(target: Callable[..., Any]) -> inspect.Signature:
-    """With its annotations as types where they can be found, else as they are written."""
+    """The signature, with annotations as types where they can be evaluated, else as text."""
     try:
         return inspect.signature(target, eval_str=True)
     except ValueError:  # written in C
@@ -82,7 +82,7 @@ def checked_arguments(
 
 
 def _fitting(value: Any, annotation: Any, label: str, name: str) -> Any:
-    """`value` of the annotated kind, ``1e-3`` (a text to YAML) as a number; kinds not in `_KINDS` are let through."""
+    """`value` of the annotated kind, ``1e-3`` (a text to YAML) as a number; kinds not in `_KINDS` are not checked."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = list(typing.get_args(annotation)) if union else [annotation]
     if value is None and types.NoneType in kinds:

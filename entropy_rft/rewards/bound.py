@@ -12,8 +12,8 @@ from entropy_rft.rewards.values import reward_name
 class Bound:
     """`function` with `arguments` at each call, besides what the trainer gives it; picklable if both are.
 
-    `functools.partial` would let a column of the data set replace an argument of that name; here the recipe's wins.
-    ``__wrapped__`` is where `inspect` finds the signature, by which the trainer knows what to compute for a reward.
+    `functools.partial` would let a column of the data set replace an argument of that name; here the recipe's is used.
+    `inspect` finds the signature by ``__wrapped__``; the trainer reads in it what to compute for a reward.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -22,16 +22,16 @@ from entropy_rft.suggestions import did_you_mean
 Reward = Callable[..., Any]
 
 TASK = "task"
-"""The name of what the task brings."""
+"""The name of the task's own rewards."""
 
 OURS = {"pear": "entropy_rft.rewards.pear:PEARReward"}
 
-# TRL checks few of its arguments: below these its formulas divide by zero or mean nothing.
+# TRL checks few of its arguments: below these its formulas divide by zero or have no meaning.
 _LEAST = {"max_len": 1, "ngram_size": 1, "max_completion_len": 1, "soft_punish_cache": 0}
 
 
 def catalogue() -> dict[str, str]:
-    """Each name but `TASK`, and the ``module:attribute`` that it stands for: ours, and all that TRL has.
+    """Each name but `TASK`, and the ``module:attribute`` that it means: ours, and all of TRL's.
 
     TRL's ``think_format_reward`` is ``think_format``, and its ``get_cosine_scaled_reward`` ``cosine_scaled``.
     """
@@ -51,18 +51,18 @@ def reward_names() -> tuple[str, ...]:
 def build_rewards(wanted: Any, task_rewards: Sequence[Reward], pear: Mapping[str, Any] | None = None) -> list[Reward]:
     """The reward functions that a recipe's `rewards` asks for, in that order.
 
-    Two that would have one name are told apart in the logs: ``cosine_scaled_reward``, ``cosine_scaled_reward_2``.
+    Two of the same name get different names in the logs: ``cosine_scaled_reward``, ``cosine_scaled_reward_2``.
 
     Args:
         wanted: a list of entries, see :meth:`RewardEntry.of`; each is a name of `reward_names` or ``module:function``,
-            alone or with arguments. ``task`` is what the task brings. A class or a factory makes the reward from its
-            arguments; a reward function gets them at each call, besides what the trainer gives it. `correctness`, an
-            argument of ``pear``, is an entry too, and without it the task's first reward.
-        task_rewards: the task's reward functions; the first tells right from wrong.
-        pear: what the arguments of ``pear`` are where its entry does not say.
+            alone or with arguments. ``task`` means the task's own rewards. A class or a factory makes the reward from
+            its arguments; a reward function gets them at each call, besides what the trainer gives it. `correctness`,
+            an argument of ``pear``, is an entry too; by default it is the task's first reward.
+        task_rewards: the task's reward functions; the first decides whether an answer is correct.
+        pear: the arguments of ``pear`` that its entry does not give.
 
     Raises:
-        ValueError: for a name or an argument that is unknown, naming the nearest, and for a value that cannot be.
+        ValueError: for a name or an argument that is unknown, naming the nearest, and for a value that is not allowed.
     """
     if not isinstance(wanted, str | Mapping) and not wanted:
         raise UserValueError(f"rewards is empty: name at least one of {', '.join(reward_names())}, or module:function")
@@ -80,8 +80,8 @@ class _Builder:
         if entry.target == TASK:
             if entry.arguments:
                 raise UserValueError(
-                    f"rewards: {TASK} has no argument {next(iter(entry.arguments))!r} (it has none: it is what the "
-                    "task brings)"
+                    f"rewards: {TASK} has no argument {next(iter(entry.arguments))!r} (it has none: it means the "
+                    "task's own rewards)"
                 )
             return self.task_rewards
         if entry.is_path:
@@ -103,14 +103,14 @@ class _Builder:
         value = entry.arguments.get(CORRECTNESS, TASK)
         found = self.build(RewardEntry.of(value))
         if not found:
-            raise UserValueError(f"rewards: {entry.target} has nothing to wrap, as the task brings no reward")
+            raise UserValueError(f"rewards: {entry.target} has nothing to wrap: the task has no reward of its own")
         return found[0]
 
 
 def _made(
     entry: RewardEntry, path: str, arguments: Mapping[str, Any], fields: frozenset[str] | set[str] = frozenset()
 ) -> Reward:
-    """The reward at `path` with `arguments`; those called as in `fields` come from a recipe's fields ``pear_...``."""
+    """The reward at `path` with `arguments`; those named in `fields` come from a recipe's fields ``pear_...``."""
     target, label = _imported(path), entry.target
     arguments = checked_arguments(target, label, arguments, open_ended=entry.is_path)
     for name, least in _LEAST.items():
@@ -120,14 +120,14 @@ def _made(
         return bound(target, arguments) if arguments else target
     try:
         reward = target(**arguments)
-    except UserMistake as error:  # ours name their own argument first
+    except UserMistake as error:  # our messages begin with the argument's name
         named = str(error).partition(" ")[0]
         raise user_mistake(error, f"{label}_" if named in fields else f"rewards: {label}: ") from error
     except Exception as error:
         if not entry.is_path and entry.target in OURS:
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserValueError(f"rewards: {label} cannot be made of {_shown(arguments)}: {said}") from error
+        raise UserValueError(f"rewards: {label} cannot be made with {_shown(arguments)}: {said}") from error
     if not callable(reward):
         raise UserValueError(f"rewards: {label} makes {reward!r}, which is not callable")
     return reward
@@ -148,7 +148,7 @@ def _imported(path: str) -> Any:
 
 
 def _told_apart(rewards: list[Reward]) -> list[Reward]:
-    """TRL logs a reward under its name, and would mix two that have the same."""
+    """Number rewards of the same name: TRL logs a reward under its name, and would mix them."""
     counts: dict[str, int] = {}
     for index, reward in enumerate(rewards):
         name = reward_name(reward)

@@ -1,9 +1,10 @@
-"""Checks of answers that come to an end.
+"""Checks answers with a time limit.
 
-math-verify computes what an answer says. A tower of powers or a factorial can say more than any machine computes, and
-its own limits on time neither interrupt C code nor exist outside the main thread. So an answer that can hold nothing
-of the kind (text, numbers, a box around them) is checked here, by TRL's reward as it is; every other one by the same
-reward in a process of its own, which the kernel ends after some seconds of computing. Such an answer is wrong.
+math-verify evaluates the expression in an answer. A tower of powers or a factorial can be too large for any machine.
+math-verify's own time limits do not interrupt C code, and do not exist outside the main thread. So an answer that
+cannot contain such an expression (text, numbers, a box around them) is checked here, by TRL's reward as it is. Every
+other answer is checked by the same reward in a separate process, which the kernel ends after some seconds of computing.
+An answer whose check is ended counts as wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from entropy_rft.rewards.checking_worker import check
 from entropy_rft.rewards.timed import Budget, TimedProcess
 
-# Neither powers, factorials and exponents nor any command but those of text, boxes and spacing.
+# No powers, factorials and exponents, and no commands except those of text, boxes and spacing.
 _HARMLESS = re.compile(r"(?:[^\\^!*]|\*(?!\*)|\\(?:boxed|text)\b|\\[$%,;:() \[\]{}\n])*")
 EXPONENT = re.compile(r"\d[eE][+-]?\d")
 _LONG_NUMBER = re.compile(r"\d{40}")
@@ -55,7 +56,7 @@ class Checker(TimedProcess):
 
 
 CHECKER = Checker()
-"""This process's own."""
+"""The checker of this process."""
 atexit.register(CHECKER.close)
 
 

@@ -1,4 +1,4 @@
-"""The process in which answers are checked that might never come to an end; see :mod:`entropy_rft.rewards.checking`.
+"""The process for answers whose check may not end; see :mod:`entropy_rft.rewards.checking`.
 
 It imports what a check needs and no more: no torch.
 """

@@ -17,7 +17,7 @@ CORRECTNESS = "correctness"
 """The argument of a reward of this package that is an entry itself."""
 
 _FORMS = "a name, module:function, or a mapping {name: ..., its arguments} or {path: module:function, its arguments}"
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # as in 1e-3, which is a text to YAML
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # as in 1e-3, which YAML reads as text
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RewardEntry:
     """A reward as a recipe asks for it.
 
     Attributes:
-        target: a name that `reward_names` knows, or ``module:function``.
+        target: a name of `reward_names`, or ``module:function``.
         arguments: of the reward, as the recipe gives them.
     """
 
@@ -39,7 +39,7 @@ class RewardEntry:
 
     @classmethod
     def of(cls, value: Any) -> RewardEntry:
-        """The entry that a recipe holds, or that stands on the command line as text (YAML or JSON).
+        """The entry that a recipe holds, or that the command line gives as text (YAML or JSON).
 
         Raises:
             ValueError: for anything else; the message shows it and what an entry is.
@@ -89,13 +89,13 @@ def entries(value: Any) -> list[RewardEntry]:
     """The entries of a recipe's `rewards`: a list of them, or one.
 
     Raises:
-        ValueError: naming the first that is none.
+        ValueError: naming the first that is no entry.
     """
     return [RewardEntry.of(one) for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 def compared(value: Any) -> Any:
-    """`rewards` as two recipes are compared: in the shortest form, and with numbers that YAML took for texts.
+    """`rewards` in the form for comparing two recipes: the shortest, with numbers where YAML read them as text.
 
     What is no list of entries is returned as it is.
     """

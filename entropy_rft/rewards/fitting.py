@@ -1,4 +1,4 @@
-"""TRL's rewards, fitted to how a model writes, and with checks that come to an end."""
+"""TRL's rewards, adapted to the marker that a model uses, and with time limits on their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entropy_rft.rewards.values import reward_name
 
 
 def fitted(reward: Any, think_end_token: str) -> Any:
-    """`reward`, looking for `think_end_token` where TRL's looks for ``</think>``, each of its checks coming to an end.
+    """`reward` with `think_end_token` where TRL's has ``</think>``, and with a time limit on each of its checks.
 
     That is for TRL's `accuracy_reward`, `reasoning_accuracy_reward`, `think_format_reward` and cosine-scaled reward,
     alone or within :class:`PEARReward`. A reward with a method `fitted` is asked for its own. Anything else is returned
@@ -51,7 +51,7 @@ def fitted(reward: Any, think_end_token: str) -> Any:
 
 
 def _delimiters(reward: Any) -> list[str] | None:
-    """What a recipe or `functools.partial` gave TRL's `reasoning_accuracy_reward`, where that is all they gave it."""
+    """What a recipe or `functools.partial` gave TRL's `reasoning_accuracy_reward`, if it has no other argument."""
     from trl import rewards
 
     if isinstance(reward, Bound):

@@ -14,7 +14,7 @@ Reward = Callable[..., "list[float | None]"]
 
 
 class PEARReward:
-    """Reward a correct answer less, the more uncertain the thinking was than the answer.
+    """Reward a correct answer less, the more the entropy of its thinking exceeds that of its answer.
 
     With ``P = max(0, H_think - α H_answer)``, the phase entropies being means of the old policy's token entropies in
     nats::
@@ -24,12 +24,12 @@ class PEARReward:
 
     Why a floor: nothing in the published formula bounds r from below. With P above 1 (``score = 1``) a correct answer
     scores below a wrong one, and GRPO then learns to be wrong with confidence. That happens with models whose thinking
-    entropy is above 1 nat, such as small or young ones. ``floor=None`` is the published formula; a small positive
-    floor, such as 0.1, keeps every correct answer above a wrong one at ``format_score = 0`` and leaves the published
-    reward unchanged wherever P stays below ``score - floor``.
+    entropy is above 1 nat, such as small ones, or ones early in training. ``floor=None`` is the published formula. A
+    small positive floor, such as 0.1, keeps every correct answer above a wrong one at ``format_score = 0``, and leaves
+    the published reward unchanged wherever P is below ``score - floor``.
 
-    The object is picklable if `correctness` is, and works with conversational and plain completions alike: it never
-    looks at the text itself.
+    The object is picklable if `correctness` is, and works with conversational and plain completions alike: it does
+    not read the text itself.
 
     Args:
         correctness: a TRL reward function; a value above 0 means correct, ``None`` (cannot be scored) stays ``None``.
@@ -86,7 +86,7 @@ class PEARReward:
     def penalty(self, h_think: float, h_answer: float) -> float:
         """``P = max(0, H_think - α H_answer)``, nats."""
         difference = h_think - self.alpha * h_answer
-        # Not max(): a NaN entropy must come out as NaN (an unscorable completion), not as a free pass.
+        # Not max(): a NaN entropy must come out as NaN (an unscorable completion), not as no penalty.
         return 0.0 if difference <= 0 else difference
 
     def __call__(

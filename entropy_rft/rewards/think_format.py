@@ -38,7 +38,7 @@ class ThinkFormat:
         for completion, is_opened in zip(completions, opened, strict=True):
             text = content_of(completion)
             if self.think_end_token != "</think>":
-                # What TRL's pattern looks for must not be there in another meaning.
+                # The tags that TRL's pattern looks for must not occur with another meaning.
                 text = text.replace("<think>", "").replace("</think>", "")
                 text = text.replace(self.think_end_token, "</think>").replace(self.opening, "<think>")
             texts.append(said("<think>" * bool(is_opened) + text))

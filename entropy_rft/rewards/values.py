@@ -1,7 +1,7 @@
-"""What a reward function may return, checked where it returns it, so that a mistake there has the reward's name.
+"""What a reward function may return, checked when it returns, so that an error names the reward.
 
-One meaning holds in training, in PEAR and wherever right answers are counted: one value a completion, a finite float
-or None, "cannot be scored". NaN and the infinities are no rewards and count as None: an infinite one would make every
+The same rule applies in training, in PEAR and in counting correct answers: one value a completion, a finite float or
+None, "cannot be scored". NaN and the infinities are no rewards and count as None: an infinite one would make every
 advantage of its group NaN or 0.
 """
 
@@ -31,20 +31,20 @@ def scored(returned: Any, name: str, completions: int) -> list[float | None]:
     """What the reward called `name` returned for that many completions: a finite float or None for each.
 
     Raises:
-        WrongReward: it is no list of so many numbers or None.
+        WrongReward: it is not a list of that many numbers or None.
     """
     return _finite(_values(returned, name, completions))
 
 
 def checked(reward: Any, name: str, report: Callable[[int], None]) -> Any:
-    """`reward`, returning what :func:`scored` makes of its values. A model, which TRL runs itself, stays what it is.
+    """`reward`, returning what :func:`scored` makes of its values. A model, which TRL runs itself, is unchanged.
 
     Args:
         reward: a TRL reward function, plain or ``async``.
         name: what the messages call it.
-        report: is given the number of values that were NaN or infinite, at each call.
+        report: is called with the number of values that were NaN or infinite, at each call.
     """
-    import torch  # here, as the process that checks answers does without it
+    import torch  # not at the top: the process that checks answers must not import it
 
     if isinstance(reward, torch.nn.Module):
         return reward
@@ -79,7 +79,7 @@ def _values(returned: Any, name: str, expected: int) -> list[float | None]:
     if isinstance(returned, str | bytes | dict | set) or not isinstance(returned, Iterable):
         raise WrongReward(f"rewards: {name} must return {wanted}, got {_shown(returned)}")
     try:
-        # An array's or a tensor's own elements, at once and not one by one.
+        # Converts the elements of an array or a tensor at once, not one by one.
         values = list(returned.tolist() if hasattr(returned, "tolist") else returned)
     except TypeError:  # an array without a dimension
         raise WrongReward(f"rewards: {name} must return {wanted}, got {_shown(returned)}") from None
@@ -97,7 +97,7 @@ def _values(returned: Any, name: str, expected: int) -> list[float | None]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str | bytes):  # which float() would read
+    if isinstance(value, str | bytes):  # which float() would parse
         raise TypeError
     return float(value)
 

@@ -1,4 +1,4 @@
-"""What a finding's sentence names: fields of the run's configuration, their values, and better ones."""
+"""The parts of a finding's sentence: fields of the run's configuration, their values, and better ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from entropy_rft.errors import UserMistake
 
 
 class Facts:
-    """The configuration of a run, TRL's or this package's: what its fields are, as far as it has them.
+    """The fields of a run's configuration, which is TRL's or this package's.
 
     Args:
         args: the trainer's configuration.
@@ -22,11 +22,11 @@ class Facts:
         if self.knows_rules:
             try:
                 self.rule = args.build_entropy_clip()
-            except UserMistake:  # the trainer's to tell
+            except UserMistake:  # the trainer reports it
                 self.knows_rules = False
 
     def value(self, field: str) -> Any:
-        """Of a field; None where the configuration has no such field."""
+        """The value of a field; None where the configuration has no such field."""
         return getattr(self._args, field, None)
 
     @property
@@ -36,7 +36,7 @@ class Facts:
 
     @property
     def bound(self) -> float | None:
-        """The largest share of tokens that the rule may drop; None where there is none, or where it is the dose."""
+        """The largest share of tokens that the rule may drop; None where there is none, or the rule has no band."""
         share = getattr(self.rule, "max_fraction", None)
         return share if share is not None and share < 1 and _side(self.rule) else None
 
@@ -79,24 +79,24 @@ def _target(facts: Facts, how: str, factor: float) -> str:
 
 
 def loosen_rule(facts: Facts) -> str | None:
-    """How a rule that drops nothing drops something; None for a rule that may rightly drop nothing."""
+    """Advice that makes a rule drop tokens; None for a rule for which dropping none is correct."""
     if (covariance := getattr(facts.rule, "cov_low", 0)) > 0:
         return f"lower entropy_clip_cov_low from {covariance:g} to {covariance / 2:g}"
     return _width(facts, "lower", 0.8)
 
 
 def raise_bound(facts: Facts) -> str:
-    """How the rule gets to drop what lies outside its band."""
+    """Advice that lets the rule drop the tokens outside its band."""
     share = getattr(facts.rule, "max_fraction", None) or 0.0
     more = min(1.0, share * (10 if share < 1e-3 else 2))
     if hasattr(facts.rule, "target"):
-        nearer = "a value of entropy_clip_target nearer to the entropy that the run has by itself"
-        return f"raise entropy_clip_max_fraction from {share:g} to {more:g}, or take {nearer}"
+        nearer = "a value nearer to the entropy that the run has without the rule"
+        return f"raise entropy_clip_max_fraction from {share:g} to {more:g}, or set entropy_clip_target to {nearer}"
     return f"raise entropy_clip_max_fraction from {share:g} to {more:g} to keep more entropy"
 
 
 def keep_entropy(facts: Facts) -> str:
-    """How a run loses less entropy."""
+    """Advice for a run that loses too much entropy."""
     slower = facts.halved("learning_rate", "lower")
     if facts.knows_rules and facts.rule is None:
         return f"set entropy_clip to clip_b (it is none), or {slower}"
@@ -108,7 +108,7 @@ def keep_entropy(facts: Facts) -> str:
 
 
 def lose_entropy(facts: Facts) -> str:
-    """How a run gains less entropy."""
+    """Advice for a run that gains too much entropy."""
     slower = facts.halved("learning_rate", "lower")
     if (facts.value("entropy_coef") or 0) > 0:
         return facts.halved("entropy_coef", "lower")

@@ -1,4 +1,4 @@
-"""The real entropy change of an optimisation step beside the predicted one, on the tokens of its own batch."""
+"""Measures the entropy change of an optimisation step on its own batch, to compare it with the predicted one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PHASES = ("thinking", "answer")  # the marker's own tokens, and any others, are 
 
 @dataclass(frozen=True)
 class AuditedBatch:
-    """One micro-batch of the step: what was predicted, and what is needed to look at it again.
+    """One micro-batch of the step: the prediction, and what is needed to measure its entropies again.
 
     Attributes:
         predicted: ``(B, T)``, nats for a unit logit step.
@@ -28,8 +28,8 @@ class AuditedBatch:
         advantages: ``(B,)`` or ``(B, T)``.
         mask: ``(B, T)``, nonzero = valid.
         phases: of `PHASES`, ``(B, T)`` each.
-        forward: gives the entropies ``(B, T)`` of the policy as it then is, without a gradient, in the dropout masks
-            that `before` had: like is compared with like.
+        forward: computes the entropies ``(B, T)`` of the policy at the time of the call, without a gradient and with
+            the dropout masks of `before`, so that both can be compared.
         update: which update of its generation the step is, from 1; None where each generation has one only.
     """
 
@@ -43,10 +43,10 @@ class AuditedBatch:
 
 
 class RandomState:
-    """The random numbers to come, on the CPU and on the devices of a model.
+    """The state of the random number generators on the CPU and on the devices of a model.
 
     Args:
-        devices: every device that the model lies on.
+        devices: every device of the model.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -55,7 +55,7 @@ class RandomState:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, the numbers that followed this state come again; afterwards the run goes on as if none had."""
+        """In the block the numbers that followed this state are drawn again; then the earlier state is restored."""
         earlier = self._read()
         self._write(self._states)
         try:
@@ -77,16 +77,16 @@ def _of(device: torch.device) -> Any:
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one MPS device, and its functions take none
+    return () if device.type == "mps" else (device,)  # there is one MPS device, and its functions take no device
 
 
 class EntropyAudit(TrainerCallback):
-    """Every `steps` optimisation steps, looks at the step's batch once more after the weights have moved.
+    """Every `steps` optimisation steps, measures the entropies of the step's batch again after the update.
 
     Args:
         steps: at least 1.
-        log: is given the metrics, in time for the step's own log.
-        group: of the processes that hold the other parts of the batch, asked for when it is needed.
+        log: is called with the metrics, before the step's own log.
+        group: returns the group of the processes that hold the other parts of the batch; called when it is needed.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class EntropyAudit(TrainerCallback):
         self._batches: list[AuditedBatch] = []
 
     def due(self, finished_steps: int) -> bool:
-        """Whether the step after `finished_steps` is looked at."""
+        """Whether the step after `finished_steps` is audited."""
         return (finished_steps + 1) % self.steps == 0
 
     def add(self, batch: AuditedBatch) -> None:
-        """One more micro-batch of the step under way."""
+        """Add a micro-batch of the current step."""
         self._batches.append(batch)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._batches.clear()  # what an interrupted step left
+        self._batches.clear()  # left by an interrupted step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._batches:
@@ -126,10 +126,10 @@ class EntropyAudit(TrainerCallback):
 
 @torch.no_grad()
 def audit_metrics(batches: Sequence[AuditedBatch], group: dist.ProcessGroup | None) -> dict[str, float]:
-    """Mean measured change (nats per token), how it follows the prediction over tokens, and what makes it up.
+    """Mean measured change (nats per token), its slope and correlation with the prediction, and its parts.
 
-    The parts by the sign of the advantage add up to the whole, predicted as well as measured, and so do those by phase.
-    Slope and correlation are left out where there is none: nothing predicted, or nothing moved.
+    The parts by the sign of the advantage add up to the whole, for the predicted and for the measured change; so do
+    those by phase. Slope and correlation are left out where they are not defined: no predicted or no measured change.
     """
     measured = [b.forward() - b.before for b in batches]
     sums = torch.stack([change_sums(b.predicted, m, b.mask) for b, m in zip(batches, measured, strict=True)]).sum(0)

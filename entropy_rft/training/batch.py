@@ -50,16 +50,16 @@ def decide(
     """Apply `rule` to the valid tokens of all `batches` and of the other processes of `group` at once.
 
     Micro-batches may differ in length: only their valid tokens are joined. With ``apply=False`` (evaluation) the
-    metrics say what the rule would drop, and ``entropy/predicted_change`` is that of the batch as it is.
+    metrics say what the rule would drop, and ``entropy/predicted_change`` is that without the rule.
     """
-    # A row of one long sequence: the rules do not care which completion a token belongs to.
+    # All tokens in one row: the rules do not use which completion a token belongs to.
     statistics = TokenStatistics.cat([b.valid_statistics() for b in batches]).map(lambda x: x.unsqueeze(0))
     advantages = torch.cat([per_token(b.advantages, b.mask)[b.valid] for b in batches]).unsqueeze(0)
     ones = torch.ones_like(advantages)
     metrics: dict[str, float] = {}
     keep = torch.ones_like(advantages, dtype=torch.bool)
     if rule is not None:
-        if not apply:  # a rule that learns from batch to batch learns nothing from an evaluation
+        if not apply:  # an evaluation must not change the state of a rule
             rule = copy.deepcopy(rule)
         decision = rule.decide(statistics, advantages, ones, group)
         keep = decision.keep
@@ -91,8 +91,8 @@ def phase_metrics(
 ) -> dict[str, float]:
     """Mean lengths (tokens per completion) and, given the entropies, mean phase entropies (nats per token).
 
-    A completion without a valid token (a truncated one that TRL masks) does not count. Sums travel between processes,
-    not means, so that every token weighs the same wherever it was sampled.
+    A completion without a valid token (a truncated one that TRL masks) does not count. Processes exchange sums,
+    not means, so that every token has the same weight.
     """
     counted = (thinking | answer).any(1)
     phases = (thinking, answer)

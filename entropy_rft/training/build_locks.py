@@ -1,7 +1,7 @@
-"""Locks that a killed build of a torch extension has left: every later build waits for them and says nothing.
+"""Finds locks that a killed build of a torch extension has left: every later build waits for them without a message.
 
-DeepSpeed builds its C++ parts at the first launch. torch marks a build by a file ``lock`` in its directory, which only
-the building process deletes; it keeps the file open meanwhile, so a lock that no process has open is a left one.
+DeepSpeed builds its C++ parts at the first launch. torch marks a build by a file ``lock`` in its directory. Only the
+building process deletes the file, and it keeps it open until then. So a lock that no process has open is a left one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 
 OLD_S = 5 * 60.0
-"""Seconds after which a lock is looked into: a build takes about a minute, and may run on another machine."""
+"""Seconds after which a lock is checked: a build takes about a minute, and may run on another machine."""
 
 
 def left_locks(root: Path | None = None, older_than_s: float = OLD_S) -> list[Path]:
-    """The locks below `root` that are that old and that no process of this machine has open.
+    """The locks below `root` that are older than `older_than_s` and that no process of this machine has open.
 
     Args:
         root: by default where torch builds extensions: ``TORCH_EXTENSIONS_DIR``, or the user's cache.
@@ -39,7 +39,7 @@ def message(locks: Iterable[Path]) -> str:
     """One line that names the files and says what to do."""
     names = ", ".join(map(str, locks))
     return (
-        f"a build of a torch extension was killed and left {names}: DeepSpeed may wait for it for ever; delete it, "
+        f"a build of a torch extension was killed and left {names}: DeepSpeed may wait for it forever; delete it, "
         "unless another machine is building there"
     )
 
@@ -52,7 +52,7 @@ def _changed(lock: Path) -> float:
 
 
 def _open(locks: list[Path]) -> set[Path]:
-    """Those that a process has open, of the processes that may be looked into."""
+    """The locks that a process has open; processes that this user may not inspect are left out."""
     found: set[Path] = set()
     wanted = {str(lock.resolve()): lock for lock in locks}
     for process in psutil.process_iter():

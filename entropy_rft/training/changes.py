@@ -1,4 +1,4 @@
-"""What a resumed run does differently from the run that it goes on from."""
+"""Finds the differences between a resumed run and the run that it continues."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from entropy_rft.rewards.entries import compared
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.recipe import SECRETS, TaskArguments
 
-# Fields that only move a run or its record, and the reason. Every other one changes the meaning of the run.
+# Fields that do not change the meaning of a run, by the reason. Every other field changes it.
 _FREE: dict[str, str] = {
-    "where files lie, and what the run is called": "output_dir run_name project hub_model_id hub_revision",
-    "how long it goes on": "max_steps num_train_epochs resume_from_checkpoint do_train do_predict",
+    "where files are, and the name of the run": "output_dir run_name project hub_model_id hub_revision",
+    "how long it runs": "max_steps num_train_epochs resume_from_checkpoint do_train do_predict",
     "what is saved, when and where to": (
         "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint push_to_hub "
         "hub_strategy hub_always_push hub_private_repo trackio_space_id trackio_bucket_id trackio_static_space_id "
@@ -65,11 +65,11 @@ Changes = dict[str, tuple[Any, Any]]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, processes: tuple[int, int] = (1, 1)) -> Changes:
-    """The fields by which two recipes mean different runs, each with its value before and now.
+    """The fields that make two recipes different runs, each with its value before and now.
 
-    A field that a recipe leaves out has its default. Of the batch sizes it is the product with the number of processes
-    that counts, so that the same run can go on with more processes; a different number of them alone is no change
-    of the recipe.
+    A field that a recipe leaves out has its default. The batch sizes are compared as products with the number of
+    processes, so that a run can be resumed with more processes. A different number of processes alone is no change of
+    the recipe.
 
     Args:
         before: a resolved recipe, as ``recipe.yaml`` holds it.
@@ -94,7 +94,7 @@ def sentence(found: Changes) -> str:
 
 
 def recorded(found: Changes, step: int, recipe: str | None) -> dict[str, Any]:
-    """What ``run.json`` says of it: after which step, what, and in which file the recipe before is kept."""
+    """The entry in ``run.json``: after which step, which fields, and the file of the recipe before."""
     return {
         "after_step": step,
         "fields": {name: {"before": old, "now": new} for name, (old, new) in found.items()},
@@ -134,7 +134,7 @@ def _value(name: str, recipe: Mapping[str, Any], field: Any) -> Any:
 
 
 def _parsed(text: str, kind: str) -> Any:
-    """A value that a recipe or a flag gave as text: ``1e-5`` is no number to YAML."""
+    """A value that a recipe or a flag gave as text: YAML reads ``1e-5`` as text."""
     if "dict" in kind and text.lstrip().startswith("{"):
         try:
             return json.loads(text)

@@ -1,8 +1,8 @@
-"""Which checkpoints are complete, which one a run goes on from, and what becomes of the others.
+"""Finds the complete checkpoints, chooses the one to resume from, and renames or deletes the others.
 
 The trainer writes a checkpoint file by file into ``checkpoint-N`` itself, and each process writes its own part. When
 all of them are done, :class:`CheckpointKeeper` writes ``complete.json`` there, atomically and last: the names and sizes
-of all files. A checkpoint without it, or one whose files do not match it, was cut short and is never resumed from.
+of all files. A checkpoint without it, or one whose files do not match it, is incomplete and is never resumed from.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from entropy_rft.training.run_directory import unused
 
 STATE = "trainer_state.json"
 _NAME = re.compile(CHECKPOINT + r"(\d+)")
-# Neither the trainer nor its rotation takes these for checkpoints.
+# The trainer and its rotation ignore directories with these prefixes.
 _INCOMPLETE, _SUPERSEDED = "incomplete-", "superseded-"
 
 
@@ -40,7 +40,7 @@ def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def resumed_step(checkpoint: Path | None) -> int:
-    """The number of optimisation steps behind a complete checkpoint, whatever it is called; 0 for none."""
+    """The number of optimisation steps before a complete checkpoint, whatever its name; 0 for no checkpoint."""
     return 0 if checkpoint is None else int(_json(checkpoint / STATE)["global_step"])
 
 
@@ -59,7 +59,7 @@ def last_complete(output_dir: str | os.PathLike[str]) -> Path | None:
 def checkpoint_to_resume(requested: str | None, output_dir: str) -> Path | None:
     """The checkpoint meant by ``--resume_from_checkpoint``: a path, or the last complete one for ``auto`` and ``true``.
 
-    ``auto`` starts afresh when there is none.
+    With ``auto`` and no such checkpoint the run starts from the beginning.
 
     Raises:
         ValueError: for a checkpoint that does not exist or is incomplete, naming the file.
@@ -95,7 +95,7 @@ def _with_optimizer(checkpoint: Path) -> Path:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker: the last thing that happens to a checkpoint, after everything in it has reached the disk."""
+    """Write the marker as the last file of a checkpoint, after all other files are on the disk."""
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     # With save_on_each_node several processes may mark it at the same time.
     others = {
@@ -108,11 +108,11 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being resumed, or None when it is complete.
+    """Why a checkpoint cannot be resumed from, or None when it is complete.
 
-    A checkpoint without a marker comes from another trainer or from a version before the marker, unless the
-    ``run.json`` beside it promises one. It is then judged by its files: the trainer's state must parse, safetensors
-    files must be as long as their headers say, torch's files must be whole zip archives, and there must be weights.
+    If a checkpoint has no marker and the ``run.json`` beside it declares none, it comes from another trainer or from
+    an older version. Then its files are checked: the trainer's state must parse, safetensors files must be as long as
+    their headers say, torch's files must be complete zip archives, and there must be weights.
     """
     marker = checkpoint / CHECKPOINT_MARKER
     if not marker.is_file():
@@ -133,18 +133,18 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
-    """Clear the way for a run that goes on after `step`; returns one line for each checkpoint that was renamed.
+    """Rename checkpoints that a run resumed after `step` does not use; returns one line for each.
 
     An incomplete checkpoint becomes ``incomplete-checkpoint-N`` until the next complete one is written. A complete one
     of a later step (an older one was resumed by name) becomes ``superseded-checkpoint-N`` and is kept. Otherwise old
-    and new files would mix when the run comes to the same step again.
+    and new files would mix when the run reaches the same step again.
     """
     lines = []
     for path in checkpoints(output_dir):
         reason = flaw(path)
         if reason is None and step_of(path) <= step:
             if not (path / CHECKPOINT_MARKER).is_file():
-                mark_complete(path)  # the new run.json promises markers
+                mark_complete(path)  # the new run.json declares markers
             continue
         target = path.with_name((_SUPERSEDED if reason is None else _INCOMPLETE) + path.name)
         if reason is None:
@@ -153,7 +153,7 @@ def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
             shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
         lines.append(
-            f"{path.name} is after step {step}, where this run goes on; it is now {target.name}"
+            f"{path.name} is after step {step}, from which this run resumes; it is now {target.name}"
             if reason is None
             else f"{path.name} is incomplete ({reason}) and not used; it is now {target.name}"
         )
@@ -161,7 +161,7 @@ def put_aside(output_dir: str | os.PathLike[str], step: int) -> list[str]:
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Marks each checkpoint as complete once every process has written its part; only then are older ones deleted.
+    """Marks each checkpoint as complete once every process has written its part, and only then deletes older ones.
 
     Args:
         limit: ``save_total_limit``. The trainer itself must have none: it deletes older checkpoints before the other
@@ -199,15 +199,15 @@ class CheckpointKeeper(TrainerCallback):
         for path in [path for path in kept if path.name not in protected][: max(excess, 0)]:
             (path / CHECKPOINT_MARKER).unlink(
                 missing_ok=True
-            )  # first, so that a half-deleted one is not taken for complete
+            )  # first, so that a partly deleted one does not count as complete
             shutil.rmtree(path, ignore_errors=True)
 
 
 class SameOrder(TrainerCallback):
-    """Gives a resumed run the question order of the epoch it goes on in.
+    """Gives a resumed run the question order of its current epoch.
 
-    TRL's sampler draws each epoch's order from a generator that no checkpoint holds: after a resume the first epoch's
-    order would come again, whichever epoch it is.
+    TRL's sampler draws each epoch's order from a random generator that is not in the checkpoint. After a resume it
+    would draw the first epoch's order again, whatever the current epoch is.
     """
 
     def on_train_begin(
@@ -224,7 +224,7 @@ class SameOrder(TrainerCallback):
         if hasattr(sampler, "set_epoch"):  # then the trainer sets it
             return
         for _ in range(int(state.epoch or 0)):
-            next(iter(sampler), None)  # one order is drawn and left
+            next(iter(sampler), None)  # draws one order and discards it
 
 
 def _flaw_without_marker(checkpoint: Path) -> str | None:
@@ -274,8 +274,8 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 
 def _flush(file: Path) -> int:
-    # A power cut right after the marker must not leave files of the right length and no content. The size is that of
-    # the open file: a network file system may still hold an old one for a closed file.
+    # After a power failure there must be no files of the right length without content. The size is that of the open
+    # file: a network file system may report an old one for a closed file.
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         return os.fstat(stream.fileno()).st_size

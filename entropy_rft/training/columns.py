@@ -1,4 +1,4 @@
-"""Columns of a data set that TRL gives a meaning of its own, whatever the task meant by them."""
+"""Columns of a data set that have a special meaning to TRL, whatever the task means by them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from entropy_rft.errors import UserValueError
 
 _IMAGES = ("image", "images")
-# By any of these, and not by the prompt alone, TRL decides whether the data are conversations.
+# TRL decides by these too, not only by the prompt, whether the data are conversations.
 _FORMATS = ("completion", "chosen", "rejected", "messages")
 
 
 def without_trls_columns(dataset: Any, task: str) -> Any:
-    """`dataset` as TRL can take it: columns of images that hold none are left out.
+    """`dataset` as TRL accepts it: image columns that contain no image are removed.
 
     Raises:
         ValueError: in one line, for any other column whose name TRL gives a meaning.
@@ -22,11 +22,11 @@ def without_trls_columns(dataset: Any, task: str) -> Any:
             continue
         if any(dataset[name]):
             raise UserValueError(
-                f"task {task!r}: TRL would take the column {name!r} for pictures to show the model, and the tasks here "
-                "are text: rename it or leave it out"
+                f"task {task!r}: TRL would pass the column {name!r} to the model as images, but the tasks here are "
+                "text: rename it or leave it out"
             )
         dataset = dataset.remove_columns(name)
     for name in _FORMATS:
         if name in dataset.column_names:
-            raise UserValueError(f"task {task!r}: the column {name!r} has a meaning of its own to TRL: rename it")
+            raise UserValueError(f"task {task!r}: the column {name!r} has a special meaning to TRL: rename it")
     return dataset

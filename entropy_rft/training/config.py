@@ -23,20 +23,20 @@ _PREFIX = "entropy_clip_"
 def _rule_fields() -> type:
     """A dataclass with `entropy_clip` and every field of every rule as ``entropy_clip_FIELD``, in the rules' order."""
     summaries = "; ".join(f"{name!r}: {_summary(rule)}" for name, rule in RULES.items())
-    about = f"Which tokens leave the policy gradient. {summaries}; {NO_RULE!r}: none, then this is TRL's GRPO."
+    about = f"Which tokens leave the policy gradient. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
     made: dict[str, tuple[str, Any, Any]] = {
         "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
     }
     for each in _options().values():
         words = each.metadata["text"] or each.metadata["choices"] is not None
-        text = f"{each.metadata['help']} Of {', '.join(_having(each.name))}. None: the rule's preset."
+        text = f"{each.metadata['help']} For {', '.join(_having(each.name))}. None: the rule's preset."
         name = _PREFIX + each.name
         made[name] = (name, str | None if words else float | None, field(default=None, metadata={"help": text}))
     return make_dataclass("RuleFields", made.values(), namespace={"__module__": __name__})
 
 
 def _options() -> dict[str, Any]:
-    """Each field that a rule has, by its name; rules with a field of the same name mean the same by it."""
+    """Every field of every rule, by its name; a name has the same meaning in all rules."""
     return {each.name: each for rule in RULES.values() for each in fields(rule)}  # type: ignore[arg-type]
 
 
@@ -45,7 +45,7 @@ def _having(option: str) -> list[str]:
 
 
 def _summary(rule: type[Rule]) -> str:
-    """The first line of its docstring, without its own name before and the full stop after it."""
+    """The first line of the rule's docstring, without the rule's name and the full stop."""
     return (rule.__doc__ or "").partition("\n")[0].partition(": ")[2].rstrip(".")
 
 
@@ -61,25 +61,27 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     preset. Every field of :class:`trl.GRPOConfig` keeps its name, default and meaning.
 
     A dropped token's advantage becomes 0: it leaves the policy gradient, and stays in the denominator of the loss. (The
-    authors' released code shrinks the loss mask and with it a token-mean denominator, so that dropping tokens also
-    raises the weight of every other one; here a token's weight does not depend on what happened to its neighbours, and
-    the rule acts alike under each `loss_type`.)
+    authors' released code removes dropped tokens from the loss mask. That shrinks a token-mean denominator, and raises
+    the weight of every other token. Here a token's weight does not depend on which others are dropped, and the rule
+    has the same effect with each `loss_type`.)
 
     With several updates from one generation (`num_iterations` above 1, or more steps per generation than accumulation
     steps) the rule and the predicted change use the statistics of the policy that sampled, as the authors' code does,
-    not of the one that the update starts from; `entropy_clip_refresh` computes them anew before each later update.
+    not of the one that the update starts from. `entropy_clip_refresh` computes them again before each later update.
 
-    `entropy_audit_steps` costs, on the steps that are audited, one forward pass without a gradient over the step's
-    batch (about a quarter of the loss and its gradient, little beside the generation), the memory of the batch's
-    inputs until then, and the pass over the old policy where nothing else needs it. The updates are those of a run
-    without it. Logged are ``entropy/measured_change`` (nats per token), and over the tokens of the batch
+    `entropy_audit_steps` costs, on each audited step, one forward pass without a gradient over the step's batch. That
+    is about a quarter of the cost of the loss and its gradient, and little compared with the generation. It also costs
+    the memory of the batch's inputs until then, and the pass over the old policy where nothing else needs it. The
+    updates are those of a run without it.
+
+    The metrics are ``entropy/measured_change`` (nats per token), and over the tokens of the batch
     ``entropy/audit_slope`` (measured change per unit logit step that was predicted: the effective step size) and
-    ``entropy/audit_correlation``; and what makes up the predicted and the measured change, by the sign of the advantage
-    (``entropy/measured_change/positive``, ``/negative``, ``/zero``) and by phase (``/thinking``, ``/answer``,
-    ``/other``), each of which adds up to the whole. Tokens share their parameters and Adam rescales the gradient, so
-    the slope is no constant and the correlation is below 1 for small steps too. In bfloat16 the change of one step can
-    be less than rounding: average over many. Dropout, LoRA's too, has the same masks in both passes: a step that moves
-    no weight measures a change of exactly 0.
+    ``entropy/audit_correlation``. The predicted and the measured change are also logged in parts, by the sign of the
+    advantage (``entropy/measured_change/positive``, ``/negative``, ``/zero``) and by phase (``/thinking``, ``/answer``,
+    ``/other``); the parts of each kind add up to the whole. Tokens share their parameters and Adam rescales the
+    gradient, so the slope is not constant, and the correlation is below 1 for small steps too. In bfloat16 the change
+    of one step can be smaller than the rounding error: average over many steps. Dropout, also LoRA's, has the same
+    masks in both passes: a step that changes no weight measures a change of exactly 0.
     """
 
     think_end_token: str = field(
@@ -96,25 +98,25 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     shrink_generation_batch: bool = field(
         default=False,
         metadata={
-            "help": "With transformers' own generation: completions that have ended leave the batch, so that the "
+            "help": "With transformers' own generation: finished completions are removed from the batch, so that the "
             "longest one does not keep all others in it. Draws other random numbers than TRL does. No effect with "
-            "other ways to generate, and on sharded weights."
+            "other ways to generate, and with sharded weights."
         },
     )
     entropy_audit_steps: int = field(
         default=0,
         metadata={
-            "help": "Every so many steps, measure the step's real entropy change beside the predicted one, by "
-            "one more forward pass over its batch after the update. 0: never."
+            "help": "Every N steps, measure the step's entropy change, to compare it with the predicted one, by one "
+            "more forward pass over its batch after the update. 0: never."
         },
     )
 
     entropy_clip_refresh: bool = field(
         default=False,
         metadata={
-            "help": "Before each later update from the same generation, compute the statistics that the rule and the "
-            "prediction look at anew, for the policy that this update starts from. Costs one pass without a "
-            "gradient for each such update. TRL's old log-probabilities stay."
+            "help": "Before each later update from the same generation, compute the statistics of the rule and the "
+            "prediction again, for the policy that this update starts from. Costs one pass without a gradient for "
+            "each such update. TRL's old log-probabilities do not change."
         },
     )
 
@@ -151,10 +153,10 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
         try:
             if chosen != NO_RULE:
                 return RULES[chosen](**given)
-            for name, value in given.items():  # not used, but a mistake in them is one all the same
+            for name, value in given.items():  # not used, but still checked
                 RULES[_having(name)[0]](**{name: value})
         except (ValueError, TypeError) as error:
-            # A rule names its own field; a recipe knows it under this prefix.
+            # The rule's message has its own name of the field; a recipe has the name with this prefix.
             raise user_mistake(error, _PREFIX) from None
         return None
 
@@ -163,17 +165,17 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
         """A copy of a ready :class:`trl.GRPOConfig` with this class's defaults added.
 
         Raises:
-            TypeError: for anything else, a subclass with fields of its own included.
+            TypeError: for anything else, also for a subclass of it.
         """
         if type(config) is not GRPOConfig:
             raise UserTypeError(f"args must be an EntropyGRPOConfig or a trl.GRPOConfig, got {type(config).__name__}")
-        # Not through the constructor: TRL has already resolved fields there that may not both be given again.
+        # Not by the constructor: it refuses some of the fields that TRL has already resolved in `config`.
         upgraded = copy.copy(config)
         upgraded.__class__ = cls
         return upgraded
 
 
-# TRL finds these out in the first loss or with the first rewards, after the first generation, or divides by them.
+# TRL checks these only after the first generation, in the first loss or with the first rewards, or divides by them.
 _WORDS = ("loss_type", "importance_sampling_level", "scale_rewards")
 _COUNTS = (
     "per_device_train_batch_size",
@@ -195,7 +197,7 @@ def _check_trls_fields(config: GRPOConfig) -> None:
         if value == plain or (name == "scale_rewards" and isinstance(value, bool)):
             continue
         words = _words_of_trl()[name]
-        if words:  # where TRL's source is not there or says it in another way, TRL finds it out
+        if words:  # empty where TRL's source is missing or written differently; then TRL checks the value
             _check_choice(name, value, sorted(words))
     for name in _COUNTS:
         value = getattr(config, name)
@@ -210,7 +212,7 @@ def _check_trls_fields(config: GRPOConfig) -> None:
 @functools.cache
 def _words_of_trl() -> dict[str, set[str]]:
     """The words that TRL's trainer compares these fields with: its own list, which grows with its versions."""
-    from trl import GRPOTrainer  # seconds, which the default words do not need
+    from trl import GRPOTrainer  # takes seconds, so not for the default words
 
     found: dict[str, set[str]] = {name: set() for name in _WORDS}
     try:

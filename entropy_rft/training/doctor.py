@@ -1,4 +1,4 @@
-"""The doctor: a callback that says once, in one line, what goes wrong in a run and what to change."""
+"""The doctor: a callback that reports each problem of a run once, in one line, with what to change."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class DoctorArguments:
     doctor: dict | str | None = field(
         default=None,
         metadata={
-            "help": "What the doctor's levels are where not the defaults, as a mapping (JSON on the command line), "
-            "such as {window: 10, truncated: 0.5}; false for one finding, or for all of them."
+            "help": "Levels of the doctor that differ from the defaults, as a mapping (JSON on the command line), such "
+            "as {window: 10, truncated: 0.5}; false switches off one finding, or all of them."
         },
     )
     doctor_stop: list[str] = field(
         default_factory=list,
         metadata={
             "help": f"Findings that end the run with a checkpoint: {', '.join(FINDINGS)}; or {ALL} (true). Any other "
-            "finding only shows."
+            "finding is only printed."
         },
     )
 
@@ -62,15 +62,15 @@ class DoctorArguments:
 
 
 class RunDoctor(TrainerCallback):
-    """Watches a run's metrics, and says once in one line what goes wrong and what to change.
+    """Watches a run's metrics, and reports each problem once, in one line, with what to change.
 
-    It works with :class:`~entropy_rft.EntropyGRPOTrainer` and with TRL's own GRPOTrainer; what a run does not log is
-    not judged. With several processes all of them judge, by the same logs, and the first one speaks. After a resume it
-    knows the logs that are in the checkpoint, and repeats nothing that was found in them.
+    It works with :class:`~entropy_rft.EntropyGRPOTrainer` and with TRL's own GRPOTrainer. A metric that a run does not
+    log is not checked. With several processes all of them check the same logs, and the first one prints. After a resume
+    it reads the logs that are in the checkpoint, and does not repeat what was found in them.
 
     Args:
-        levels: when to speak, by the names of :class:`~entropy_rft.training.findings.Levels`; None or False for a
-            finding that is not wanted. What is not given has its default.
+        levels: when to report, by the names of :class:`~entropy_rft.training.findings.Levels`; None or False
+            switches a finding off. A level that is not given has its default.
         stop: names of findings that end the training, with a checkpoint; ``"all"`` for any.
         directory: of the run, where ``findings.jsonl`` goes; None writes no file.
 
@@ -152,7 +152,7 @@ def _say(line: str) -> None:
 
 
 def _levels(given: Any) -> Any:
-    """What `doctor` means: a mapping; None where it says nothing more than on, False for off."""
+    """The value of `doctor`: a mapping, None for on with the defaults, or False for off."""
     if isinstance(given, str):
         word = given.strip().lower()
         if word in _OFF:

@@ -1,4 +1,4 @@
-"""What ends a training early, told in one line: which cause, at which step, and where it can go on."""
+"""Explains in one line why a training ended early: the cause, the step, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 _LOGGERS_SECONDS = 15
-_NOT_FINITE = "probability tensor contains either"  # torch.multinomial, the first to meet logits that are NaN
+_NOT_FINITE = "probability tensor contains either"  # torch.multinomial, the first function that fails on NaN logits
 
 
 class TrainingFailed(RuntimeError):
     """A training that ended for a reason outside this package; the message is one line.
 
     Attributes:
-        exit_code: 2 where the user's own code is at fault, 1 elsewhere.
+        exit_code: 2 where the cause is in the user's own code, 1 otherwise.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
@@ -51,11 +51,11 @@ class TrainingFailed(RuntimeError):
 
 
 class NothingLeft(Exception):
-    """The checkpoint already stands at the last step: the run was ended between it and the final model."""
+    """The checkpoint is already at the last step: the run was ended before it saved the final model."""
 
 
 class StepsLeft(TrainerCallback):
-    """Raises :class:`NothingLeft` before a step too many: the trainer looks at the count only after a step."""
+    """Raises :class:`NothingLeft` if no steps are left: the trainer compares the count only after one more step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,9 +67,9 @@ class StepsLeft(TrainerCallback):
 class FiniteWeights(TrainerCallback):
     """Ends a run whose update made a weight NaN or infinite, before the next checkpoint can replace a good one.
 
-    The weights decide, not the loss: the trainer replaces a NaN loss in its logs by earlier ones
-    (``logging_nan_inf_filter``), and with fp16 an infinite gradient is ordinary, since the scaler skips that update.
-    DeepSpeed leaves such an update out with every dtype, and would train on without learning anything.
+    It checks the weights, not the loss: the trainer replaces a NaN loss in its logs by earlier ones
+    (``logging_nan_inf_filter``). With fp16 an infinite gradient is normal, since the scaler skips that update.
+    DeepSpeed skips such an update with every dtype, and would continue without learning anything.
     """
 
     def on_optimizer_step(
@@ -84,7 +84,7 @@ class FiniteWeights(TrainerCallback):
         step = state.global_step + 1
         if not args.fp16 and getattr(optimizer, "step_was_skipped", False):
             raise TrainingFailed(_not_finite(f"the gradients of step {step} are NaN or infinite", args))
-        # A norm may overflow where no weight does; sums of zeros cannot. One number travels to the host from each
+        # A norm may overflow where no weight does; sums of zeros cannot. One number is copied to the host from each
         # device: with ZeRO-3's offload the small parameters stay on the GPU.
         sums: dict[torch.device, list[torch.Tensor]] = {}
         for parameter in model.parameters():
@@ -97,7 +97,7 @@ class FiniteWeights(TrainerCallback):
 
 @contextmanager
 def explained(trainer: Any) -> Iterator[None]:
-    """Turn what a training raised into :class:`TrainingFailed` where the cause is known; the rest passes through."""
+    """Turn an error of a training into :class:`TrainingFailed` where the cause is known; raise others unchanged."""
     try:
         with sigterm_raises():
             yield
@@ -120,7 +120,7 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
     if reward is not None:
         return TrainingFailed(
             f"rewards: {reward} raised {type(error).__name__} in step {step}: {text} (at {_place(error)}; "
-            f"ENTROPY_RFT_TRACEBACK=1 shows all of it) {_where_to_go_on(output_dir)}",
+            f"ENTROPY_RFT_TRACEBACK=1 shows the traceback) {_where_to_go_on(output_dir)}",
             exit_code=2,
         )
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER_LOST.search(text):
@@ -129,10 +129,10 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
             f"({text.splitlines()[0][:160]}) {_where_to_go_on(output_dir)}"
         )
     checkpoint = output_dir / f"{CHECKPOINT}{trainer.state.global_step}"
-    if checkpoint.is_dir() and not (checkpoint / CHECKPOINT_MARKER).is_file():  # what others left was put aside before
+    if checkpoint.is_dir() and not (checkpoint / CHECKPOINT_MARKER).is_file():  # older ones were renamed
         reason = _storage_reason(error, output_dir) or f"{type(error).__name__}: {text}"
         if trainer.args.should_save:
-            shutil.rmtree(checkpoint, ignore_errors=True)  # useless, and on a full disk in the way
+            shutil.rmtree(checkpoint, ignore_errors=True)  # of no use, and takes space on a full disk
         return TrainingFailed(f"cannot write {checkpoint.name} in {output_dir}: {reason} {_where_to_go_on(output_dir)}")
     storage = _storage_error(error)
     if storage is not None:
@@ -147,9 +147,9 @@ def _explain(error: Exception, trainer: Any) -> TrainingFailed | None:
 
 
 def leave_at_once(exit_code: int) -> NoReturn:
-    """End this process of several: the interpreter's own way out may wait for the others, which wait for this one."""
-    # The loggers still hold the last steps, and a thread that hangs must not keep the process.
-    context = contextvars.copy_context()  # trackio knows its run by it
+    """End this one of several processes: the interpreter's normal exit may wait for others, which wait for this one."""
+    # The loggers must still write the last steps, but a thread that hangs must not keep the process alive.
+    context = contextvars.copy_context()  # trackio finds its run by it
     finishing = threading.Thread(target=context.run, args=(_finish_loggers, exit_code), daemon=True)
     finishing.start()
     finishing.join(_LOGGERS_SECONDS)
@@ -183,7 +183,7 @@ def _not_finite(what: str, args: Any) -> str:
 
 
 def _reward_in(error: Exception, rewards: Sequence[Any], names: Sequence[str]) -> str | None:
-    """The reward function that `error` came out of, found by its code among the frames of the traceback."""
+    """The reward function that raised `error`, found by its code in the frames of the traceback."""
     known: dict[CodeType, str] = {}
     for reward, name in zip(rewards, names, strict=True):
         function = inspect.unwrap(reward.func if isinstance(reward, functools.partial) else reward)
@@ -217,7 +217,7 @@ def _storage_reason(error: Exception, output_dir: Path) -> str | None:
     if storage is not None:
         return storage.strerror
     full = os.strerror(errno.ENOSPC)
-    # torch's and safetensors' writers are not Python's: one names the cause in its text, the other does not at all.
+    # The writers of torch and safetensors raise no OSError: one has the cause in its text, the other does not.
     writing = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
     if full in str(error) or (writing and shutil.disk_usage(output_dir).free < _size(last_complete(output_dir))):
         return full
@@ -230,6 +230,6 @@ def _size(directory: Path | None) -> int:
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """The part that this process holds: of ZeRO-3's partitions, of FSDP2's, or the whole."""
+    """The part of a parameter that this process holds: its partition with ZeRO-3 or FSDP2, otherwise all of it."""
     part = getattr(parameter, "ds_tensor", parameter)
     return part.to_local() if hasattr(part, "to_local") else part

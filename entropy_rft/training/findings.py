@@ -1,7 +1,7 @@
 """What the doctor looks for: conditions on a run's metrics, one value for each update, and what to change.
 
-Nothing here knows a trainer. A condition is a function of lists of numbers; a check names the metrics it reads, and
-gives one sentence where its condition holds.
+Nothing here depends on a trainer. A condition is a function of lists of numbers; a check names the metrics it reads,
+and gives one sentence where its condition holds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Series = Sequence[float]
 """A metric, one value for each update."""
 
 _RISEN = 2.0  # standard errors by which a reward must have risen to count as risen
-_MOVED = 4.0  # and by which another metric must have moved: it is compared after each update, and chance adds up
-_LENGTH = ("completions/thinking_length", "completions/mean_length")  # the second is all that TRL logs
+_MOVED = 4.0  # the same for other metrics; higher, since they are compared after each update
+_LENGTH = ("completions/thinking_length", "completions/mean_length")  # TRL logs only the second
 
 
 def _level(default: float, help: str, kind: str) -> Any:
@@ -31,12 +31,12 @@ def _level(default: float, help: str, kind: str) -> Any:
 
 @dataclass(frozen=True)
 class Levels:
-    """When the doctor speaks: one level for each finding, which has the same name. None, or false, switches one off.
+    """When the doctor reports: one level for each finding, under the same name. None or false switches it off.
 
     The defaults of the findings about entropy, rule and thinking were fixed on stored runs, see ``docs/doctor.md``.
 
     Attributes:
-        window: updates over which metrics are averaged. Where a few say enough, a quarter of it.
+        window: updates over which metrics are averaged. For some findings a quarter of it is used.
         horizon: updates within which an entropy or a length must have moved, and the reward not have risen.
         entropy_collapse: share of the entropy that is lost while the reward does not rise.
         entropy_runaway: factor by which the entropy rises while the reward does not.
@@ -78,7 +78,7 @@ class Levels:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Levels:
-        """The defaults, with what is given instead.
+        """The defaults, replaced where a level is given.
 
         Raises:
             ValueError, TypeError: naming the level, its value, and the nearest known name.
@@ -115,21 +115,21 @@ def first_and_last(values: Series, window: int, horizon: int | None = None) -> t
 
 
 def clear_change(before: Series, now: Series) -> float:
-    """The difference of the means in standard errors of it; 0 for none, infinite where neither part varies."""
+    """The difference of the means in standard errors of it; 0 for no difference, infinite where neither part varies."""
     change = fmean(now) - fmean(before)
     error = math.sqrt(sum(pvariance(part) / _observations(part) for part in (before, now)))
     return change / error if error else math.copysign(math.inf, change) if change else 0.0
 
 
 def _observations(values: Series) -> int:
-    # What was logged for several updates stands here several times, and is one observation.
+    # A value that was logged for several updates is repeated here, and is one observation.
     return 1 + sum(a != b for a, b in pairwise(values))
 
 
 def moved_in_vain(
     values: Series, reward: Series, window: int, horizon: int, factor: float
 ) -> tuple[float, float] | None:
-    """The mean before and now, where it moved by `factor` (below 1: down), clearly, and the reward has not risen."""
+    """The means before and now, if they differ clearly, by `factor` (below 1: a fall), and the reward has not risen."""
     parts, rewards = (first_and_last(series, window, horizon) for series in (values, reward))
     if parts is None or rewards is None or clear_change(*rewards) > _RISEN or abs(clear_change(*parts)) < _MOVED:
         return None
@@ -144,12 +144,12 @@ def stays(values: Series, window: int, holds: Callable[[float], bool]) -> bool:
 
 
 def recent_mean(values: Series, window: int) -> float | None:
-    """The mean of the last `window`, where there are as many."""
+    """The mean of the last `window` values; None where there are fewer."""
     return fmean(values[-window:]) if len(values) >= window else None
 
 
 def jump(values: Series, window: int, least: float) -> float | None:
-    """How many times the median of the `window` values before it the last value is; None up to `least`."""
+    """The last value divided by the median of the `window` values before it; None if it is at most `least`."""
     if len(values) <= window or values[-1] <= least:
         return None
     usual = median(values[-window - 1 : -1])
@@ -160,7 +160,7 @@ def jump(values: Series, window: int, least: float) -> float | None:
 
 
 def _entropy_collapse(level: float, levels: Levels, facts: Facts, entropy: Series, reward: Series) -> str | None:
-    # A share of 1 is no entropy at all, which no mean reaches exactly.
+    # A share of 1 means no entropy at all; a mean does not become exactly 0.
     found = moved_in_vain(entropy, reward, levels.window, levels.horizon, max(1 - level, 1e-6))
     return found and (
         f"the entropy fell from {found[0]:.3g} to {found[1]:.3g} nats within {_within(entropy, levels)} updates and "
@@ -184,12 +184,12 @@ def _rule_idle(level: float, levels: Levels, facts: Facts, dropped: Series) -> s
     advice = loosen_rule(facts)  # None: for this rule dropping nothing is no mistake
     if advice is None or not stays(dropped, int(level), lambda share: share == 0):
         return None
-    return f"the rule {facts.rule_name} dropped no token in {int(level)} updates, so that this is plain GRPO: {advice}"
+    return f"the rule {facts.rule_name} dropped no token in {int(level)} updates, so this is plain GRPO: {advice}"
 
 
 def _rule_at_bound(level: float, levels: Levels, facts: Facts, dropped: Series) -> str | None:
-    # Of whole tokens, a little less than the share, or the one that may always go. A rule without a band says by itself
-    # (with a 1) whether its bound limits it.
+    # Tokens are whole, so the dropped share is a little less than the bound, or more where it is the one token that may
+    # always be dropped. A rule without a band logs itself (with a 1) whether its bound limits it.
     least = 1.0 if facts.bound is None else 0.9 * facts.bound
     if not stays(dropped, int(level), lambda share: share >= least):
         return None
@@ -204,9 +204,9 @@ def _no_spread(level: float, levels: Levels, facts: Facts, share: Series) -> str
     if now is None or now < level:
         return None
     return (
-        f"in {now:.0%} of the groups of the last {levels.window} updates all completions had the same reward, so they "
-        f"teach nothing: {facts.doubled('num_generations', 'raise')}, or take questions that are neither always right "
-        "nor always wrong"
+        f"in {now:.0%} of the groups of the last {levels.window} updates all completions had the same reward, so "
+        f"nothing is learned from them: {facts.doubled('num_generations', 'raise')}, or take questions that are "
+        "neither always answered right nor always wrong"
     )
 
 
@@ -281,12 +281,12 @@ def _few(window: int) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that can go wrong.
+    """One problem that the doctor looks for.
 
     Attributes:
         name: of the finding, and of its level.
-        metrics: that it reads, each by its name or, where that is not logged, by the next one.
-        say: level, all levels, facts and the metrics' series to one sentence; None where all is well.
+        metrics: that it reads; each has one or more names, of which the first that is logged is used.
+        say: takes the level, all levels, the facts and the metrics' series; returns one sentence, or None.
     """
 
     name: str
@@ -320,10 +320,10 @@ class Finding:
 
 
 class Watch:
-    """The metrics of a run so far, and what was found in them; each finding comes once.
+    """The metrics of a run so far, and what was found in them; each finding is reported once.
 
     Args:
-        levels: when to speak.
+        levels: when to report.
         facts: what the sentences name.
         start: updates that were done before the first log.
     """
@@ -337,9 +337,9 @@ class Watch:
         self._found: set[str] = set()
 
     def add(self, step: int, logs: Mapping[str, Any]) -> list[Finding]:
-        """What a log after update `step` adds to what was found before.
+        """The new findings in a log after update `step`.
 
-        A value counts for every update since the metric was logged before: windows are updates, not log lines.
+        A value counts for every update since the metric's previous log: windows are counted in updates, not in logs.
         """
         fresh = set()
         for name in _METRICS & logs.keys():

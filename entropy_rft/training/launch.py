@@ -1,4 +1,4 @@
-"""Starting the processes of a run: `--accelerate_config`, and refusing launches that would not do what they say."""
+"""Starts the processes of a run (`--accelerate_config`), and refuses launches that would not do what they ask for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from entropy_rft.training.build_locks import left_locks, message
 ACCELERATE_CONFIG = "--accelerate_config"
 USER_MISTAKE = 2
 
-# Set for the processes that `Launch` starts: they leave the message about a user's mistake to it.
+# Set for the processes that `Launch` starts: they pass the message about a user's mistake to it.
 _LAUNCHED = "ENTROPY_RFT_LAUNCHED"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _ENGINES = ("--multi_gpu", "--use_deepspeed", "--use_fsdp")
@@ -33,12 +33,12 @@ _ENGINES = ("--multi_gpu", "--use_deepspeed", "--use_fsdp")
 
 @dataclass(frozen=True)
 class Launch:
-    """``entropy-rft train --accelerate_config ddp --num_processes 2 --config recipe.yaml``, taken apart.
+    """``entropy-rft train --accelerate_config ddp --num_processes 2 --config recipe.yaml``, split into its parts.
 
     Attributes:
         config: accelerate's configuration file.
-        launcher: flags that are `accelerate launch`'s.
-        training: flags that are the recipe's; of a flag that both know, the recipe's.
+        launcher: flags of `accelerate launch`.
+        training: flags of the recipe; a flag that both have is the recipe's.
     """
 
     config: Path
@@ -50,7 +50,7 @@ class Launch:
         """None where `argv` has no ``--accelerate_config``.
 
         Raises:
-            ValueError: for a configuration that does not exist, and for a flag that neither side knows.
+            ValueError: for a configuration that does not exist, and for a flag that neither of them has.
         """
         if ACCELERATE_CONFIG not in {word.partition("=")[0] for word in argv}:
             return None
@@ -80,7 +80,7 @@ class Launch:
         Raises:
             ValueError: for a user's mistake, found here or by the processes.
         """
-        import torch.distributed.run  # noqa: F401 - brings the loggers that are quietened below
+        import torch.distributed.run  # noqa: F401 - creates the loggers that are silenced below
         from accelerate.commands.launch import launch_command
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -88,7 +88,7 @@ class Launch:
         command = ["--config_file", str(self.config), *self.launcher, "-m", "entropy_rft", "train", *self.training]
         args = _launcher_parser().parse_args(command)
         self._check(args)
-        # What they report of a failed process is said by its own output and by `exit_code`.
+        # The failed process's own output and `exit_code` report the same.
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("torch.distributed.elastic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -110,7 +110,7 @@ class Launch:
 
         try:
             config = load_config_from_file(str(self.config))
-        except Exception as error:  # YAML's, a missing key, an unknown one
+        except Exception as error:  # an error of YAML, a missing key, an unknown key
             raise UserValueError(f"{ACCELERATE_CONFIG} {str(self.config)!r} cannot be used: {error}") from error
         if args.cpu:
             raise UserValueError(
@@ -127,7 +127,7 @@ class Launch:
 
 
 def leave_to_launcher(error: Exception) -> bool:
-    """Whether a :class:`Launch` waits for this process and has been left the message, to print it once for all."""
+    """If a :class:`Launch` started this process, pass it the message, to be printed once; returns whether it did."""
     if _LAUNCHED not in os.environ or _ERROR_FILE not in os.environ:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -137,7 +137,7 @@ def leave_to_launcher(error: Exception) -> bool:
 
 
 def check_engine() -> None:
-    """Refuse what accelerate has set up where it is less than the launch asked for; nothing before it has.
+    """Refuse to train where accelerate has set up less than the launch asked for; no check before it has set up.
 
     Raises:
         ValueError: naming the variable that asked, and what to do.
@@ -162,7 +162,7 @@ def check_engine() -> None:
 
 
 def warn_of_left_builds(deepspeed: object) -> None:
-    """Say in one line, once for all processes of a machine, what would make a launch with DeepSpeed wait for ever.
+    """Warn in one line, once for each machine, of locks for which a launch with DeepSpeed would wait forever.
 
     Args:
         deepspeed: the field of that name; accelerate's own setting counts too.
@@ -174,10 +174,10 @@ def warn_of_left_builds(deepspeed: object) -> None:
 
 
 def join_deepspeed(training: TrainingArguments) -> None:
-    """Tell DeepSpeed of the process group that accelerate has made on a CPU.
+    """Give DeepSpeed the process group that accelerate has made on a CPU.
 
-    On a GPU accelerate does. On a CPU, and with the field `deepspeed`, DeepSpeed would load a ZeRO-3 model as if its
-    process were alone.
+    On a GPU accelerate does it. On a CPU with the field `deepspeed`, DeepSpeed would otherwise load a ZeRO-3 model as
+    if there were one process.
     """
     if training.deepspeed and training.device.type == "cpu" and training.world_size > 1:
         deepspeed = importlib.import_module("deepspeed")
@@ -197,7 +197,7 @@ def engine(accelerator: Accelerator) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe that came with the package: beside it in a checkout, inside it in a wheel.
+    """A recipe of the package: beside the package in a checkout, inside it in a wheel.
 
     Raises:
         ValueError: when there is none of that name.
@@ -231,7 +231,7 @@ def _launcher_parser() -> Any:
         raise UserValueError(message)
 
     parser = launch_command_parser()
-    parser.error = refuse  # one line instead of a usage of hundreds
+    parser.error = refuse  # one line instead of a usage of hundreds of lines
     return parser
 
 
@@ -241,19 +241,19 @@ def _next(words: Iterator[str]) -> list[str]:
 
 
 def exit_code(error: Any) -> int:
-    """Of a torch ChildFailedError; says what happened in one line."""
+    """The exit code for a torch ChildFailedError; prints what happened in one line."""
     for failure in error.failures.values():
         if failure.exitcode == USER_MISTAKE and (message := _left_message(failure)):
             raise UserValueError(message)
-    # Those that were told to stop because of the first one say nothing. Of those found dead in one second (all the
-    # timestamps tell) 1 says least: it is also what a process ends with that has lost another.
+    # Processes that got SIGTERM because of the first failure come last. The timestamps are in whole seconds. Among
+    # failures of one second, exit code 1 comes last: a process that has lost another one ends with it too.
     rank, failure = min(
         error.failures.items(),
         key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp, item[1].exitcode == 1),
     )
     code = failure.exitcode
     how = f"ended with exit code {code}" if code > 0 else f"was killed by {failure.signal_name()}"
-    print(f"entropy-rft: process {rank} {how}; what it said is above", file=sys.stderr)
+    print(f"entropy-rft: process {rank} {how}; its output is above", file=sys.stderr)
     return code if code > 0 else 128 - code
 
 

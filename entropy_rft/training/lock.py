@@ -1,4 +1,4 @@
-"""One run at a time in a directory: a lock that ends with the process that holds it, however that ends."""
+"""One run at a time in a directory: a lock that is released when the process that holds it ends, in any way."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 class DirectoryLock:
     """The right to write into a run directory, held by the main process of a run while it trains.
 
-    The lock is `flock`'s on a file in the directory, so it goes when the process goes (``kill -9`` too), and the file
-    goes with the lock where the process ends by itself. On NFS the lock holds between machines. A file system without
-    locks lets every run in; a line says so.
+    The lock is `flock`'s on a file in the directory. It is released when the process ends, also by ``kill -9``. The
+    file is deleted with the lock where the process ends normally. On NFS the lock works between machines. On a file
+    system without locks every run is allowed; a line says so.
 
     Args:
-        directory: of the run; made by :meth:`acquire` where it is not there yet.
+        directory: of the run; :meth:`acquire` creates it if it is missing.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -37,7 +37,7 @@ class DirectoryLock:
         return self._given.resolve() / LOCK
 
     def holder(self) -> str | None:
-        """Who holds the lock, or None where nobody else does. Makes no file."""
+        """The process that holds the lock, or None where no other process does. Creates no file."""
         if self._descriptor is not None:
             return None
         try:
@@ -50,7 +50,7 @@ class DirectoryLock:
             os.close(descriptor)
 
     def acquire(self) -> None:
-        """Take the lock; nothing happens where it is held already.
+        """Take the lock; does nothing if this object already holds it.
 
         Raises:
             ValueError: in one line, when another process (or another object of this one) holds it.
@@ -68,7 +68,7 @@ class DirectoryLock:
                 raise UserValueError(in_use(self._given, who))
             if locked is None:
                 print(
-                    f"{self._given}: this file system has no locks, so nothing keeps a second run out of output_dir",
+                    f"{self._given}: this file system has no locks, so a second run in output_dir is not prevented",
                     file=sys.stderr,
                 )
             elif not self._is_current(descriptor):  # removed or renamed between opening and locking
@@ -85,7 +85,7 @@ class DirectoryLock:
             return False
 
     def follow(self, moved: Path) -> None:
-        """After the directory was renamed to `moved`: lock the one that takes its place, and let the old one go."""
+        """After the directory was renamed to `moved`: lock the new directory, and release the lock on the old one."""
         old, self._descriptor = self._descriptor, None
         try:
             self.acquire()
@@ -95,7 +95,7 @@ class DirectoryLock:
                 os.close(old)
 
     def release(self) -> None:
-        """Let the next run in."""
+        """Release the lock."""
         if self._descriptor is not None:
             if self._is_current(self._descriptor):
                 self._file.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ class DirectoryLock:
             self._descriptor = None
 
     def forget(self) -> None:
-        """In a forked child, which must not keep the lock longer than its parent does."""
+        """Close the lock in a forked child, which must not hold it longer than its parent does."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

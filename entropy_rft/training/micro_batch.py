@@ -12,7 +12,7 @@ from entropy_rft.entropy import TokenStatistics
 from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.training.batch import MicroBatch
 
-# Keys of a micro-batch: the statistics travel with it through TRL's shuffling and splitting.
+# Keys of a micro-batch: TRL shuffles and splits the statistics together with the rest.
 STATISTICS = ("entropy_rft_log_prob", "entropy_rft_entropy", "entropy_rft_expected_discriminant")
 DROPPED = "entropy_rft_dropped"
 """Tokens ``(B, T)`` that leave the gradient without a change of their advantage."""

@@ -1,4 +1,4 @@
-"""A recipe: everything one training run is made of, from a YAML file and flags that override it."""
+"""A recipe: all settings of one training run, from a YAML file and flags that override it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from entropy_rft.training.launch import (
     warn_of_left_builds,
 )
 
-# Fields that a flag gives one word, and a recipe may give several.
+# Fields that take one word as a flag, and may take a list in a recipe.
 _ALSO_LISTS = frozenset({"report_to", "optim_target_modules"})
 
-# Fields whose value is written nowhere.
+# Fields whose value is not written to any file.
 SECRETS = frozenset({"hub_token"})
 
 
 @dataclass
 class TaskArguments:
-    """What is learned from: the questions, and the rewards that score their answers."""
+    """What to train on: the questions, and the rewards that score their answers."""
 
     task: str = field(
         default="arithmetic", metadata={"help": f"Where the questions come from: one of {', '.join(TASK_NAMES)}."}
@@ -65,12 +65,12 @@ class TaskArguments:
     )
     pear_alpha: float = field(
         default=1.0,
-        metadata={"help": "PEAR: weight of the answer's entropy. An entry {name: pear, alpha: ...} wins over it."},
+        metadata={"help": "PEAR: weight of the answer's entropy. An entry {name: pear, alpha: ...} overrides it."},
     )
     pear_score: float = field(default=1.0, metadata={"help": "PEAR: reward of a correct answer without penalty."})
     pear_format_score: float = field(default=0.0, metadata={"help": "PEAR: reward of an answer that is not correct."})
     pear_floor: float | None = field(
-        default=None, metadata={"help": "PEAR: least reward of a correct answer; none as published."}
+        default=None, metadata={"help": "PEAR: smallest reward of a correct answer; none as published."}
     )
 
     def __post_init__(self) -> None:
@@ -87,19 +87,19 @@ class TaskArguments:
 
     @property
     def pear(self) -> dict[str, Any]:
-        """What an argument of :class:`~entropy_rft.PEARReward` is where the reward's own entry does not say."""
+        """The arguments of :class:`~entropy_rft.PEARReward` that the reward's own entry does not give."""
         return {name: getattr(self, f"pear_{name}") for name in ("alpha", "score", "format_score", "floor")}
 
 
 @dataclass
 class ResumeArguments:
-    """How a run goes on, besides `resume_from_checkpoint`."""
+    """How a run is resumed, besides `resume_from_checkpoint`."""
 
     resume_with_changes: bool = field(
         default=False,
         metadata={
-            "help": "Go on although this recipe is another run's: the change and its step are recorded in run.json, "
-            "and the recipe before is kept. Without it what differs is an error."
+            "help": "Resume although this recipe differs from the run's: the change and its step are recorded in "
+            "run.json, and the recipe before is kept. Without it a difference is an error."
         },
     )
 
@@ -116,7 +116,7 @@ class Recipe:
     doctor: DoctorArguments = field(default_factory=DoctorArguments)
 
     def resolved(self) -> dict[str, Any]:
-        """The flat mapping that makes the same run again: what was given, and the run's own fields in full.
+        """The flat mapping that repeats the run: all fields that were given, and this package's own fields.
 
         Secrets, the recipe's ``env`` and the checkpoint to resume from are left out.
         """
@@ -136,7 +136,7 @@ _ALWAYS |= {"max_completion_length", "per_device_train_batch_size", "gradient_ac
 
 
 def without_secrets(argv: Sequence[str]) -> list[str]:
-    """A command line as it may be written down: the values of secret flags are left out."""
+    """A command line that may be stored: the values of secret flags are left out."""
     words: list[str] = []
     hide = False
     for word in argv:
@@ -160,7 +160,7 @@ class RecipeParser(TrlParser):
             prog="entropy-rft train",
             allow_abbrev=False,
             epilog="--config RECIPE reads these fields from a file. --accelerate_config NAME_OR_FILE (ddp, zero2, "
-            "zero3, fsdp2, multi_node) starts several processes, and takes the flags of `accelerate launch` beside it, "
+            "zero3, fsdp2, multi_node) starts several processes, and accepts the flags of `accelerate launch` too, "
             "such as --num_processes.",
         )
 
@@ -193,7 +193,7 @@ class RecipeParser(TrlParser):
         return Recipe(task, training, model, given, resume.resume_with_changes, doctor)
 
     def check(self, argv: Sequence[str]) -> None:
-        """Find the mistakes that show without setting up a device, before processes are started that would."""
+        """Find the mistakes that can be found without a device, before processes with devices are started."""
         flags, _, _ = self._read_all(argv)
         self.parse_args(flags)
 
@@ -233,11 +233,11 @@ class RecipeParser(TrlParser):
             off = options.get(name) is False
             if name not in texts:
                 continue
-            if name == "report_to" and off:  # "no" is what the strategies beside it call it
+            if name == "report_to" and off:  # the strategy fields call it "no"
                 options[name] = "none"
             elif name.endswith("_strategy") and off:
                 options[name] = "no"
-            elif word.lower() not in ("true", "false"):  # these some fields take beside words
+            elif word.lower() not in ("true", "false"):  # some fields take true and false as well as words
                 options[name] = word
 
     def _check_flags(self, flags: Sequence[str]) -> None:
@@ -245,7 +245,7 @@ class RecipeParser(TrlParser):
         for word in flags:
             option = word.partition("=")[0]
             if option in ("--num_processes", "--config_file", "--mixed_precision", "--num_machines"):
-                raise UserValueError(f"{option} is for `accelerate launch`: give {ACCELERATE_CONFIG} beside it")
+                raise UserValueError(f"{option} is for `accelerate launch`: give {ACCELERATE_CONFIG} too")
             if word.startswith("--") and option not in known:
                 raise UserValueError(f"unknown option {option}{did_you_mean(option, known)}")
 
@@ -266,7 +266,7 @@ class RecipeParser(TrlParser):
         for name, value in options.items():
             if name not in actions:
                 raise UserValueError(f"recipe {path!r}: unknown key {name!r}{did_you_mean(name, actions)}")
-            # A string goes through argparse like a flag's; TRL takes anything else as it stands, so it is tried here.
+            # argparse parses a string like a flag's. TRL does not check other values, so they are checked here.
             action = actions[name]
             many = action.nargs in ("+", "*")
             if value is None and name in required:
@@ -286,7 +286,7 @@ class RecipeParser(TrlParser):
 
 
 def _recipe_file(path: str) -> Path:
-    """The file of that name, or else the recipe that came with the package: ``tiny/clip_b.yaml``."""
+    """The file of that name, or else the package's recipe of that name: ``tiny/clip_b.yaml``."""
     file = Path(path).expanduser()
     if not file.exists():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What the rewards are given of a generation beside TRL's own columns, and what becomes of values that are none."""
+"""The inputs of the rewards beside TRL's own columns, and what is done with rewards that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RewardInputs:
         return [self._text(completion, own) for completion, own in zip(completions, ids, strict=True)]
 
     def _text(self, completion: Any, ids: list[int]) -> Any:
-        """What the rewards read of a completion; a conversation with tools is TRL's to take apart."""
+        """What the rewards read of a completion; TRL handles a conversation with tools."""
         if isinstance(completion, str):
             return self._marker.reward_text(completion, ids)
         if len(completion) != 1 or not isinstance(text := completion[0].get("content"), str):
@@ -55,7 +55,7 @@ class RewardInputs:
         entropy: Tensor | None,
         tool_mask: Sequence[list[int]] | None,
     ) -> dict[str, list]:
-        """One list a column, with a value for each completion.
+        """One list per column, with a value for each completion.
 
         Args:
             prompts: their tokens.
@@ -89,7 +89,7 @@ class RewardInputs:
 
 
 def counted(rewards: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], dict[str, int]]:
-    """The rewards with their values checked, and where each counts its values that are NaN or infinite."""
+    """The rewards with their values checked, and for each the count of its values that are NaN or infinite."""
     not_finite = dict.fromkeys(names, 0)
 
     def count(name: str, values: int) -> None:
@@ -103,7 +103,7 @@ def counted(rewards: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], di
 def not_finite_metrics(
     counts: Mapping[str, int], device: torch.device, group: dist.ProcessGroup | None
 ) -> dict[str, float]:
-    """``rewards/NAME/not_finite`` of each reward that had such values, over all processes; each is a warning too."""
+    """``rewards/NAME/not_finite`` of each reward that had such values, over all processes; also warns of each."""
     total = torch.tensor(list(counts.values()), device=device)
     if group is not None:
         dist.all_reduce(total, group=group)
@@ -112,7 +112,7 @@ def not_finite_metrics(
         if values:
             found[f"rewards/{name}/not_finite"] = float(values)
             warnings.warn(
-                f"rewards: {name} returned NaN or an infinity, which is taken for None (cannot be scored) and "
+                f"rewards: {name} returned NaN or an infinity, which is treated as None (cannot be scored) and "
                 f"counted in rewards/{name}/not_finite",
                 stacklevel=2,
             )

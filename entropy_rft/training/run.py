@@ -35,7 +35,7 @@ from entropy_rft.training.trainer import EntropyGRPOTrainer
 
 
 class TrainingRun:
-    """A recipe made ready: everything that the user can have got wrong is found while this is constructed.
+    """A recipe that is ready to train: the constructor finds every mistake of the user.
 
     Args:
         recipe: what to train, and how.
@@ -54,7 +54,9 @@ class TrainingRun:
         if recipe.task.eval_split is not None:
             evaluated = self._load_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
         elif args.eval_strategy != "no":
-            raise UserValueError(f"eval_strategy is {args.eval_strategy!s}, but no eval_split says what to evaluate on")
+            raise UserValueError(
+                f"eval_strategy is {args.eval_strategy!s}, but there is no eval_split: name the split to evaluate on"
+            )
         questions = without_trls_columns(task.dataset, task.name)
         evaluated = None if evaluated is None else without_trls_columns(evaluated, task.name)
         rewards = build_rewards(recipe.task.rewards, task.reward_funcs, recipe.task.pear)
@@ -64,7 +66,7 @@ class TrainingRun:
         if args.process_index == 0 and (holder := self._lock.holder()) is not None:
             raise UserValueError(in_use(args.output_dir, holder))
         self._check_output_dir()
-        if self._continues:  # what it found is in the metrics already
+        if self._continues:  # its result is in the metrics already
             args.eval_on_start = False
         self.recipe = recipe
         self.command = list(command)
@@ -74,8 +76,8 @@ class TrainingRun:
         self._changes = self._changes_since(self.checkpoint)
         if Path(model).resolve() == self.directory.path.resolve() and Path(model).is_dir() and not self._continues:
             raise UserValueError(
-                f"output_dir {args.output_dir!r} is model_name_or_path too, whose files the run would replace: name "
-                "another output_dir"
+                f"output_dir {args.output_dir!r} is model_name_or_path too, and the run would overwrite its files: "
+                "name another output_dir"
             )
         with users(OSError, ValueError, ImportError, prefix=f"the tokenizer of {model!r} cannot be loaded: "):
             tokenizer = AutoTokenizer.from_pretrained(
@@ -97,14 +99,14 @@ class TrainingRun:
             )
         if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
             raise UserValueError(f"output_dir {args.output_dir!r} is a file")
-        if self.directory.path.is_symlink():  # TRL cannot make the target of a link
+        if self.directory.path.is_symlink():  # TRL cannot create the target of a link
             self.directory.make()
-        # Rotation is the keeper's: the trainer would delete older checkpoints before the new one is complete.
+        # The keeper deletes older checkpoints: the trainer would do it before the new one is complete.
         keeper = CheckpointKeeper(args.save_total_limit)
         args.save_total_limit = None
         with users(ValueError, ImportError):  # TRL's
             quantization, peft = get_quantization_config(recipe.model), get_peft_config(recipe.model)
-        # The weights, the device and the packages that the recipe asks for are found wanting here.
+        # Errors of the weights, the device and the packages that the recipe asks for are raised here.
         with users(OSError, ImportError, RuntimeError, SafetensorError):
             self.trainer = EntropyGRPOTrainer(
                 model=model,
@@ -137,7 +139,7 @@ class TrainingRun:
         )
 
     def train(self) -> EntropyGRPOTrainer:
-        """Train, resuming where the recipe says so, and save the model, its tokenizer and the run's description.
+        """Train, resume if the recipe says so, and save the model, its tokenizer and the run's description.
 
         Raises:
             TrainingFailed: with the cause in one line, where it is known.
@@ -151,7 +153,7 @@ class TrainingRun:
 
     def _train(self) -> None:
         args = self.recipe.training
-        # No process may still be looking for the checkpoint while the main one makes room.
+        # The main process renames nothing before every process has found the checkpoint.
         refusal = None
         if self.trainer.accelerator.is_main_process:
             try:
@@ -166,7 +168,7 @@ class TrainingRun:
         steps = sorted({step for step, _ in states})
         if len(steps) > 1:
             raise TrainingFailed(
-                f"the processes would go on from different steps ({', '.join(map(str, steps))}): output_dir "
+                f"the processes would resume from different steps ({', '.join(map(str, steps))}): output_dir "
                 f"{args.output_dir!r} must be one that all machines share",
                 exit_code=2,
             )
@@ -192,7 +194,7 @@ class TrainingRun:
         self.trainer.save_model(args.output_dir)
 
     def _check_that_nothing_came(self) -> None:
-        """While the weights were loaded, the lock was not held: another run may have come and gone."""
+        """Another run may have started and ended while the weights were loaded, since the lock was not held then."""
         args = self.recipe.training
         checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         if (checkpoint, self._recipe_of(checkpoint)) != (self.checkpoint, self._recipe_found):
@@ -205,10 +207,10 @@ class TrainingRun:
         return None if checkpoint is None else RunDirectory(checkpoint.parent).recipe()
 
     def close(self) -> None:
-        """Leave the other processes.
+        """Leave the process group.
 
-        DDP's reducer goes first: were it the last to hold the process group, gloo's threads would be joined while the
-        interpreter is locked, and one that still holds a tensor waits for that lock forever.
+        DDP's reducer is deleted first. If it were the last object to hold the process group, gloo's threads would be
+        joined while the interpreter is locked. A thread that still holds a tensor would wait for that lock forever.
         """
         accelerator = self.trainer.accelerator
         accelerator.wait_for_everyone()
@@ -216,12 +218,12 @@ class TrainingRun:
         accelerator.free_memory()
         gc.collect()
         args = self.recipe.training
-        if not (args.use_vllm and args.vllm_mode == "colocate"):  # whose groups vLLM itself takes down at the exit
+        if not (args.use_vllm and args.vllm_mode == "colocate"):  # vLLM destroys those groups at exit
             accelerator.end_training()
 
     @property
     def _continues(self) -> bool:
-        """Whether this is the run that lies in output_dir, going on from a checkpoint of its own."""
+        """Whether this is the run in output_dir, resumed from a checkpoint of its own."""
         # The checkpoint itself may be a link to another disk.
         return self.checkpoint is not None and self.checkpoint.parent.resolve() == self.directory.path.resolve()
 
@@ -231,8 +233,8 @@ class TrainingRun:
             return
         if self.checkpoint is not None and output_dir.resolve() in self.checkpoint.absolute().parents:
             raise UserValueError(
-                f"resume_from_checkpoint {str(self.checkpoint)!r} lies within output_dir {str(output_dir)!r}, which "
-                "would be set aside: move the checkpoint, or name another output_dir"
+                f"resume_from_checkpoint {str(self.checkpoint)!r} is inside output_dir {str(output_dir)!r}, which "
+                "would be renamed: move the checkpoint, or name another output_dir"
             )
         if self.directory.exists and output_dir.resolve() == Path.cwd():
             raise UserValueError(
@@ -244,22 +246,23 @@ class TrainingRun:
         """What this recipe changes in the meaning of the run that `checkpoint` belongs to.
 
         Raises:
-            ValueError: naming each field with both values, unless the recipe says `resume_with_changes`.
+            ValueError: naming each field with both values, unless the recipe sets `resume_with_changes`.
         """
         if checkpoint is None:
             return {}
         found = self._differences(RunDirectory(checkpoint.parent))
-        if found is None:  # another trainer's checkpoint, or one that was moved: nothing is known of its recipe
+        if found is None:  # another trainer's checkpoint, or one that was moved: its recipe is unknown
             return {}
         if found and not self.recipe.resume_with_changes:
             raise UserValueError(
-                f"the run of checkpoint {str(checkpoint)!r} was another one: {sentence(found)}; --resume_with_changes "
-                "goes on and records it, another output_dir without resume_from_checkpoint starts anew"
+                f"the run of checkpoint {str(checkpoint)!r} had another recipe: {sentence(found)}; "
+                "--resume_with_changes resumes and records it, another output_dir without resume_from_checkpoint "
+                "starts a new run"
             )
         return found
 
     def _differences(self, run: RunDirectory) -> Changes | None:
-        """Between the recipe of `run` and this one; None where that is not known."""
+        """The changes between the recipe of `run` and this one; None where that recipe is not known."""
         before = run.recipe()
         if before is None:
             return None
@@ -269,7 +272,7 @@ class TrainingRun:
             before, self.recipe.resolved(), processes=(int(description.get("processes") or processes), processes)
         )
         questions = description.get("questions")
-        if questions is not None:  # then a file of questions may lie elsewhere, and may not hold others
+        if questions is not None:  # then a file of questions may be moved, but must hold the same ones
             found.pop("task_path", None)
             if questions != self._questions:
                 found["the questions (their digest)"] = (questions, self._questions)
@@ -288,16 +291,19 @@ class TrainingRun:
             step = resumed_step(self.checkpoint)
             kept = self.directory.keep_recipe() if self._continues else str(self.checkpoint)
             history.append(recorded(self._changes, step, kept))
-            print(f"after step {step} by another recipe: {sentence(self._changes)}", file=sys.stderr)
+            print(f"resumed after step {step} with another recipe: {sentence(self._changes)}", file=sys.stderr)
         return history
 
     def _make_room(self) -> None:
-        """Set an earlier run aside, unless it is the one that goes on, and what would mix with the new files."""
+        """Rename an earlier run, unless this one resumes it, and checkpoints that would mix with the new ones."""
         args = self.recipe.training
-        # A run that was killed before its first checkpoint and is started again and again must not pile up copies.
+        # A run that is killed before its first checkpoint and started again many times must not leave many copies.
         again = self.checkpoint is None and str(args.resume_from_checkpoint).lower() == "auto"
         if again and self.directory.exists and not self.directory.has_model and self._is_this_run():
-            print(f"{args.output_dir} holds no complete checkpoint yet: the run starts over", file=sys.stderr)
+            print(
+                f"{args.output_dir} holds no complete checkpoint yet: the run starts from the beginning",
+                file=sys.stderr,
+            )
         elif not self._continues and (moved := self.directory.set_aside()) is not None:
             self._lock.follow(moved)
             print(f"{args.output_dir} held an earlier run, which is now in {moved}", file=sys.stderr)
@@ -314,8 +320,8 @@ class TrainingRun:
         if step * args.gradient_accumulation_steps % micro_batches:
             every = -(-micro_batches // args.gradient_accumulation_steps)
             print(
-                f"step {step} lies within a generation, whose completions are not in the checkpoint: they are sampled "
-                f"anew, and the run will differ from an uninterrupted one (make save_steps a multiple of {every})",
+                f"step {step} is inside a generation, whose completions are not in the checkpoint: they are sampled "
+                f"again, and the run will differ from an uninterrupted one (make save_steps a multiple of {every})",
                 file=sys.stderr,
             )
 

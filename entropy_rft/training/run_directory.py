@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: the resolved recipe, versions and seed, and every logged metric as a JSON line."""
+"""The files of a run: the resolved recipe, versions and seed, and every logged metric as a JSON line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft"
 class RunDirectory:
     """The files of one run.
 
-    ``run.json`` describes it, ``recipe.yaml`` makes it again, ``metrics.jsonl`` has one line per log.
+    ``run.json`` describes it, ``recipe.yaml`` repeats it, ``metrics.jsonl`` has one line per log.
     ``findings.jsonl`` has one line for each finding of the doctor.
     """
 
@@ -36,13 +36,13 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether something lies here that a run writes too, and a new one would overwrite or mix with."""
+        """Whether the directory has files of a run, which a new run would overwrite or mix with."""
         names = (RUN, RECIPE, METRICS)
         checkpoints = self.path.glob(f"{CHECKPOINT}*") if self.path.is_dir() else ()
         return self.has_model or any((self.path / name).is_file() for name in names) or any(checkpoints)
 
     def recipe(self) -> dict[str, Any] | None:
-        """The recipe of the run that lies here; None where there is none that can be read."""
+        """The recipe of the run in this directory; None if it is missing or cannot be read."""
         try:
             found = read_yaml((self.path / RECIPE).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -50,7 +50,7 @@ class RunDirectory:
         return {str(name): value for name, value in found.items()} if isinstance(found, dict) else None
 
     def description(self) -> dict[str, Any]:
-        """What ``run.json`` holds; nothing where it is not there or cannot be read."""
+        """The content of ``run.json``; empty if it is missing or cannot be read."""
         try:
             found = json.loads((self.path / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -58,18 +58,19 @@ class RunDirectory:
         return found if isinstance(found, dict) else {}
 
     def make(self) -> None:
-        """Make the directory, the target where it is a link."""
+        """Create the directory; if it is a link, create its target."""
         self.path.resolve().mkdir(parents=True, exist_ok=True)
 
     @property
     def has_model(self) -> bool:
-        """Whether a training came to its end here and began to save the model."""
+        """Whether a training finished here and began to save the model."""
         return any((self.path / name).is_file() for name in ("config.json", "adapter_config.json"))
 
     def set_aside(self) -> Path | None:
-        """Rename an earlier run that lies here, so that a new one overwrites nothing; returns where it went.
+        """Rename the directory of an earlier run, so that a new one overwrites nothing; returns the new path.
 
-        Of a link the target is renamed, on its own disk; the link stays, and leads to the new run's directory.
+        If the directory is a link, its target is renamed, on its own disk; the link stays, and points to the new run's
+        directory.
         """
         if not self.exists:
             return None
@@ -81,7 +82,7 @@ class RunDirectory:
         return target
 
     def keep_recipe(self) -> str | None:
-        """Keep the recipe that lies here as the first free ``recipe-N.yaml``, and return that name."""
+        """Keep the recipe in this directory as the first free ``recipe-N.yaml``, and return that name."""
         if not (self.path / RECIPE).is_file():
             return None
         number = 1
@@ -121,7 +122,7 @@ class RunDirectory:
         write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_until(self, step: int) -> float:
-        """Drop metrics and findings after `step`, and half-written lines; returns the seconds of what is kept."""
+        """Discard metrics and findings after `step`, and incomplete lines; returns the time (s) of the last kept."""
         kept = self._entries(METRICS, step)
         self.make()
         # (Earlier versions wrote NaN, which is no JSON.)
@@ -136,7 +137,7 @@ class RunDirectory:
         return self._entries(FINDINGS)
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
-        """Add one line, in one write; a value that is not finite is null.
+        """Add one line, in one write; a value that is not finite becomes null.
 
         Raises:
             OSError: naming the file.
@@ -144,7 +145,7 @@ class RunDirectory:
         self._append(METRICS, entry)
 
     def append_finding(self, entry: Mapping[str, Any]) -> None:
-        """As `append_metrics`, of what the doctor found."""
+        """As `append_metrics`, for a finding of the doctor."""
         self._append(FINDINGS, entry)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -152,7 +153,7 @@ class RunDirectory:
         try:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json_text(entry) + "\n")
-        except OSError as error:  # a write that fails names no file
+        except OSError as error:  # the error of a failed write names no file
             raise OSError(error.errno, error.strerror, str(file)) from error
 
     def _entries(self, name: str, until: float = math.inf) -> list[dict[str, Any]]:
@@ -170,9 +171,9 @@ class RunDirectory:
 
 
 class RunRecorder(TrainerCallback):
-    """Appends what the trainer logs to the run directory; after a resume the lines continue where the step does.
+    """Appends what the trainer logs to the run directory; after a resume the lines continue from its step.
 
-    What was measured since the last log is held in memory only, so every checkpoint is preceded by a log.
+    Values measured since the last log are in memory only, so there is a log before every checkpoint.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -188,8 +189,8 @@ class RunRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        # Before an evaluation too: TRL sums up what is left at the end in the mode of the last pass, and after an
-        # evaluation on the last step that is not training.
+        # Before an evaluation too: at the end TRL logs what is left under the mode of the last pass, which is not
+        # training after an evaluation on the last step.
         last = control.should_save or control.should_evaluate or control.should_training_stop
         control.should_log = control.should_log or last
         return control
@@ -204,7 +205,7 @@ class RunRecorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The last log of a training sums it up, and holds what was measured since the log before.
+        # The last log of a training has its summary, and what was measured since the log before.
         logs = {name: value for name, value in (logs or {}).items() if name not in _SUMMARY}
         if not state.is_world_process_zero or not logs.keys() - {"epoch"}:
             return
@@ -213,7 +214,7 @@ class RunRecorder(TrainerCallback):
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of ``name.1``, ``name.2``, … that does not exist; a number that is there counts on."""
+    """`path`, or the first of ``name.1``, ``name.2``, … that does not exist; an existing number is increased."""
     stem, _, number = path.name.rpartition(".")
     if not stem or not number.isdigit():
         stem, number = path.name, "0"

@@ -1,4 +1,4 @@
-"""The drop-in trainer. With `trl_hooks` the only file that touches TRL's private names; each use says which and why.
+"""The drop-in trainer. Only this file and `trl_hooks` use TRL's private names; each use says which and why.
 
 (`vllm_cpu`, for vLLM where there is no GPU, overrides those of TRL's vLLM backend.)
 """
@@ -38,27 +38,27 @@ from entropy_rft.training.trl_hooks import StatisticsReady, statistics_head, vll
 class EntropyGRPOTrainer(GRPOTrainer):
     """:class:`trl.GRPOTrainer` with entropy-discriminator clipping and phase entropies for rewards.
 
-    The same constructor. A plain :class:`trl.GRPOConfig` is taken with the defaults of
+    The constructor is the same. A plain :class:`trl.GRPOConfig` gets the defaults of
     :class:`~entropy_rft.EntropyGRPOConfig`, which clip by Clip_B. With ``entropy_clip="none"`` and ordinary rewards a
     run is TRL's, bit for bit.
 
     The statistics are those of the policy that the batch was sampled from, computed from the hidden states in the
     forward pass that TRL makes for the old log-probabilities. Where TRL makes none (on-policy, aligned accumulation)
     one such pass is added, only when a rule or a reward needs it. A reward needs it when `phase_entropies` or
-    `token_entropies` stands in its signature; once there, every reward function gets `phase_entropies`, a
+    `token_entropies` is in its signature. Then every reward function gets `phase_entropies`, a
     ``(H_think, H_answer)`` pair in nats per completion.
 
-    Where a generation serves several updates
-    (`num_iterations` above 1, or more steps per generation than accumulation steps), the rule and the prediction of
-    the later ones therefore look at a policy that is some updates old, as the authors' code does; the metric
-    ``entropy_clip/update_of_generation`` says which update it was (1 is the policy that sampled), and the predicted
-    and the audited change are logged by it too (``…_update_2``). `entropy_clip_refresh` computes them anew instead.
+    If a generation is used for several updates (`num_iterations` above 1, or more steps per generation than
+    accumulation steps), the rule and the prediction of the later ones therefore use a policy that is some updates old,
+    as the authors' code does. The metric ``entropy_clip/update_of_generation`` says which update it was (1 is the
+    policy that sampled). The predicted and the audited change are also logged for each update (``…_update_2``).
+    `entropy_clip_refresh` computes the statistics again instead.
 
-    A reward that is NaN or infinite is taken for None, "cannot be scored", with a warning; ``rewards/NAME/not_finite``
-    counts such values in the generations that have any, over all processes.
+    A reward that is NaN or infinite is treated as None, "cannot be scored", with a warning. The metric
+    ``rewards/NAME/not_finite`` counts such values in the generations that have any, over all processes.
 
     TRL's own accuracy and format rewards look for `think_end_token`, in text that keeps the tags of the thinking also
-    where they are special tokens; an answer whose check does not end (a tower of powers) is wrong.
+    where they are special tokens. An answer whose check does not end (a tower of powers) counts as wrong.
 
     The rule looks at the whole optimisation batch: the trainer therefore prepares (generates and scores) all
     micro-batches of a step before the first loss. In evaluation nothing is clipped; the ``entropy_clip/*`` metrics say
@@ -100,7 +100,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._shrinks = False
             warnings.warn(f"shrink_generation_batch has no effect with {reason}", stacklevel=2)
 
-        # State of the generation under way, and of the optimisation step under way.
+        # State of the current generation, and of the current optimisation step.
         self._old_policy: TokenStatistics | None = None
         self._awaiting_old_policy_pass = False
         self._generated_lengths: list[int] = []
@@ -112,7 +112,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._refreshing = False
         self._without_gradient: Tensor | None = None
         self._audit: EntropyAudit | None = None
-        self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is under way
+        self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         if self.entropy_clip is not None and self.entropy_clip.state_dict():
             self.add_callback(RuleState(self.entropy_clip))
         if args.entropy_audit_steps > 0:
@@ -135,14 +135,14 @@ class EntropyGRPOTrainer(GRPOTrainer):
         return dist.group.WORLD if self.accelerator.num_processes > 1 else None
 
     def load_best_model(self) -> None:
-        """What `load_best_model_at_end` asks for, where the training itself was over already."""
+        """Load the best model if `load_best_model_at_end` is set, for a run that has no steps left."""
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()  # transformers'
 
     # --- generation: one pass over the old policy, before the rewards ---------------------------------------------
 
     def _generate(self, prompts: list) -> tuple:
-        # TRL tells the rewards nothing of the tool mask, and a tool's output has no phase entropy.
+        # TRL does not give the rewards the tool mask, and a tool's output has no phase entropy.
         with self._generation():
             generated = super()._generate(prompts)
         self._generated_prompts = generated[0]
@@ -186,8 +186,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _old_policy_pass_forced(self) -> Iterator[None]:
-        # During generation TRL reads num_iterations only to decide whether to make this pass, with every tensor (and
-        # every image) at hand. More iterations than accumulation steps always mean yes.
+        # During generation TRL reads num_iterations only to decide whether to make this pass, for which it has every
+        # tensor (and every image). With more iterations than accumulation steps it always makes the pass.
         iterations: int = self.args.num_iterations
         self.num_iterations = self.args.gradient_accumulation_steps + 1
         try:
@@ -202,8 +202,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
             masked = attention_mask[:, -logits_to_keep:] == 0
-            # Under mask_truncated_completions TRL masks whole completions. A reward that asks for their entropies gets
-            # them even so; without one nothing reads them, and nothing is spent on them.
+            # Under mask_truncated_completions TRL masks whole completions. A reward that asks for their entropies
+            # still gets them. Without such a reward they are not computed.
             lengths = torch.tensor(self._generated_lengths, device=masked.device).unsqueeze(1)
             generated = torch.arange(logits_to_keep, device=masked.device) < lengths
             if not self._reward_inputs.need_entropies:
@@ -242,7 +242,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         state = self._random_state()
         self._refreshing = True
         try:
-            # TRL's loss knows which tensors (images, token types) the forward takes, and is left right after it.
+            # TRL's loss gives the forward all its tensors (images, token types); the exception ends it right after.
             with torch.no_grad(), state.again():
                 super()._compute_loss(self.model, inputs)
         except StatisticsReady as ready:
@@ -262,10 +262,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         arguments: tuple,
         keywords: dict[str, Any],
     ) -> None:
-        inside = super()._get_per_token_logps_and_entropies  # no such `super()` within the function below
+        inside = super()._get_per_token_logps_and_entropies  # `super()` cannot be called in the function below
 
         def entropy_now() -> Tensor:
-            # In the loss's own dropout masks; then the random state is put back, and the run goes on as it would have.
+            # With the loss's own dropout masks. Then the random state is restored, so that the run is unchanged.
             with torch.no_grad(), random_state.again():
                 return inside(self.model, *arguments, **keywords)[1]
 
@@ -288,7 +288,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._generated_tool_mask,
         )
         if columns:
-            # TRL hands each key of an example to the rewards as a column.
+            # TRL passes each key of an example to the rewards as a column.
             inputs = [
                 example | {name: column[i] for name, column in columns.items()} for i, example in enumerate(inputs)
             ]
@@ -332,7 +332,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         return self._prepared.popleft()
 
     def _prepare_step(self, batches: list[Any]) -> list[dict[str, Any]]:
-        """All micro-batches of one optimisation step, clipped by what they and those of the other ranks hold."""
+        """All micro-batches of one optimisation step, clipped by the tokens of all of them on all ranks."""
         step = self._step  # TRL reads it to know when to generate and which slice of the generation is next
         prepared = []
         updates = []
@@ -369,8 +369,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _clipped(self, inputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
         # A new dict: TRL keeps the original for the next iteration, whose batch may be another one.
         if self.importance_sampling_level == "sequence" or self.loss_type == "vespo":
-            # The ratio (VESPO: the weight) of a sequence holds every token's log-probability and one advantage, so a
-            # token leaves the gradient only there.
+            # The ratio (VESPO: the weight) of a sequence contains every token's log-probability, and the sequence has
+            # one advantage. So a token can leave the gradient only through its log-probability.
             return inputs | {DROPPED: ~keep}
         return inputs | {"advantages": torch.where(keep, per_token(inputs["advantages"], keep), 0.0)}
 

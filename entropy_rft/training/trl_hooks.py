@@ -1,6 +1,6 @@
-"""What is exchanged in TRL's own modules for the length of a call, and the range of TRL that this was tested with.
+"""Replacements in TRL's own modules during a call, and the versions of TRL that this was tested with.
 
-With :mod:`~entropy_rft.training.trainer` the only file that touches TRL's private names; each use says which and why.
+Only this file and :mod:`~entropy_rft.training.trainer` use TRL's private names; each use says which and why.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
 
 
 def warn_outside_tested_trl() -> None:
-    """Warn, at the line that makes the trainer, of a TRL that nobody has tried."""
+    """Warn, at the line that makes the trainer, of an untested version of TRL."""
     first, end = map(Version, TESTED_TRL)
-    # By the release: a development version of the end is outside already.
+    # Compares releases: a development version of the end is outside too.
     if not first.release <= Version(trl.__version__).release < end.release:
         warnings.warn(
             f"trl {trl.__version__} is outside the range that entropy_rft is tested with (>={first},<{end}); "
@@ -38,7 +38,7 @@ def warn_outside_tested_trl() -> None:
 
 @contextmanager
 def vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
-    """TRL's own vLLM backend, but for a CPU, whose weights it cannot renew. (Without vLLM TRL says what is missing.)"""
+    """Replace TRL's vLLM backend on a CPU, where it cannot update weights. (Without vLLM TRL says what is missing.)"""
     if not args.use_vllm or args.device.type != "cpu" or not is_vllm_available():
         yield
         return
@@ -49,7 +49,7 @@ def vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
 
 
 class StatisticsReady(Exception):
-    """Carries the statistics out of TRL's loss, of which only the forward was wanted."""
+    """Carries the statistics out of TRL's loss, of which only the forward pass is needed."""
 
     def __init__(self, statistics: TokenStatistics) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class StatisticsReady(Exception):
 def statistics_head() -> Iterator[list[Tensor]]:
     """Let TRL's fused LM head compute our statistics; yields the list that collects the expected discriminants.
 
-    TRL finds the head's weight, gathers it (ZeRO-3, FSDP2), and knows each family's soft cap and logit scale; only the
-    kernel behind it is exchanged. It cannot give Σπ² log π, and ours needs no second product for it.
+    TRL finds the head's weight, gathers it (ZeRO-3, FSDP2), and has each family's soft cap and logit scale. Only the
+    kernel is replaced: TRL's does not compute Σπ² log π, and ours needs no second product for it.
     """
     collected: list[Tensor] = []
 
@@ -85,7 +85,7 @@ def statistics_head() -> Iterator[list[Tensor]]:
 
     with (
         _exchanged(trl_utils, "_ChunkedLogProbFunction", StatisticsHead),
-        # TRL scores only the labelled positions where this says so, and every position (prompts, padding) elsewhere.
+        # If this is true, TRL scores only the labelled positions; otherwise every position (prompts, padding).
         _exchanged(trl_utils, "_use_triton", lambda device: True),
     ):
         yield collected

@@ -51,7 +51,7 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     result = demo(tmp_path, *SMALL)
     assert result.returncode == 0, result.stderr
     assert sys.prefix in result.stderr
-    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking", "time for all of it: "):
+    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking", "total time: "):
         assert text in result.stdout
     page = tmp_path / "runs" / "demo" / "report.html"
     assert f"report: {page}" in result.stdout

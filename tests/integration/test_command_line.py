@@ -152,7 +152,7 @@ def test_rewards_with_arguments_train_and_resume(
     monkeypatch.chdir(tmp_path)
     assert main([str(word) for word in (*auto, "--max_steps", "4")]) == 2
     line = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "was another one: rewards was [" in line
+    assert "had another recipe: rewards was [" in line
     assert '"max_len": 8' in line.partition("is now")[0]
     assert '"max_len": 9' in line.partition("is now")[2]
     assert [entry["step"] for entry in metrics(run)] == [1, 2, 3]

@@ -155,7 +155,7 @@ def test_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert result.returncode == 7, result.stderr[-4000:]
-    assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; what it said is above"
+    assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; its output is above"
     assert "hf_secret" not in result.stdout + result.stderr
     assert "ChildFailedError" not in result.stderr
 
@@ -239,7 +239,7 @@ def test_deepspeed_that_would_silently_be_ddp_is_refused(tmp_path: Path) -> None
         (["--accelerate_config", "ddp", "--cpu"], "--cpu makes accelerate start one process only"),
         (["--accelerate_config", "one.yaml"], "accelerate starts one process for distributed_type NO, but num_proce"),
         (["--accelerate_config", "bad.yaml"], "cannot be used: The config file at bad.yaml had unknown keys"),
-        (["--num_processes", "2"], "--num_processes is for `accelerate launch`: give --accelerate_config beside it"),
+        (["--num_processes", "2"], "--num_processes is for `accelerate launch`: give --accelerate_config too"),
     ],
 )
 def test_mistakes_before_anything_is_launched(

@@ -144,7 +144,7 @@ def test_auto_without_a_checkpoint_overwrites_its_own_run_only(
             assert (tmp_path / "run.2" if (tmp_path / "run.2").exists() else tmp_path / "run.1").is_dir()
             assert lines in {path.read_bytes() for path in tmp_path.glob("run.*/metrics.jsonl")}
         else:
-            assert "holds no complete checkpoint yet: the run starts over" in capsys.readouterr().err
+            assert "holds no complete checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
             shutil.rmtree(run)
 
 

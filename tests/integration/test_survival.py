@@ -316,7 +316,7 @@ def test_processes_that_see_different_checkpoints(launcher: Launcher, straight: 
         tmp_path / "run", "--resume_from_checkpoint", "auto", SABOTAGE="blind:0", SABOTAGE_RANK="1"
     )
     assert code != 0, output
-    assert f"the processes would go on from different steps (0, {STEPS}): output_dir" in errors(output)[0]
+    assert f"the processes would resume from different steps (0, {STEPS}): output_dir" in errors(output)[0]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
 
 

@@ -12,9 +12,9 @@ TWICE = "a: 1\nb:\n  c: 2\n  d: 3\n  c: 4\n"
 
 
 def test_a_key_that_stands_twice_is_named_with_both_lines() -> None:
-    with pytest.raises(yaml.YAMLError, match=r"^the key 'c' stands twice, in lines 3 and 5$"):
+    with pytest.raises(yaml.YAMLError, match=r"^the key 'c' occurs twice, in lines 3 and 5$"):
         read_yaml(TWICE)
-    with pytest.raises(yaml.YAMLError, match="'a' stands twice, in lines 1 and 2"):
+    with pytest.raises(yaml.YAMLError, match="'a' occurs twice, in lines 1 and 2"):
         read_yaml("a: 1\n'a': 2\n")
 
 
@@ -42,7 +42,7 @@ def readers() -> dict:
 def test_each_reader_says_it_in_one_line(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text(TWICE)
-    with pytest.raises(ValueError, match=r"twice\.yaml'.*'c' stands twice, in lines 3 and 5") as error:
+    with pytest.raises(ValueError, match=r"twice\.yaml'.*'c' occurs twice, in lines 3 and 5") as error:
         readers()[kind](str(file))
     assert "\n" not in str(error.value)
 

@@ -11,10 +11,10 @@ def add_parser(subparsers: Any) -> None:
     """Register the verb and its parts."""
     parser = subparsers.add_parser(
         "probe",
-        help="spend tokens where they help: collect, train, evaluate, tune-strategies",
+        help="choose a strategy by a question's difficulty: collect, train, evaluate, tune-strategies",
         description=(
-            "Difficulty-adaptive inference (DiffAdapt): collect traces of a model's answers, train a probe that tells "
-            "a question's difficulty from its hidden state, and measure what choosing a strategy by it saves."
+            "Difficulty-adaptive inference (DiffAdapt): collect traces of a model's answers, train a probe that "
+            "estimates a question's difficulty from its hidden state, and measure what choosing a strategy by it saves."
         ),
     )
     parts = parser.add_subparsers(title="parts", metavar="PART", required=True)

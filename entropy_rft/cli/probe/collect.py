@@ -15,9 +15,9 @@ def add_parser(parts: Any) -> None:
         "collect",
         help="answer a task's questions and write traces",
         description=(
-            "Answer every question several times and write a data set of accuracies, entropies and hidden states. A "
-            "killed collection goes on with the same command. Several processes share the work under torchrun, or "
-            "with --num_shards and --shard."
+            "Answer every question several times and write a data set of accuracies, entropies and hidden states. Run "
+            "the same command again to resume an interrupted collection. Several processes share the work under "
+            "torchrun, or with --num_shards and --shard."
         ),
     )
     add = parser.add_argument

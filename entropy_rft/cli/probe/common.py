@@ -18,7 +18,7 @@ def add_running(add: Any) -> None:
 
 
 def one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`run`, for which a model of NaNs is a mistake of the user's, as a missing one is."""
+    """`run`; a model whose outputs are NaN is reported as a mistake of the user, like a missing model."""
 
     def checked(args: argparse.Namespace) -> int:
         try:
@@ -30,7 +30,7 @@ def one_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 
 
 def prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any, Any, Any, Any]:
-    """Probe, questions, model, tokenizer and sampler; what is cheap to check comes before loading the model."""
+    """Probe, questions, model, tokenizer and sampler; cheap checks come before loading the model."""
     from entropy_rft.difficulty import DifficultyProbe, choose
     from entropy_rft.difficulty.compare.comparison import held_out_questions
     from entropy_rft.difficulty.compare.tuning import check_splits
@@ -50,7 +50,7 @@ def prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any, 
         say(f"note: {questions.fitted} questions that the probe was fitted to are left out")
     name = args.model or probe.base_model
     if name is None:
-        raise UserValueError(f"probe {args.probe!r} does not know its base model: give --model")
+        raise UserValueError(f"probe {args.probe!r} does not record its base model: give --model")
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
     return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)

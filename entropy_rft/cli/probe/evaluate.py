@@ -19,7 +19,8 @@ def add_parser(parts: Any) -> None:
         help="compare the probe's choice of strategy with fixed ones, chance and an oracle",
         description=(
             "Answer held-out questions with every strategy, and compare what choosing by the probe costs and gains. "
-            "Questions that the probe was fitted to are left out. A killed evaluation goes on with the same command."
+            "Questions that the probe was fitted to are left out. Run the same command again to resume an "
+            "interrupted evaluation."
         ),
     )
     add = parser.add_argument

@@ -16,8 +16,8 @@ def add_parser(parts: Any) -> None:
         "train",
         help="fit a probe to traces",
         description=(
-            "Label the traces' questions and fit a probe to them. A part of the questions is set aside first; the "
-            "table is of that part."
+            "Label the traces' questions and fit a probe to them. A part of the questions is held out first; the "
+            "table is for that part."
         ),
     )
     add = parser.add_argument
@@ -42,9 +42,9 @@ def add_parser(parts: Any) -> None:
         "--strategies",
         type=flags.path,
         metavar="FILE",
-        help="YAML of the strategies that the probe carries; the default ones else",
+        help="YAML of the strategies to store with the probe; the default ones when not given",
     )
-    add("--test_fraction", type=float, default=0.2, help="of the questions, set aside (default: %(default)s)")
+    add("--test_fraction", type=float, default=0.2, help="of the questions, held out (default: %(default)s)")
     add("--epochs", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the splits and the weights (default: %(default)s)")
@@ -52,7 +52,7 @@ def add_parser(parts: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a probe, print how good it is, and save it.
+    """Train a probe, print its metrics, and save it.
 
     Raises:
         ValueError: an argument is wrong, or the traces cannot be read or used.

@@ -1,6 +1,6 @@
 """Rules that choose which tokens of a batch leave the policy gradient, one module each.
 
-The modules of this package are the list of rules: a new one is found by being here. The configuration, the command
+The modules of this package are the list of rules: a new one is found automatically. The configuration, the command
 line's choices and help, and the tests read `RULES`.
 """
 

@@ -50,7 +50,7 @@ class Band(Rule):
 
     def _decision(self, batch: WholeBatch, z: Float[Tensor, " tokens"], sigma: Float[Tensor, ""]) -> Decision:
         drop = torch.zeros_like(z, dtype=torch.bool)
-        # Written as a violation, so that a NaN (a broken row) keeps its token instead of dropping the batch.
+        # Compares for outside, not for inside: NaN (from an invalid row) then keeps tokens and does not drop the batch.
         if self.mu_low is not None:
             drop |= z < -self.mu_low * sigma
         if self.mu_high is not None:

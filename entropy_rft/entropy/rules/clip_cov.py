@@ -19,13 +19,13 @@ from entropy_rft.entropy.statistics import TokenStatistics
 class ClipCov(Rule):
     """Clip-Cov: drops a random share of the tokens whose log-probability and advantage have a high covariance.
 
-    ``Cov_t = (log π_t - mean log π)(A_t - mean A)``, with the means over every valid token of the batch. Of the tokens
-    with ``cov_low < Cov_t < cov_high`` a share `max_fraction` of all valid tokens, at least one, is drawn at random and
-    leaves the policy gradient. The batch's entropy falls with the mean of ``Cov_t``.
+    ``Cov_t = (log π_t - mean log π)(A_t - mean A)``, with the means over every valid token of the batch. From the
+    tokens with ``cov_low < Cov_t < cov_high`` a share `max_fraction` of all valid tokens, at least one, is drawn at
+    random; these leave the policy gradient. The batch's entropy falls with the mean of ``Cov_t``.
 
     Source: arXiv 2505.22617; the preset is the published setting. Published code takes the means and the share over a
-    micro-batch of one process, here they are those of the whole batch; and it draws among the tokens that the ratio
-    does not clip, whereas here the ratio, which is 1 in the first update of a generation, plays no part.
+    micro-batch of one process; here they are those of the whole batch. It draws from the tokens that the ratio does not
+    clip. Here the ratio is not used; it is 1 in the first update of a generation.
 
     Metrics: ``covariance`` (the mean of ``Cov_t``, nats), ``candidates`` (share of tokens between the bounds).
 

@@ -1,4 +1,4 @@
-"""What every rule is: a frozen dataclass with a name, its own fields, and one decision about a batch."""
+"""The interface of a rule: a frozen dataclass with a name, its own fields, and one decision about a batch."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ class Rule(ABC):
         return self.decide(statistics, advantages, mask, group).keep
 
     def state_dict(self) -> dict[str, Any]:
-        """What a rule remembers from batch to batch, as plain JSON values; the trainer's checkpoints hold it."""
+        """The state that a rule keeps between batches, as plain JSON values; it is in the trainer's checkpoints."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most rules remember nothing
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most rules have no state
         """Continue from a state of :meth:`state_dict`."""
 
     def __post_init__(self) -> None:

@@ -19,16 +19,16 @@ from entropy_rft.entropy.statistics import TokenStatistics
 
 @dataclass(frozen=True)
 class Target(Rule):
-    """Target: drops as few tokens with a negative advantage as hold the batch's mean entropy at a set point.
+    """Target: drops the fewest tokens with a negative advantage that hold the batch's mean entropy at a set point.
 
     Of the tokens with a negative advantage those with the lowest discriminant ``S* = π(a) (H + log π(a))`` lower the
     entropy most, to first order ``ΔH = -α (S* - E_π[S])`` (arXiv 2602.03392). The rule drops a share of the batch: the
-    tokens with the lowest ``S*``. A :class:`Controller` steers the share: it compares the batch's mean entropy, and
-    where its trend leads, with the target. Entropy that is above the target and falls is left alone. Entropy that is
-    above it and does not fall is lowered: then the tokens with the highest ``S*`` are dropped.
+    tokens with the lowest ``S*``. A :class:`Controller` sets the share: it compares the batch's mean entropy, and the
+    entropy that its trend predicts, with the target. The rule does not act against entropy that is above the target and
+    falls. Entropy that is above it and does not fall is lowered: then the tokens with the highest ``S*`` are dropped.
 
     :meth:`decide` is one step of the controller. The state is small (:meth:`state_dict`); the trainer keeps it in the
-    checkpoint. It follows from statistics of the whole batch alone, so it is the same on every process and layout.
+    checkpoint. It depends on statistics of the whole batch only, so it is the same on every process and layout.
 
     Metrics: ``target`` and ``entropy`` (nats, of the whole batch); ``share`` (what the controller asks for, below 0
     against rising entropy); ``at_bound`` (1 where `max_fraction` limits the share); ``short_of_tokens`` (1 where the
@@ -98,32 +98,32 @@ class Target(Rule):
         self._controller.load_state_dict(state)  # type: ignore[attr-defined]
 
 
-# What the controller is built for, in units that do not depend on a model: it settles in about 1 / _SPEED updates, and
-# the share that holds the entropy is taken to be about _HOLDING until the run shows another one.
+# Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
+# that holds the entropy is assumed to be about _HOLDING until the run shows another one.
 _SPEED = 0.15
 _HOLDING = 0.015
 _LEVEL_MEMORY = 0.35  # weight of the newest batch in the smoothed entropy
 _TREND_MEMORY = 0.2  # weight of the newest change in its trend
 _LOOK_AHEAD = 6  # updates
-_SLOWEST_FALL = 1e-3  # of the target, per update: what is taken for the fall of a run that does not fall
-_FORGETTING = 0.98  # of the fastest fall seen, per update
-_RUNAWAY = 0.1  # how far above the target, relative to it, entropy that does not fall is acted against
-_SLOW_MEMORY = 0.05  # weight of the newest batch in the slow average that tells whether it falls
-_PATIENCE = 20  # updates before that average says anything
+_SLOWEST_FALL = 1e-3  # of the target, per update: the assumed fall of a run that does not fall
+_FORGETTING = 0.98  # factor on the fastest fall seen, per update
+_RUNAWAY = 0.1  # relative distance above the target from which entropy that does not fall is lowered
+_SLOW_MEMORY = 0.05  # weight of the newest batch in the slow average that shows whether it falls
+_PATIENCE = 20  # updates before that average is used
 
 
 @dataclass
 class Controller:
-    """A proportional-integral controller of the share of dropped tokens, with gains that follow the run's own speed.
+    """A proportional-integral controller of the share of dropped tokens, with gains that adapt to the speed of the run.
 
     With ``h`` the smoothed entropy (Holt's linear smoothing, of trend ``b``), the relative error of ``n`` updates ahead
     is ``e = (target - h - n b) / target``. The share is ``k_p e + I`` with ``I ← I + k_i e``, between 0 and `max_share`
-    (and between ``-max_share`` and 0 against entropy that runs away). A run whose entropy falls by ``c`` of the target
-    an update, where nothing holds it, and that a share ``u`` holds, follows ``h' = -c + (c / u) share``; a closed loop
-    of the frequency ``ω`` with critical damping then needs ``k_p = 2 ω u / c`` and ``k_i = ω² u / c``. ``c`` is the
-    fastest fall seen, slowly forgotten; so a learning rate, a model or a precision with which the entropy moves ten
-    times slower gets gains that are ten times higher. The integral stands still while the share is at a bound that the
-    error pushes it against.
+    (and between ``-max_share`` and 0 against entropy that runs away). Without the rule, let the entropy fall by ``c``
+    of the target an update, and let a share ``u`` stop the fall: ``h' = -c + (c / u) share``. A closed loop of the
+    frequency ``ω`` with critical damping then needs ``k_p = 2 ω u / c`` and ``k_i = ω² u / c``. ``c`` is the fastest
+    fall seen, with a slow decay. So if a learning rate, a model or a precision makes the entropy move ten times slower,
+    the gains are ten times higher. The integral does not change while the share is at a bound and the error pushes it
+    further against that bound.
 
     Attributes:
         max_share: bound of the share.
@@ -161,7 +161,7 @@ class Controller:
         error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
         per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
         proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
-        # Above the target, a fall is what is wanted; only entropy that stays there or rises is acted against.
+        # Above the target the entropy should fall; it is lowered only if it stays there or rises.
         does_not_fall = self.updates > _PATIENCE and self.level >= self.slow
         runs_away = does_not_fall and self.level > (1 + _RUNAWAY) * self.target
         low, high = (-self.max_share, 0.0) if runs_away else (0.0, self.max_share)

@@ -1,4 +1,4 @@
-"""The valid tokens of an optimisation batch, and what rules ask about all of them, over every process that holds some.
+"""The valid tokens of an optimisation batch, and statistics for the rules over those of all processes.
 
 A statistic of the part that one process or one micro-batch holds would make a rule depend on how a batch is split.
 """
@@ -15,18 +15,18 @@ from torch import Tensor
 from entropy_rft.entropy.statistics import TokenStatistics
 
 Advantages = Float[Tensor, " batch"] | Float[Tensor, "batch time"]
-"""One of a completion, or one of each token."""
+"""One per completion, or one per token."""
 
 
 class WholeBatch:
-    """The valid tokens that this process holds, in one row of N, and questions about those of all processes.
+    """The valid tokens that this process holds, in one row of N, and statistics over those of all processes.
 
     Args:
         statistics: ``(B, T)``.
         advantages: ``(B,)`` or ``(B, T)``.
         mask: ``(B, T)``, nonzero = valid.
-        group: the processes that hold the other parts; ``None`` when this one holds everything. Each must ask the same
-            questions in the same order, even one without a valid token.
+        group: the processes that hold the other parts; ``None`` when this one holds everything. Each must call the
+            same methods in the same order, even one without a valid token.
 
     Attributes:
         statistics: of the valid tokens, ``(N,)``, float64 (float32 on MPS, which has no float64).
@@ -59,7 +59,7 @@ class WholeBatch:
         return self._total(values.sum()) / self.count.clamp(min=1)
 
     def moments(self, values: Float[Tensor, " tokens"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Mean and population standard deviation over the batch; in two passes, so that nothing cancels."""
+        """Mean and population standard deviation over the batch; in two passes, to avoid cancellation."""
         mean = self.mean(values)
         return mean, self.mean((values - mean).square()).sqrt()
 
@@ -72,7 +72,7 @@ class WholeBatch:
     ) -> Bool[Tensor, " tokens"]:
         """Of the candidates of all processes exactly the `limit` with the largest `size`; ties go to the earlier one.
 
-        Each process offers its own largest `limit`; only these travel.
+        Each process sends only its own largest `limit`.
 
         Args:
             size: ``(N,)``.
@@ -92,12 +92,12 @@ class WholeBatch:
     ) -> Bool[Tensor, " tokens"]:
         """`limit` of the candidates of all processes, drawn at random; all of them where there are no more.
 
-        The draw is over the candidates sorted by `order`, with numbers that follow from how many tokens and candidates
-        the whole batch has. It is therefore the same however the batch is split over processes and micro-batches, and
-        the same again after a resume, without a state.
+        The draw is over the candidates sorted by `order`. Its random numbers depend only on the numbers of tokens and
+        candidates in the whole batch. It is therefore the same for every split of the batch over processes and
+        micro-batches, and after a resume, without a state.
 
         Args:
-            order: ``(N,)``, a value of each token by which candidates can be told apart.
+            order: ``(N,)``, a value of each token that distinguishes the candidates.
             candidates: bool ``(N,)``.
             limit: at least 1.
 
@@ -125,7 +125,7 @@ class WholeBatch:
         return value
 
     def _gathered(self, values: Tensor) -> tuple[Tensor, int]:
-        """The values ``(n,)`` of all processes one after the other, and where this one's begin."""
+        """The values ``(n,)`` of all processes one after the other, and the index where this one's begin."""
         if self._group is None:
             return values, 0
         rank, ranks = dist.get_rank(self._group), dist.get_world_size(self._group)

@@ -1,8 +1,8 @@
-"""vLLM rollouts without a GPU: what a CPU needs beyond TRL, chosen only where the device is one.
+"""vLLM rollouts without a GPU: what a CPU needs beyond TRL, used only where the device is one.
 
-TRL hands new weights to vLLM tensor by tensor (colocated) or over NCCL (server). On a CPU vLLM repacks its linear
-layers after loading, so a single tensor has nowhere to go, and NCCL does not exist. `trainer_side` reloads the whole
-model instead; `server_side` lets a vLLM server read it from a file in shared memory.
+TRL passes new weights to vLLM tensor by tensor (colocated) or over NCCL (server). On a CPU vLLM repacks its linear
+layers after loading, so a single tensor cannot be loaded, and NCCL does not exist. `trainer_side` reloads the whole
+model instead. `server_side` lets a vLLM server read it from a file in shared memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The half that lives in vLLM's process."""
+"""The part that runs in vLLM's process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
-    """Nothing is agreed upon beforehand."""
+    """Empty: the transfer needs no settings beforehand."""
 
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """Where the trainer has put all weights, under the names of the checkpoint: a safetensors file on this host."""
+    """The safetensors file on this host with all weights of the trainer, under the names of the checkpoint."""
 
     path: str
 
@@ -41,7 +41,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.receive_weights(self.parse_update_info(update_info))  # the parent waits for an accelerator
+        self.receive_weights(self.parse_update_info(update_info))  # the parent class waits for an accelerator
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         with safe_open(update_info.path, framework="pt") as file:
@@ -56,10 +56,10 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
 
 def repack_heads(model: torch.nn.Module) -> None:
-    """Let the LM head see the new weights.
+    """Update the LM head with the new weights.
 
-    A head tied to the embedding has no weight of its own to load, so vLLM's reload passes it by, and it goes on with
-    its packed copy of the old one: every log-probability is then wrong, and nothing says so.
+    A head tied to the embedding has no weight of its own to load, so vLLM's reload skips it. The head would continue to
+    use its packed copy of the old weight: every log-probability would be wrong, without an error.
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead):

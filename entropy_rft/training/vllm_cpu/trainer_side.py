@@ -1,4 +1,4 @@
-"""The half that lives in the trainer's process."""
+"""The part that runs in the trainer's process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 class CPUVLLMClient(VLLMClient):
-    """TRL's client of a vLLM server, with weights that travel in a file instead of over NCCL."""
+    """TRL's client of a vLLM server, which sends weights in a file instead of over NCCL."""
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
-        """Agree with the server on how weights travel.
+        """Set up the weight transfer with the server.
 
         Raises:
             ValueError: when the server was not started with our weight transfer.
@@ -45,7 +45,7 @@ class CPUVLLMClient(VLLMClient):
         directory = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
         with tempfile.TemporaryDirectory(prefix="entropy_rft-", dir=directory) as folder:
             path = Path(folder) / "weights.safetensors"
-            # A tensor may be a gathered one that is gone when the next is asked for.
+            # A tensor may be a gathered one, which is freed when the next one is requested.
             save_file({name: tensor.detach().cpu().clone() for name, tensor in named_params}, path)
             with self.weight_update():
                 self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(path)}})
@@ -55,7 +55,7 @@ class CPUVLLMGeneration(VLLMGeneration):
     """TRL's vLLM backend on a CPU."""
 
     def _init_vllm(self) -> None:
-        # Compiling takes a CPU minutes. The checkpoint's own dtype may be narrower than the one that is trained in.
+        # Compiling takes minutes on a CPU. The checkpoint's dtype may be narrower than the one used in training.
         eager = partial(trl_generation.LLM, enforce_eager=True, dtype=self.model.dtype)
         with patch.object(trl_generation, "LLM", eager), patch.object(trl_generation, "VLLMClient", CPUVLLMClient):
             super()._init_vllm()

@@ -244,7 +244,8 @@ def test_plain_functions_of_trl_are_trls_own() -> None:
         ({"name": "repetition_penalty", "ngram_size": 0}, "repetition_penalty: ngram_size must be at least 1, got 0"),
         (
             {"name": "repetition_penalty", "max_penalty": 1},
-            "repetition_penalty cannot be made of max_penalty 1.0: ValueError: max_penalty 1.0 should not be positive",
+            "repetition_penalty cannot be made with max_penalty 1.0: ValueError: max_penalty 1.0 should not be "
+            "positive",
         ),
         (
             {"name": "reasoning_accuracy", "reasoning_delimiters": "####"},
@@ -273,7 +274,7 @@ def test_plain_functions_of_trl_are_trls_own() -> None:
         ("own_rewards:Reward", r"needs scale: write {path: own_rewards:Reward, scale: \.\.\.}"),
         (
             {"path": "own_rewards:factory", "scale": -1},
-            "own_rewards:factory cannot be made of scale -1: RuntimeError: scale below 0",
+            "own_rewards:factory cannot be made with scale -1: RuntimeError: scale below 0",
         ),
         ("own_rewards:number", "own_rewards:number makes 1.0, which is not callable"),
         ("own_rewards:nothing", "'own_rewards:nothing' cannot be imported: module 'own_rewards' has no attribute"),
@@ -289,5 +290,5 @@ def test_mistakes_are_one_line_that_names_the_field(own: str, tmp_path: Path, wa
 
 
 def test_a_task_without_rewards_leaves_pear_nothing() -> None:
-    with pytest.raises(ValueError, match="rewards: pear has nothing to wrap, as the task brings no reward"):
+    with pytest.raises(ValueError, match="rewards: pear has nothing to wrap: the task has no reward of its own"):
         build_rewards(["pear"], [])

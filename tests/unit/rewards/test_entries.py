@@ -43,7 +43,7 @@ def test_every_form(value: Any, target: str, arguments: dict[str, Any]) -> None:
         ({"name": "pear", 3: 4}, "pear cannot have an argument called 3"),
         ({"name": "pear", "a b": 4}, "pear cannot have an argument called 'a b'"),
         ("{name: pear", "rewards: '{name: pear' is no mapping: while parsing a flow mapping"),
-        ("{name: pear, alpha: 1, alpha: 2}", "the key 'alpha' stands twice"),
+        ("{name: pear, alpha: 1, alpha: 2}", "the key 'alpha' occurs twice"),
     ],
 )
 def test_mistakes_are_one_line(value: Any, message: str) -> None:

@@ -123,7 +123,7 @@ def test_what_would_mix_with_the_new_files_is_put_aside(tmp_path: Path) -> None:
         make(tmp_path, step)
     cut(tmp_path / "checkpoint-4" / "optimizer.pt")
     first, second = put_aside(tmp_path, 2)
-    assert first == "checkpoint-3 is after step 2, where this run goes on; it is now superseded-checkpoint-3"
+    assert first == "checkpoint-3 is after step 2, from which this run resumes; it is now superseded-checkpoint-3"
     assert second.startswith("checkpoint-4 is incomplete (optimizer.pt has ")
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2", "incomplete-checkpoint-4", "superseded-checkpoint-3"]
     assert resumed_step(tmp_path / "superseded-checkpoint-3") == 3

@@ -260,7 +260,7 @@ def test_a_rule_is_judged_only_where_its_fields_say_what_it_should_do() -> None:
     held = {"entropy_clip/dropped": [0.05] * 40, "entropy_clip/at_bound": [0.0] * 40}
     assert names(held, facts("target")) == []
     [finding] = found(held | {"entropy_clip/at_bound": [1.0] * 40}, facts("target"))
-    assert "raise entropy_clip_max_fraction from 0.05 to 0.1, or take" in finding.message
+    assert "raise entropy_clip_max_fraction from 0.05 to 0.1, or set entropy_clip_target to" in finding.message
 
 
 @pytest.mark.parametrize(
