@@ -257,7 +257,7 @@ class DifficultyProbe:
         if difference and not force:
             raise UserValueError(f"{difference}: its hidden states mean something else (force=True uses it anyway)")
         if difference:
-            warnings.warn(f"{difference}: what it says of this model's questions is a guess", stacklevel=2)
+            warnings.warn(f"{difference}: its results for this model's questions are unreliable", stacklevel=2)
         return probe
 
     def _difference(self, base_model: Any) -> str | None:

@@ -80,7 +80,7 @@ def workers(directory: Path) -> list[str]:
             line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if str(directory) in line and "study.worker" in line:
+        if str(directory) in line and "studies.methods.worker" in line:
             found.append(line)
     return found
 
