@@ -322,7 +322,7 @@ def test_pear_with_a_tokenizer_that_lacks_the_marker(recipe: Path, tmp_path: Pat
     ("flags", "message"),
     [
         (["--task_option", "thinking=5"], "thinking must be true or false, not 5"),
-        (["--task_option", "levels=none"], "levels must be a list"),
+        (["--task_option", "levels=none"], "levels must be a number or a list"),
         (["--task_option", "path=x"], "'path' is not an option of a task"),
         (["--device", "nonsense"], "device 'nonsense' cannot be used"),
         (["--samples", "0"], "samples"),
