@@ -1,4 +1,4 @@
-"""Make the embedded model, second version: a small Qwen3, supervised on the traces of `traces.py`.
+"""Make the embedded model, second version: a small Qwen3, supervised on the traces of `demonstrations.py`.
 
 Everything follows from the seed. Only questions of the training split are shown to the model; what it can do is then
 measured on the test split and written beside it.
@@ -16,47 +16,32 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
 from entropy_rft.tasks.modulo import questions
 from entropy_rft.tasks.task import chat_prompt
 from studies.embedded.demonstrations import completion, drill, expected
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""input_ids, attention_mask and labels, each (B, T); a label of -100 is not learned."""
+from studies.supervision import Batch, SupervisionSettings, batches, collate, supervise
 
 VOCAB_SIZE = 384
 MAX_POSITIONS = 4096
 _TOKENIZER_TRACES = 3_000
-_POOL = 16  # batches drawn at once and sorted by length, so that little of a batch is padding
 
 # (instruction, style, weight): without an instruction the model thinks step by step.
 _MIXTURE = ((None, "step", 0.6), (STEP_BY_STEP, "step", 0.15), (STOP_EARLY, "early", 0.15), (DIRECT, "direct", 0.1))
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """How the model is trained: first on single steps, then on whole traces.
+class ModelSettings(SupervisionSettings):
+    """How the model is trained, and its size."""
 
-    One step is one batch of `batch_size` fresh texts. `learning_rate` is Muon's, for the weight matrices; the
-    embeddings and the norms have AdamW at `learning_rate_rest`.
-    """
-
-    seed: int = 0
     drill_steps: int = 160
     steps: int = 460
-    batch_size: int = 48
-    learning_rate: float = 0.02
-    learning_rate_rest: float = 3e-3
-    warmup_steps: int = 30
     layers: int = 3
     width: int = 128
 
@@ -139,80 +124,11 @@ def drills(tokenizer: Any, recipe: ModelSettings) -> Iterator[Batch]:
         yield input_ids, mask, labels
 
 
-def batches(tokenizer: Any, recipe: ModelSettings) -> Iterator[Batch]:
-    """Endless batches of traces; only completions have labels."""
-    stream = conversations(recipe.seed)
-    rng = random.Random(f"embedded/batches/{recipe.seed}")
-    while True:
-        pairs = [next(stream) for _ in range(_POOL * recipe.batch_size)]
-        prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p, _ in pairs]
-        prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        answer_ids = tokenizer([a + tokenizer.eos_token for _, a in pairs], add_special_tokens=False)["input_ids"]
-        rows = sorted(zip(prompt_ids, answer_ids, strict=True), key=lambda row: len(row[0]) + len(row[1]))
-        pool = [rows[start : start + recipe.batch_size] for start in range(0, len(rows), recipe.batch_size)]
-        rng.shuffle(pool)
-        for batch in pool:
-            yield collate(batch, tokenizer.pad_token_id)
-
-
-def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> Batch:
-    """(prompt, completion) token ids as a batch, padded on the right; labels are -100 off the completion."""
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    input_ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, -100)
-    for row, (prompt, answer) in enumerate(rows):
-        length = len(prompt) + len(answer)
-        input_ids[row, :length] = torch.tensor(prompt + answer)
-        mask[row, :length] = 1
-        labels[row, len(prompt) : length] = torch.tensor(answer)
-    return input_ids, mask, labels
-
-
 def train(model: Any, tokenizer: Any, recipe: ModelSettings) -> float:
     """Supervise `model` in place; returns the mean loss of the last 50 steps, in nats per token."""
-    total = recipe.drill_steps + recipe.steps
-    optimizers = _optimizers(model, recipe)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, recipe.warmup_steps))
-        for optimizer in optimizers
-    ]
-    lessons = chain(
-        islice(drills(tokenizer, recipe), recipe.drill_steps), islice(batches(tokenizer, recipe), recipe.steps)
-    )
-    losses: list[float] = []
-    model.train()
-    with progress_bar("training", total) as advance:
-        for input_ids, mask, labels in lessons:
-            loss = model(input_ids=input_ids, attention_mask=mask, labels=labels, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-            losses.append(loss.item())
-            advance(1, f"loss {losses[-1]:.3f}")
-            if len(losses) % 50 == 0:
-                print(f"step {len(losses)} of {total}: loss {fmean(losses[-50:]):.4f}", file=sys.stderr, flush=True)
-    model.eval()
-    return fmean(losses[-50:])
-
-
-def _optimizers(model: Any, recipe: ModelSettings) -> list[torch.optim.Optimizer]:
-    """Muon needs a fraction of AdamW's steps here; it is for the hidden layers' matrices only."""
-    named = list(model.named_parameters())
-    matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
-    rest = [parameter for name, parameter in named if parameter.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.learning_rate, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=recipe.learning_rate_rest, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-
-
-def _rate(step: int, total: int, warmup: int) -> float:
-    """The learning rate's factor: a warm-up, a plateau of 40 % of the run, then a straight line down to almost 0."""
-    return min(1.0, (step + 1) / warmup, max(0.02, (total - step) / (0.6 * total)))
+    order = random.Random(f"embedded/batches/{recipe.seed}")
+    traces = batches(conversations(recipe.seed), tokenizer, recipe.batch_size, order)
+    return supervise(model, drills(tokenizer, recipe), traces, recipe)
 
 
 def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, Any]:
