@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from os import PathLike
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.tasks.task import Task, chat_prompt, rewards
+from entropy_rft.tasks.generated import by_level
+from entropy_rft.tasks.task import Task
 
 LEVELS = (2, 3, 4, 5, 6, 7)
-SPLITS = ("train", "validation", "test")
-_SIZES = {"train": 4096, "validation": 600, "test": 600}
 MAX_TERM = 20
 MAX_SUM = 99
 _PATIENCE = 4_000  # draws without a new question before a level counts as exhausted
@@ -98,22 +97,8 @@ def load(
 
     Without a `limit`, `train` has 4,096 questions, `validation` and `test` 600 each. The levels alternate.
     """
-    from datasets import Dataset
-
-    if path is not None:
-        raise UserValueError(f"task 'arithmetic' generates its questions and reads no file, but path is {str(path)!r}")
-    if split not in SPLITS:
-        raise UserValueError(f"task 'arithmetic' has no split {split!r}; its splits: {', '.join(SPLITS)}")
-    levels = [levels] if isinstance(levels, int) else list(levels)
-    if not levels or any(isinstance(level, bool) or level not in LEVELS for level in levels):
-        raise UserValueError(f"levels must be numbers of terms from {LEVELS[0]} to {LEVELS[-1]}, not {levels!r}")
-    stream = questions(split, levels, seed)
-    sums = [next(stream) for _ in range(limit or _SIZES[split])]
-    dataset = Dataset.from_dict(
-        {
-            "prompt": [chat_prompt(item.question, instruction, answer_format) for item in sums],
-            "solution": [str(item.answer) for item in sums],
-            "difficulty": [len(item.terms) for item in sums],
-        }
-    )
-    return Task(name="arithmetic", split=split, dataset=dataset, reward_funcs=rewards(thinking))
+    return by_level(
+        "arithmetic", questions, lambda item: len(item.terms), LEVELS, "numbers of terms",
+        path=path, split=split, limit=limit, seed=seed, levels=levels,
+        instruction=instruction, answer_format=answer_format, thinking=thinking,
+    )  # fmt: skip

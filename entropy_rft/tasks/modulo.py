@@ -20,13 +20,12 @@ from itertools import accumulate
 from os import PathLike
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.tasks.task import Task, chat_prompt, rewards
+from entropy_rft.tasks.generated import by_level
+from entropy_rft.tasks.task import Task
 
 LEVELS = tuple(range(1, 11))
-SPLITS = ("train", "validation", "test")
 STEPS = 5
 BASE = 10
-_SIZES = {"train": 4096, "validation": 600, "test": 600}
 _WAITING = 100_000  # draws of one level that are kept for its later turns
 _PATIENCE = 100_000  # draws without a new question before a level counts as used up
 
@@ -211,22 +210,8 @@ def load(
 
     Without a `limit`, `train` has 4,096 questions, `validation` and `test` 600 each. The levels take turns.
     """
-    from datasets import Dataset
-
-    if path is not None:
-        raise UserValueError(f"task 'modulo' generates its questions and reads no file, but path is {str(path)!r}")
-    if split not in SPLITS:
-        raise UserValueError(f"task 'modulo' has no split {split!r}; its splits: {', '.join(SPLITS)}")
-    levels = [levels] if isinstance(levels, int) else list(levels)
-    if not levels or any(isinstance(level, bool) or level not in LEVELS for level in levels):
-        raise UserValueError(f"levels must be numbers from {LEVELS[0]} to {LEVELS[-1]}, not {levels!r}")
-    stream = questions(split, levels, seed)
-    chains = [next(stream) for _ in range(limit or _SIZES[split])]
-    dataset = Dataset.from_dict(
-        {
-            "prompt": [chat_prompt(item.question, instruction, answer_format) for item in chains],
-            "solution": [str(item.answer) for item in chains],
-            "difficulty": [item.level for item in chains],
-        }
-    )
-    return Task(name="modulo", split=split, dataset=dataset, reward_funcs=rewards(thinking))
+    return by_level(
+        "modulo", questions, lambda item: item.level, LEVELS, "numbers",
+        path=path, split=split, limit=limit, seed=seed, levels=levels,
+        instruction=instruction, answer_format=answer_format, thinking=thinking,
+    )  # fmt: skip

@@ -19,10 +19,10 @@ from typing import Any
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks import generators
+from entropy_rft.tasks.generated import SPLITS, check_split
 from entropy_rft.tasks.task import Task, chat_prompt
 from entropy_rft.tasks.verifier import COLUMN, TAGGED, PartialCredit, Verifier
 
-SPLITS = ("train", "validation", "test")
 _SIZES = {"train": 1000, "validation": 200, "test": 200}
 _BLOCK = 1 << 30  # seeds of a split: the three fit into the 2**32 that numpy takes
 _CHUNK = 500  # questions of one data set of the package, which is its own default
@@ -124,8 +124,7 @@ def load(
         raise UserValueError(
             f"task 'reasoning_gym' generates its questions and reads no file, but path is {str(path)!r}"
         )
-    if split not in SPLITS:
-        raise UserValueError(f"task 'reasoning_gym' has no split {split!r}; its splits: {', '.join(SPLITS)}")
+    check_split("reasoning_gym", split)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise UserTypeError(f"threshold must be a number, not {threshold!r}")
     if not 0 < threshold <= 1:

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from entropy_rft.tasks import STEP_BY_STEP, load_task
-from entropy_rft.tasks.arithmetic import LEVELS, SPLITS, Sum, draw, questions
+from entropy_rft.tasks.arithmetic import LEVELS, Sum, draw, questions
+from entropy_rft.tasks.generated import SPLITS
 
 
 def _asked(task) -> list[str]:

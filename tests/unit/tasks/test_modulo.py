@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from entropy_rft.tasks import STEP_BY_STEP, load_task
-from entropy_rft.tasks.modulo import BASE, LEVELS, MOVES, SPLITS, Chain, Kind, apply, draw, kinds, questions, weight
+from entropy_rft.tasks.generated import SPLITS
+from entropy_rft.tasks.modulo import BASE, LEVELS, MOVES, Chain, Kind, apply, draw, kinds, questions, weight
 
 
 def _asked(task) -> list[str]:
