@@ -111,7 +111,9 @@ def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool)
     """Or else equality says nothing."""
     assert len(one["logs"]) == STEPS
     assert len(one["dropped"]) > 3, case
-    assert len({step for step, *_ in one["dropped"]}) >= STEPS - 1, case
+    # Clip-Cov's bounds are no multiples of the batch's spread: the untrained model's first batch has no candidate.
+    first = 1 if case == "clip_cov" else 0
+    assert {step for step, *_ in one["dropped"]} >= set(range(first, STEPS)), case
     assert all(entry.get("reward_std", 1.0) > 0.1 for entry in one["logs"]), case
     kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
     for kind in kinds:
