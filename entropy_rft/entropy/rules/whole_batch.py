@@ -75,7 +75,7 @@ class WholeBatch:
         """
         if int(self.count) == 0:
             return values.new_zeros(shares.shape)
-        wanted = (shares.to(self.count) * self.count - 1e-9).ceil().clamp(min=1).to(torch.long)
+        wanted = (shares.to(self.count) * self.count - 1e-6).ceil().clamp(min=1).to(torch.long)
         keys = _ordered(values).sort().values
         bounds = torch.iinfo(keys.dtype)
         low, high = (torch.full_like(wanted, bound, dtype=keys.dtype) for bound in (bounds.min, bounds.max))
