@@ -10,7 +10,7 @@ from entropy_rft.evaluation.lens import PARTITIONS, Bucket, Lens, Record, totals
 from entropy_rft.reporting.cells import MISSING, number, percent
 
 TITLES = {
-    "advantage_phase": "advantage and phase",
+    "advantage_phase": "advantage, phase",
     "probability": "probability",
     "discriminant": "decile of S*",
 }

@@ -82,6 +82,9 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     gradient, so the slope is not constant, and the correlation is below 1 for small steps too. In bfloat16 the change
     of one step can be smaller than the rounding error: average over many steps. Dropout, also LoRA's, has the same
     masks in both passes: a step that changes no weight measures a change of exactly 0.
+
+    `entropy_lens_steps` divides these changes by kinds of tokens, for ``entropy-rft inspect``, in ``lens.jsonl`` in
+    `output_dir`. `entropy_lens_tokens` also stores parts of prompts and completions as text there.
     """
 
     think_end_token: str = field(

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOTrainer
 
 from entropy_rft.entropy import TokenStatistics
-from entropy_rft.entropy.lens import COLUMNS, LensBatch, bucket_sums, by_partition, lens_batch
+from entropy_rft.entropy.lens import COLUMNS, bucket_sums, by_partition, lens_batch
 from entropy_rft.entropy.phases import PHASES
 from entropy_rft.entropy.rules.whole_batch import WholeBatch, per_token
 from entropy_rft.errors import UserTypeError, UserValueError
@@ -62,7 +62,8 @@ class LensRecorder(TrainerCallback):
         self._forget()
 
     def _forget(self) -> None:
-        self._batch: LensBatch | None = None
+        self._index: Tensor | None = None
+        self._edges: Tensor | None = None
         self._table: Tensor | None = None
         self._measured: Tensor | None = None
         self._extremes: list[dict[str, Any]] | None = None
@@ -89,12 +90,14 @@ class LensRecorder(TrainerCallback):
         dropped = torch.zeros_like(phases, dtype=torch.bool)
         if keep is not None:
             dropped = torch.cat([~kept[batch.valid] for kept, batch in zip(keep, batches, strict=True)])
-        self._batch = lens_batch(whole, phases, dropped)
-        self._table = bucket_sums(self._batch.index, self._batch.sums, group)
+        found = lens_batch(whole, phases, dropped)
+        self._table = bucket_sums(found.index, found.sums, group)
+        # Kept while the loss is computed, for the audit: three bytes a token.
+        self._index, self._edges = found.index.to(torch.uint8), found.edges
         self._update = inputs[0].get(UPDATE)
         if self.tokens:
             arguments = (phases, dropped, inputs, self.tokens, self._tokenizer, group)
-            self._extremes = extreme_tokens(whole, self._batch.change, *arguments)
+            self._extremes = extreme_tokens(whole, found.change, *arguments)
 
     def _phases(self, inputs: Mapping[str, Any], batch: MicroBatch) -> Tensor:
         """The phase of each valid token, ``(N,)``."""
@@ -105,9 +108,8 @@ class LensRecorder(TrainerCallback):
     @torch.no_grad()
     def measured(self, changes: Tensor) -> None:
         """Add the measured changes ``(N,)``, nats, of the current update's tokens, if it is recorded."""
-        if self._batch is not None:
-            column = changes.to(self._batch.change).unsqueeze(1)
-            self._measured = bucket_sums(self._batch.index, column, self._group())
+        if self._index is not None and self._table is not None:
+            self._measured = bucket_sums(self._index, changes.to(self._table).unsqueeze(1), self._group())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,14 +124,14 @@ class LensRecorder(TrainerCallback):
         self._forget()  # what an interrupted step left
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._table is not None and self._batch is not None and state.is_world_process_zero:
+        if self._table is not None and self._edges is not None and state.is_world_process_zero:
             columns = [self._table] if self._measured is None else [self._table, self._measured]
             sums = {
                 "step": state.global_step,
                 **({} if self._update is None else {"update": self._update}),
                 "columns": [*COLUMNS, *([] if self._measured is None else [MEASURED])],
                 **by_partition(torch.cat(columns, dim=1).tolist()),
-                "edges": self._batch.edges.tolist(),
+                "edges": self._edges.tolist(),
             }
             tokens = None if self._extremes is None else {"step": state.global_step, "tokens": self._extremes}
             self.directory.append_lens(sums, tokens)
