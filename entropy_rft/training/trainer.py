@@ -21,18 +21,20 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from entropy_rft.entropy import TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy.phases import PHASES
 from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import shrinking_generation
-from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
+from entropy_rft.training.audit import AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import decide, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
+from entropy_rft.training.lens import LensRecorder
 from entropy_rft.training.micro_batch import DROPPED, UPDATE, loss_mask, micro_batch, with_statistics
 from entropy_rft.training.reward_inputs import RewardInputs, counted, not_finite_metrics
 from entropy_rft.training.rule_state import RuleState
-from entropy_rft.training.trl_hooks import StatisticsReady, statistics_head, vllm_for, warn_outside_tested_trl
+from entropy_rft.training.trl_hooks import policy_statistics, statistics_pass, vllm_for, warn_outside_tested_trl
 
 
 class EntropyGRPOTrainer(GRPOTrainer):
@@ -90,7 +92,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         self._reward_inputs = RewardInputs(self.reward_funcs, self._marker)
-        wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0
+        wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0 or args.entropy_lens_steps > 0
         self._needs_statistics = self.entropy_clip is not None or self._reward_inputs.need_entropies or wanted_anyway
         if self._reward_inputs.need_entropies and not self._marker:
             raise UserValueError(missing_marker(args.think_end_token, self._tokenizer))
@@ -109,15 +111,29 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
         self._updates_since_generation = 0
-        self._refreshing = False
         self._without_gradient: Tensor | None = None
+        self._lens: LensRecorder | None = None
         self._audit: EntropyAudit | None = None
         self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         if self.entropy_clip is not None and self.entropy_clip.state_dict():
             self.add_callback(RuleState(self.entropy_clip))
+        if args.entropy_lens_steps > 0:
+            self._lens = LensRecorder(
+                args.entropy_lens_steps,
+                args.entropy_lens_tokens,
+                args.output_dir,
+                self._marker,
+                self._tokenizer,
+                lambda: self._process_group,
+            )
         if args.entropy_audit_steps > 0:
-            self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
+            observer = None if self._lens is None else self._lens.measured
+            self._audit = EntropyAudit(
+                args.entropy_audit_steps, self._log_values, lambda: self._process_group, observer
+            )
             self.add_callback(self._audit)
+        if self._lens is not None:
+            self.add_callback(self._lens)  # after the audit: it writes what the audit measured
 
     def _generation_cannot_shrink(self) -> str | None:
         # The first two generate by other means; the others name a cache, or count tokens from the end of the prompt.
@@ -198,6 +214,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        inside = super()._get_per_token_logps_and_entropies
         if self._awaiting_old_policy_pass:  # TRL's first pass of a generation; one over the reference may follow
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
@@ -210,46 +227,17 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 generated &= ~masked
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
             arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
-            self._old_policy, aux_loss = self._statistics_pass(arguments, kwargs)
+            self._old_policy, aux_loss = statistics_pass(inside, arguments, kwargs)
             log_prob, entropy = self._old_policy.log_prob, self._old_policy.entropy
             return log_prob.masked_fill(masked.to(log_prob.device), 0.0), entropy, aux_loss
-        if self._refreshing:
-            arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
-            raise StatisticsReady(self._statistics_pass(arguments, kwargs)[0])
         random_state = self._random_state() if self._audited is not None else None
-        log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        log_prob, entropy, aux_loss = inside(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if self._audited is not None and random_state is not None and entropy is not None:
             arguments = (input_ids, attention_mask, logits_to_keep, *args)
             self._audit_later(self._audited, entropy.detach(), random_state, arguments, kwargs)
         if self._without_gradient is not None:
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
-
-    def _statistics_pass(self, arguments: tuple, keywords: dict[str, Any]) -> tuple[TokenStatistics, Tensor | None]:
-        """TRL's pass with our statistics in it, ``(B, T)``; its auxiliary loss too."""
-        _, _, attention_mask, logits_to_keep, *_ = arguments
-        with statistics_head() as collected:
-            log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
-        expected = torch.zeros_like(entropy)
-        scored = attention_mask[:, -logits_to_keep:] != 0
-        expected[scored.to(expected.device)] = torch.cat(collected).to(expected.device)
-        return TokenStatistics(log_prob, entropy, expected), aux_loss
-
-    def _refreshed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The micro-batch with the statistics of the policy as it is now; TRL's old log-probabilities stay."""
-        state = self._random_state()
-        self._refreshing = True
-        try:
-            # TRL's loss gives the forward all its tensors (images, token types); the exception ends it right after.
-            with torch.no_grad(), state.again():
-                super()._compute_loss(self.model, inputs)
-        except StatisticsReady as ready:
-            return with_statistics(inputs, ready.statistics)
-        finally:
-            self._refreshing = False
-        raise RuntimeError(f"trl {trl.__version__} computed a loss without a pass over the policy")
 
     def _random_state(self) -> RandomState:
         return RandomState({parameter.device for parameter in self.model.parameters()})
@@ -345,11 +333,17 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._step = step
         self._updates_since_generation += 1
         if self.args.entropy_clip_refresh:
-            prepared = [self._refreshed(x) if update > 1 else x for x, update in zip(prepared, updates, strict=True)]
+            # TRL's old log-probabilities stay.
+            prepared = [
+                with_statistics(inputs, policy_statistics(self, inputs)) if update > 1 else inputs
+                for inputs, update in zip(prepared, updates, strict=True)
+            ]
         decision = decide(self.entropy_clip, [micro_batch(inputs) for inputs in prepared], self._process_group)
         self._log_values(decision.metrics)
         if self.args.steps_per_generation * self.args.num_iterations > self.args.gradient_accumulation_steps:
             prepared = self._by_update(prepared, updates, decision.metrics)
+        if self._lens is not None and self._lens.due(self.state.global_step):
+            self._lens.record(prepared, decision.keep)
         if self.entropy_clip is None:
             return prepared
         return [self._clipped(inputs, keep) for inputs, keep in zip(prepared, decision.keep, strict=True)]

@@ -5,8 +5,9 @@ Only this file and :mod:`~entropy_rft.training.trainer` use TRL's private names;
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +17,11 @@ import trl.trainer.grpo_trainer as trl_trainer
 import trl.trainer.utils as trl_utils
 from packaging.version import Version
 from torch import Tensor
+from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
+from entropy_rft.training.audit import RandomState
 from entropy_rft.training.config import EntropyGRPOConfig
 
 TESTED_TRL = ("1.15", "1.17")  # from, up to but not including
@@ -46,14 +49,6 @@ def vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
 
     with _exchanged(trl_trainer, "VLLMGeneration", CPUVLLMGeneration):
         yield
-
-
-class StatisticsReady(Exception):
-    """Carries the statistics out of TRL's loss, of which only the forward pass is needed."""
-
-    def __init__(self, statistics: TokenStatistics) -> None:
-        super().__init__()
-        self.statistics = statistics
 
 
 @contextmanager
@@ -89,6 +84,56 @@ def statistics_head() -> Iterator[list[Tensor]]:
         _exchanged(trl_utils, "_use_triton", lambda device: True),
     ):
         yield collected
+
+
+def statistics_pass(
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor | None]], arguments: tuple, keywords: dict[str, Any]
+) -> tuple[TokenStatistics, Tensor | None]:
+    """TRL's pass for log-probabilities and entropies, with our statistics in it, ``(B, T)``; its auxiliary loss too.
+
+    Args:
+        forward: TRL's ``_get_per_token_logps_and_entropies`` of a trainer.
+        arguments, keywords: its arguments, with the entropies asked for.
+    """
+    _, _, attention_mask, logits_to_keep, *_ = arguments
+    with statistics_head() as collected:
+        log_prob, entropy, aux_loss = forward(*arguments, **keywords)
+    expected = torch.zeros_like(entropy)
+    scored = attention_mask[:, -logits_to_keep:] != 0
+    expected[scored.to(expected.device)] = torch.cat(collected).to(expected.device)
+    return TokenStatistics(log_prob, entropy, expected), aux_loss
+
+
+class _StatisticsReady(Exception):
+    """Carries the statistics out of TRL's loss, of which only the forward pass is needed."""
+
+    def __init__(self, statistics: TokenStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+
+def policy_statistics(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> TokenStatistics:
+    """The statistics ``(B, T)`` of a micro-batch of any GRPO trainer, for the policy as it is now; one forward pass.
+
+    TRL's loss gives the forward all its tensors (images, token types); an exception ends it right after. Weights,
+    gradients and random number generators stay as they are. The pass has the dropout masks that a loss now would have.
+    """
+    forward = functools.partial(GRPOTrainer._get_per_token_logps_and_entropies, trainer)
+
+    def ending(*arguments: Any, **keywords: Any) -> Any:
+        raise _StatisticsReady(statistics_pass(forward, arguments, keywords)[0])
+
+    random_state = RandomState({parameter.device for parameter in trainer.model.parameters()})
+    with (
+        torch.no_grad(),
+        random_state.again(),
+        _exchanged(trainer, "_get_per_token_logps_and_entropies", ending),
+    ):
+        try:
+            GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+        except _StatisticsReady as ready:
+            return ready.statistics
+    raise RuntimeError(f"trl {trl.__version__} computed a loss without a pass over the policy")
 
 
 @contextmanager

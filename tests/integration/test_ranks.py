@@ -16,6 +16,8 @@ from launching import CASES, ENGINES, FEW_CASES, HERE, STEPS, launch, launcher, 
 from rule_matrix import loose_rules
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
+from entropy_rft.entropy.lens import COLUMNS, bucket_sums, lens_batch
+from entropy_rft.entropy.rules.whole_batch import WholeBatch
 
 pytestmark = pytest.mark.integration
 
@@ -105,11 +107,28 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
             for metric in AUDIT:
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (case, metric)
+        for theirs, ours in zip(one["lens"], two["lens"], strict=True):
+            check_lens(case, theirs, ours)
+
+
+def check_lens(case: str, one: tuple[dict[str, Any], ...], two: tuple[dict[str, Any], ...]) -> None:
+    """Equal sums by bucket; only a token whose S* is an edge of a decile, but for rounding, may change its decile."""
+    (sums, tokens), (ours, our_tokens) = one, two
+    assert ours["step"] == sums["step"]
+    assert ours["columns"] == sums["columns"] == [*COLUMNS, "measured"], case
+    for partition in ("advantage_phase", "probability"):
+        for bucket, row in sums[partition].items():
+            assert ours[partition][bucket] == pytest.approx(row, rel=1e-3, abs=1e-4), (case, partition, bucket)
+    assert ours["edges"] == pytest.approx(sums["edges"], rel=1e-4, abs=1e-6), case
+    assert sum(row[3] for row in sums["probability"].values()) > 0 or case == "clip_cov"
+    changes, our_changes = ([token["change"] for token in each["tokens"]] for each in (tokens, our_tokens))
+    assert len(changes) == 4, case
+    assert our_changes == pytest.approx(changes, rel=1e-3, abs=1e-5), case
 
 
 def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool) -> None:
     """Or else equality says nothing."""
-    assert len(one["logs"]) == STEPS
+    assert len(one["logs"]) == len(one["lens"]) == STEPS
     assert len(one["dropped"]) > 3, case
     # Clip-Cov's bounds are no multiples of the batch's spread: the untrained model's first batch has no candidate.
     first = 1 if case == "clip_cov" else 0
@@ -131,7 +150,17 @@ def decide_on_a_rank(rank: int, port: int, results: Any) -> None:
     for number, clip in enumerate(CLIPS):
         keep = clip.keep_mask(statistics.map(lambda x: x[part]), advantages[part], mask[part], group=dist.group.WORLD)
         results[rank, number] = keep.tolist()
+    results[rank, "lens"] = lens_of(statistics.map(lambda x: x[part]), advantages[part], mask[part], dist.group.WORLD)
     dist.destroy_process_group()
+
+
+def lens_of(
+    statistics: TokenStatistics, advantages: torch.Tensor, mask: torch.Tensor, group: Any
+) -> tuple[list[list[float]], list[float]]:
+    batch = WholeBatch(statistics, advantages, mask, group)
+    phases = (batch.advantages > 0).long()
+    found = lens_batch(batch, phases, batch.statistics.entropy > 0.5)
+    return bucket_sums(found.index, found.sums, group).tolist(), found.edges.tolist()
 
 
 CLIPS = (
@@ -169,6 +198,13 @@ def test_the_rule_over_three_ranks_of_which_one_is_empty() -> None:
         expected = clip.keep_mask(statistics, advantages, mask)
         joined = torch.tensor([row for rank in range(3) for row in found[rank, number]])
         assert torch.equal(joined, expected), clip
+    table, edges = lens_of(statistics, advantages, mask, None)
+    assert sum(row[0] for row in table) == 3 * int(mask.sum())
+    for rank in range(3):
+        its_table, its_edges = found[rank, "lens"]
+        assert its_edges == edges
+        for its_row, row in zip(its_table, table, strict=True):
+            assert its_row == pytest.approx(row, rel=1e-12, abs=1e-12)
     assert not any(clip_drops_nothing(clip) for clip in CLIPS[: len(RULES) + 2])
 
 

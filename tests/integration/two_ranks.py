@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from transformers import AutoTokenizer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
 from entropy_rft.entropy import RULES
+from entropy_rft.run_files import LENS, LENS_TOKENS
 from entropy_rft.training.micro_batch import STATISTICS
 
 ACCUMULATION = 2
@@ -68,6 +70,8 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         disable_tqdm=True,
         mask_truncated_completions=masked,
         entropy_audit_steps=1,
+        entropy_lens_steps=1,
+        entropy_lens_tokens=2,
         num_iterations=2 if case == "refresh" else 1,
         entropy_clip_refresh=case == "refresh",
         **loose_fields(rule),
@@ -115,10 +119,17 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         "valid": [sum(rank["valid"]) for rank in ranks],
         "before": before,
         "parameters": after,
+        "lens": lens_lines(Path(args.output_dir)),
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
     close(trainer)
     return result
+
+
+def lens_lines(directory: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The sums and the stored tokens of each update."""
+    files = [(directory / name).read_text().splitlines() for name in (LENS, LENS_TOKENS)]
+    return [(json.loads(sums), json.loads(tokens)) for sums, tokens in zip(*files, strict=True)]
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
