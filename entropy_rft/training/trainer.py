@@ -221,10 +221,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._audited is not None and random_state is not None and entropy is not None:
             arguments = (input_ids, attention_mask, logits_to_keep, *args)
             self._audit_later(self._audited, entropy.detach(), random_state, arguments, kwargs)
-        if self._without_gradient is not None:
-            log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         if self._loss_log_prob is not None:
             self._loss_log_prob.append(log_prob)
+        if self._without_gradient is not None:
+            log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
 
     def _statistics_pass(self, arguments: tuple, keywords: dict[str, Any]) -> tuple[TokenStatistics, Tensor | None]:
