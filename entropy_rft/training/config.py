@@ -23,7 +23,7 @@ _PREFIX = "entropy_clip_"
 def _rule_fields() -> type:
     """A dataclass with `entropy_clip` and every field of every rule as ``entropy_clip_FIELD``, in the rules' order."""
     summaries = "; ".join(f"{name!r}: {_summary(rule)}" for name, rule in RULES.items())
-    about = f"Which tokens leave the policy gradient. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
+    about = f"What is done with single tokens of a batch. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
     made: dict[str, tuple[str, Any, Any]] = {
         "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
     }
@@ -54,7 +54,7 @@ RuleFields: Any = _rule_fields()
 
 @dataclass
 class EntropyGRPOConfig(RuleFields, GRPOConfig):
-    """:class:`trl.GRPOConfig` plus a rule that drops tokens by their entropy, and phase entropies.
+    """:class:`trl.GRPOConfig` plus a rule that drops or penalises tokens, and phase entropies.
 
     `entropy_clip` names the rule, "none" or one of :data:`~entropy_rft.entropy.RULES` ("clip_b" is the default). Each
     field of a rule is here with ``entropy_clip_`` before its name, such as `entropy_clip_mu_low`; None is the rule's
@@ -64,6 +64,9 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     authors' released code removes dropped tokens from the loss mask. That shrinks a token-mean denominator, and raises
     the weight of every other token. Here a token's weight does not depend on which others are dropped, and the rule
     has the same effect with each `loss_type`.)
+
+    "kl_cov" drops no token: it adds a penalty to the loss of some. With a single update for each generation that
+    penalty is 0 and the rule does nothing; the trainer then warns.
 
     With several updates from one generation (`num_iterations` above 1, or more steps per generation than accumulation
     steps) the rule and the predicted change use the statistics of the policy that sampled, as the authors' code does,

@@ -6,9 +6,11 @@ Only this file and :mod:`~entropy_rft.training.trainer` use TRL's private names;
 from __future__ import annotations
 
 import functools
+import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ import trl.trainer.grpo_trainer as trl_trainer
 import trl.trainer.utils as trl_utils
 from packaging.version import Version
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
@@ -48,6 +51,28 @@ def vllm_for(args: EntropyGRPOConfig) -> Iterator[None]:
     from entropy_rft.training.vllm_cpu.trainer_side import CPUVLLMGeneration
 
     with _exchanged(trl_trainer, "VLLMGeneration", CPUVLLMGeneration):
+        yield
+
+
+def generation_cannot_shrink(trainer: GRPOTrainer) -> str | None:
+    """Why `shrink_generation_batch` has no effect in this run; None where it has."""
+    # The first two generate by other means; the others name a cache, or count tokens from the end of the prompt.
+    for name in ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs"):
+        if value := getattr(trainer.args, name):
+            return f"{name}: {value!r}"
+    if trainer._is_vlm:
+        return "images, which belong to the rows of the whole batch"
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        return "sharded weights, where all processes make the same forward passes"
+    return None
+
+
+@contextmanager
+def old_policy_pass_forced(trainer: GRPOTrainer) -> Iterator[None]:
+    """Let TRL make its pass over the old policy in a generation, also where it would make none."""
+    # During generation TRL reads num_iterations only to decide whether to make this pass, for which it has every
+    # tensor (and every image). With more iterations than accumulation steps it always makes the pass.
+    with _exchanged(trainer, "num_iterations", trainer.args.gradient_accumulation_steps + 1):
         yield
 
 
@@ -136,15 +161,48 @@ def policy_statistics(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> TokenS
     raise RuntimeError(f"trl {trl.__version__} computed a loss without a pass over the policy")
 
 
+def loss_weights(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> Tensor:
+    """How much TRL's loss of this micro-batch changes with the loss of each token, ``(B, T)``.
+
+    TRL's own loss says it, whatever `loss_type` is: its KL term is added to a token's loss after the ratio, its
+    clipping and every mask, and then only averaged. So the loss is computed once more, from constants instead of the
+    model: no advantage, and a KL term whose derivative is 1 for each token. The gradient is the answer.
+
+    It changes no state of `trainer`. With several processes each must call it, since TRL averages its metrics.
+    """
+    mask = inputs["completion_mask"]
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    # TRL's term is exp(x) - x - 1 with x = log π_ref - log π, so its derivative in log π_ref is 1 at log 2.
+    reference = torch.full_like(zeros, math.log(2)).requires_grad_()
+    constants = {"advantages": zeros, "ref_per_token_logps": reference, "old_per_token_logps": zeros}
+    settings = {
+        "beta": 1.0,
+        "_get_per_token_logps_and_entropies": lambda *args, **kwargs: (zeros, zeros, None),
+        "_metrics": {"train": defaultdict(list), "eval": defaultdict(list)},
+        # What else a loss has, or keeps for the next one.
+        "_entropy_bonus_enabled": False,
+        "aux_loss_enabled": False,
+        "off_policy_mask_threshold": None,
+        "top_entropy_quantile": 1.0,
+    }
+    with ExitStack() as stack, torch.enable_grad():
+        for name, value in settings.items():
+            stack.enter_context(_exchanged(trainer, name, value))
+        loss = GRPOTrainer._compute_loss(trainer, trainer.model, {**inputs, **constants})
+    (weights,) = torch.autograd.grad(loss, reference)
+    return weights
+
+
 @contextmanager
-def _exchanged(module: Any, name: str, value: Any) -> Iterator[None]:
+def _exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """A module's or an object's own attribute is `value` for a while."""
     missing = object()
-    original = module.__dict__.get(name, missing)
-    setattr(module, name, value)
+    original = owner.__dict__.get(name, missing)
+    setattr(owner, name, value)
     try:
         yield
     finally:
         if original is missing:
-            delattr(module, name)
+            delattr(owner, name)
         else:
-            setattr(module, name, original)
+            setattr(owner, name, original)

@@ -140,6 +140,12 @@ class WholeBatch:
         keep[self._valid] = ~dropped
         return keep
 
+    def spread(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, "batch time"]:
+        """A value of each token ``(N,)`` in its place, ``(B, T)``; 0 where no token is valid."""
+        placed = values.new_zeros(self._valid.shape)
+        placed[self._valid] = values
+        return placed
+
     def _total(self, value: Tensor) -> Tensor:
         return total(value, self._group)
 
