@@ -86,8 +86,11 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]], note: str | None = 
     """
     header = ["", *(name for name, _ in rows)]
     lines = evaluation_lines([evaluation for _, evaluation in rows])
-    caption = "interval: bootstrap over questions; entropies: per token, at temperature 1"
-    return lined_table("Evaluation", header, lines, caption if note is None else f"{caption}\n{note}")
+    title = "Evaluation"
+    if len(set(lines[0][1:])) == 1:
+        title = f"Evaluation on {lines.pop(0)[1]}"  # a long name in a narrow column has several lines
+    caption = "interval: bootstrap over questions; entropies: per token, at temperature 1, in nats"
+    return lined_table(title, header, lines, caption if note is None else f"{caption}\n{note}")
 
 
 def difficulty_table(name: str, evaluation: Evaluation) -> Table:
