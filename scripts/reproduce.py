@@ -7,6 +7,7 @@
     python scripts/reproduce.py --study tiny --report     # the tables and figures of what is done
     python scripts/reproduce.py --study tiny-slow         # a control: four of them, slower and longer
     python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
+    python scripts/reproduce.py --study frontier --jobs 2 # accuracy against entropy: the target rule and its rivals
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
@@ -30,7 +31,7 @@ from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # `studies` is not installed
-STUDIES = ("theory", "tiny", "tiny-slow", "medium", "difficulty")
+STUDIES = ("theory", "frontier", "tiny", "tiny-slow", "medium", "difficulty")
 
 
 def arguments() -> argparse.Namespace:
@@ -116,6 +117,7 @@ def _say(text: str) -> None:
 
 
 def compare(options: argparse.Namespace) -> int:
+    from studies.methods.frontier import write_frontier
     from studies.methods.models import identified
     from studies.methods.plan import load_plan
     from studies.methods.report import write_report
@@ -141,11 +143,15 @@ def compare(options: argparse.Namespace) -> int:
             scheduler.run()
         finally:
             failed = scheduler.failed
-    claims = write_report(plan, results, output)
-    for claim in claims:
-        print(f"{claim.number}. {claim.text}: {claim.verdict}")
+    if options.study == "frontier":
+        print(write_frontier(plan, results, output))
+        written = "frontier.md, frontier.json and frontier.png"
+    else:
+        for claim in write_report(plan, results, output):
+            print(f"{claim.number}. {claim.text}: {claim.verdict}")
+        written = "claims.md, claims.json and the figures"
     print(status_lines(plan, results, options.jobs)[-1])
-    print(f"written: {output / 'claims.md'}, claims.json and the figures")
+    print(f"written: {written} in {output}")
     for name, line in failed.items():
         print(f"reproduce: {name} failed: {line}", file=sys.stderr)
     return 1 if failed else 0

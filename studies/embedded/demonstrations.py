@@ -68,7 +68,8 @@ def completion(item: Chain, style: str, rng: random.Random) -> str:
         lines.append(line)
     rest = item.moves[careful:]
     if rest:
-        chain = str(digit)
+        # The word comes first here too: without it the model copies another digit than the one it starts from.
+        chain = f"{Way.RECALL.value} {digit}"
         for move in rest:
             before, digit = digit, work_out(digit, move, Way.RECALL).result
             chain += f"{move[0]}{move[1]}={digit}"

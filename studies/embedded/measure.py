@@ -21,7 +21,8 @@ MAX_TOKENS = 224
 SAMPLES = 16
 BANDS = {"1-3": (1, 2, 3), "4-7": (4, 5, 6, 7), "8-10": (8, 9, 10)}
 _STEP = re.compile(
-    r"(Recall|Split|Turn) (\d)([-+*])(\d)=(?:\d[-+]\d=)?(\d)\."
+    # A chain of several moves ("early" and "direct") is no step: recalling has no parts.
+    r"(Recall(?! \d[-+*]\d=\d[-+*])|Split|Turn) (\d)([-+*])(\d)=(?:\d[-+]\d=)?(\d)\."
     r"(?: Check \d[-+]\d=(\d) (?:yes|no)\.)?((?: Again [^.\n]*\.)*)"
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from entropy_rft.errors import UserValueError
 from studies.methods.compare import Estimate, Group, Quantity, difference, proportion, trend
+from studies.methods.plan import point
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
 MARGIN = 0.01  # of avg@k: "not lower" and "within a point" allow this much
@@ -84,10 +85,10 @@ class Claim:
 
 
 Groups = Mapping[str, Group]
-Sweeps = Mapping[str, Mapping[float, Group]]
+Sweeps = Mapping[str, Mapping[float | str, Group]]
 
 
-def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float]]) -> list[Claim]:
+def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float | str]]) -> list[Claim]:
     """Judge all six claims.
 
     Args:
@@ -107,7 +108,7 @@ def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float]])
 
     def missing_points(name: str) -> list[str]:
         wanted = points.get(name, ())
-        absent = [f"{name} = {value:g}" for value in wanted if value not in sweeps.get(name, {})]
+        absent = [f"{name} = {point(value)}" for value in wanted if value not in sweeps.get(name, {})]
         return absent if len(wanted) > 1 else [f"a sweep of {name}"]
 
     return [
@@ -131,9 +132,18 @@ def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float]])
             _pear_and_clipping(groups),
             missing("grpo", "pear", "clip_b_pear", "clip_v_pear"),
         ),
-        Claim(5, "a smaller μ keeps more entropy", _mu(sweeps.get("mu", {})), missing_points("mu")),
-        Claim(6, "PEAR's α trades length against accuracy", _alpha(sweeps.get("alpha", {})), missing_points("alpha")),
+        Claim(5, "a smaller μ keeps more entropy", _mu(_numeric(sweeps.get("mu", {}))), missing_points("mu")),
+        Claim(
+            6,
+            "PEAR's α trades length against accuracy",
+            _alpha(_numeric(sweeps.get("alpha", {}))),
+            missing_points("alpha"),
+        ),
     ]
+
+
+def _numeric(points: Mapping[float | str, Group]) -> dict[float, Group]:
+    return {float(value): group for value, group in points.items()}
 
 
 def _collapse(groups: Groups) -> list[Check]:

@@ -52,11 +52,15 @@ class Quantity:
 class Group:
     """The runs of one method, one a seed, all measured on the same questions in the same order.
 
+    Args:
+        runs: one a seed.
+        temperature: a further one of the measurement; None: its own.
+
     Raises:
         ValueError: there is none, or they were measured on different questions.
     """
 
-    def __init__(self, runs: Sequence[RunResult]) -> None:
+    def __init__(self, runs: Sequence[RunResult], temperature: float | None = None) -> None:
         if not runs:
             raise UserValueError("no run to compare")
         if len({(run.questions_digest, run.samples) for run in runs}) > 1:
@@ -65,13 +69,14 @@ class Group:
                 f"the runs {names} were measured on different questions: only the same can be compared"
             )
         self.runs = list(runs)
+        self.temperature = temperature
         self.samples = runs[0].samples
         self.questions_digest = runs[0].questions_digest
         self.difficulty = np.asarray(runs[0].questions["difficulty"])
         self.hardest = self.difficulty.max()
 
     def _stacked(self, name: str) -> np.ndarray:
-        return np.stack([run.column(name) for run in self.runs])
+        return np.stack([run.column(name, self.temperature) for run in self.runs])
 
     def _only(self, values: np.ndarray, level: float | None) -> np.ndarray:
         return values if level is None else values * (self.difficulty == level)

@@ -17,7 +17,7 @@ from entropy_rft.suggestions import did_you_mean
 from studies.methods.results import Results, RunResult
 
 START, MAIN, TRIAL, SWEEP = "start", "main", "trial", "sweep"
-AIMS = ("accuracy", "entropy", "length")
+AIMS = ("accuracy", "entropy", "length", "target")
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class Method:
 
 @dataclass(frozen=True)
 class Sweep:
-    """`method` with `field` set to each of `values`, over the seeds of the study."""
+    """`method` with `field` set to each of `values`, over the seeds of the study; `steps` is a field too."""
 
     method: str
     field: str
-    values: Sequence[float]
+    values: Sequence[float | str]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The questions for a measurement, and the settings of the sampling."""
+    """The questions for a measurement, and the settings of the sampling.
+
+    `also_at` are further temperatures at which the same questions are answered.
+    """
 
     split: str
     questions: int
@@ -59,6 +62,13 @@ class Measurement:
     seed: int = 0
     temperature: float = 1.0
     batch_size: int = 256
+    also_at: Sequence[float] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; without `also_at` where there is none, so that earlier runs keep their digests."""
+        own = dict(vars(self))
+        also_at = list(own.pop("also_at"))
+        return {**own, "also_at": also_at} if also_at else own
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class RunSpec:
     def digest(self) -> str:
         """Identifies everything that changes the numbers; not the name or the kind."""
         own = {"seed": self.seed, "steps": self.steps, "fields": dict(self.fields), "model": dict(self.model)}
-        own["measurement"] = vars(self.measurement)
+        own["measurement"] = self.measurement.to_dict()
         return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @property
@@ -100,12 +110,18 @@ class RunSpec:
     def completions(self) -> int:
         """Sampled in all, for training and measuring; they take most of the time."""
         trained = self.steps * self.batch // int(self.fields.get("num_iterations", 1))
-        return trained + self.measurement.questions * self.measurement.samples
+        asked = self.measurement
+        return trained + asked.questions * asked.samples * (1 + len(asked.also_at))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**plain, "fields": dict(self.fields), "model": dict(self.model), "measurement": vars(self.measurement)}
+        return {
+            **plain,
+            "fields": dict(self.fields),
+            "model": dict(self.model),
+            "measurement": self.measurement.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
@@ -159,9 +175,11 @@ class Plan:
                     f"study {self.name!r}: {name!r} builds on {method.builds_on!r}, which is not a method before it"
                     f"{did_you_mean(method.builds_on, earlier)}"
                 )
-        counts = {name: len(method.trials) for name, method in self.methods.items()}
+        counts = {name: len(method.trials) for name, method in self.methods.items() if method.trials}
         if len(set(counts.values())) > 1:
-            raise UserValueError(f"study {self.name!r}: every method gets the same number of trials, got {counts}")
+            raise UserValueError(
+                f"study {self.name!r}: every method that has trials gets the same number of them, got {counts}"
+            )
         for name, sweep in self.sweeps.items():
             if sweep.method not in self.methods:
                 raise UserValueError(
@@ -230,15 +248,20 @@ class Plan:
         own = {**self.methods[method].fields, **chosen}
         return [self._spec(MAIN, method, method, seed, self.steps, own, self.test) for seed in self.seeds]
 
-    def sweep_runs(self, name: str, chosen: Mapping[str, Any]) -> dict[float, list[RunSpec]]:
+    def sweep_runs(self, name: str, chosen: Mapping[str, Any]) -> dict[float | str, list[RunSpec]]:
         """Value to its runs, main runs among them; `chosen` is what the search chose for the sweep's method."""
         sweep = self.sweeps[name]
         main = {spec.digest: spec for spec in self.mains(sweep.method, chosen)}
-        found: dict[float, list[RunSpec]] = {}
+        found: dict[float | str, list[RunSpec]] = {}
         for value in sweep.values:
-            own = {**self.methods[sweep.method].fields, **chosen, sweep.field: value}
+            own = {**self.methods[sweep.method].fields, **chosen}
+            steps = self.steps
+            if sweep.field == "steps":
+                steps = int(value)
+            else:
+                own[sweep.field] = value
             specs = [
-                self._spec(SWEEP, f"sweep-{name}-{value:g}", sweep.method, seed, self.steps, own, self.test)
+                self._spec(SWEEP, f"sweep-{name}-{point(value)}", sweep.method, seed, steps, own, self.test)
                 for seed in self.seeds
             ]
             found[value] = [main.get(spec.digest, spec) for spec in specs]
@@ -262,6 +285,11 @@ class Plan:
             everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
         title = "start" if kind == START else self.methods[method].title
         return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)
+
+
+def point(value: float | str) -> str:
+    """A swept value as it stands in names and tables."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -16,21 +16,21 @@ from entropy_rft.reporting.cells import MISSING, number
 from studies.methods.claims import Claim, judge
 from studies.methods.compare import Group, Quantity
 from studies.methods.figures import panels, save
-from studies.methods.plan import Plan, RunSpec
+from studies.methods.plan import Plan, RunSpec, point
 from studies.methods.results import Results, RunResult, write_json
 from studies.methods.search import Search, all_runs
 
 _LAST = 0.1  # share of the logged steps; a curve's end is their mean
 
 
-def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, dict[float, Group]], Search]:
+def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, dict[float | str, Group]], Search]:
     """What is finished: the methods (and ``start``) and the points of the sweeps of which every seed is."""
     search = Search(plan, results)
     groups = {}
     for name, specs in {"start": plan.starts(), **{n: plan.mains(n, c) for n, c in search.choices.items()}}.items():
         if (own := _all(specs, results)) is not None:
             groups[name] = own
-    sweeps: dict[str, dict[float, Group]] = {}
+    sweeps: dict[str, dict[float | str, Group]] = {}
     for name, sweep in plan.sweeps.items():
         if sweep.method in search.choices:
             points = plan.sweep_runs(name, search.choices[sweep.method])
@@ -54,18 +54,18 @@ def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
         "study": plan.name,
         "model": dict(plan.model),
         "seeds": list(plan.seeds),
-        "test": vars(plan.test),
+        "test": plan.test.to_dict(),
         "searches": search.record,
         "methods": {name: numbers(group) for name, group in groups.items()},
         "sweeps": {
-            name: {f"{value:g}": numbers(group) for value, group in points.items()} for name, points in sweeps.items()
+            name: {point(value): numbers(group) for value, group in points.items()} for name, points in sweeps.items()
         },
         "claims": [claim.to_dict() for claim in claims],
         **about,
     }
-    write_json(output / "claims.json", _without_nan(data))
+    write_json(output / "claims.json", without_nan(data))
     text = markdown(plan, groups, sweeps, search, claims)
-    write_text(output / "claims.md", f"{text}\n{_machinery_line(about)}\n")
+    write_text(output / "claims.md", f"{text}\n{machinery_line(about)}\n")
     if groups:
         trained = {name: group for name, group in groups.items() if name != "start"}
         if trained:
@@ -99,7 +99,8 @@ def machinery(runs: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def _machinery_line(about: Mapping[str, Any]) -> str:
+def machinery_line(about: Mapping[str, Any]) -> str:
+    """The same as a sentence."""
     of = "; ".join(f"{name} {' and '.join(found)}" for name, found in about["versions"].items() if name in _NAMED)
     devices = " and ".join(about["devices"]) or MISSING
     return f"{about['runs']} runs, {about['hours_of_runs']:g} hours of one process each on {devices} ({of})."
@@ -151,7 +152,7 @@ _FORMATS = {
 def markdown(
     plan: Plan,
     groups: Mapping[str, Group],
-    sweeps: Mapping[str, Mapping[float, Group]],
+    sweeps: Mapping[str, Mapping[float | str, Group]],
     search: Search,
     claims: Sequence[Claim],
 ) -> str:
@@ -182,7 +183,7 @@ def markdown(
         sweep = plan.sweeps[name]
         if points:
             lines += ["", f"Sweep of `{sweep.field}` ({titles[sweep.method]}):", ""]
-            lines += _table(sweep.field, {f"{value:g}": group for value, group in points.items()})
+            lines += _table(sweep.field, {point(value): group for value, group in points.items()})
     lines += _matched_lines({titles[name]: group for name, group in groups.items() if name != "start"})
     lines += ["", *_search_lines(plan, search)]
     return "\n".join(lines) + "\n"
@@ -329,7 +330,7 @@ def difficulty_figure(groups: Mapping[str, Group], titles: Mapping[str, str], pa
     save(figure, path, axes, columns=5)
 
 
-def sweeps_figure(sweeps: Mapping[str, Mapping[float, Group]], path: Path) -> None:
+def sweeps_figure(sweeps: Mapping[str, Mapping[float | str, Group]], path: Path) -> None:
     """Entropy, thinking length and avg@k against each swept value; mean and range over seeds."""
     shown = {name: points for name, points in sweeps.items() if points}
     figure, axes = panels(3 * len(shown), columns=3)
@@ -341,7 +342,7 @@ def sweeps_figure(sweeps: Mapping[str, Mapping[float, Group]], path: Path) -> No
             spread = [values.mean(1) - values.min(1), values.max(1) - values.mean(1)]
             places = np.arange(len(points))
             place.errorbar(places, values.mean(1), yerr=spread, fmt="o-", color=figures.colour(row), capsize=3)
-            place.set_xticks(places, [f"{value:g}" for value in points])
+            place.set_xticks(places, [point(value) for value in points])
             place.set_xlabel({"mu": "μ", "alpha": "α"}.get(name, name))
             place.set_ylabel(unit)
     save(figure, path)
@@ -357,11 +358,12 @@ def end_of(run: RunResult, curve: str) -> float | None:
     return float(np.mean(values[-max(1, int(len(values) * _LAST)) :])) if values else None
 
 
-def _without_nan(data: Any) -> Any:
+def without_nan(data: Any) -> Any:
+    """Plain JSON values; what is not finite becomes None."""
     if isinstance(data, Mapping):
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
+        return [without_nan(value) for value in data]
     if isinstance(data, float) and not np.isfinite(data):
         return None
     return data.item() if isinstance(data, np.generic) else data

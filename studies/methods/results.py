@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class RunResult:
         samples: of each question.
         questions_digest: identifies the questions.
         about: seconds, device, versions, machine.
+        also: temperature (as text) to columns like `questions`, of the measurement's further temperatures.
     """
 
     spec: dict[str, Any]
@@ -40,12 +41,14 @@ class RunResult:
     samples: int
     questions_digest: str
     about: dict[str, Any]
+    also: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
-    def column(self, name: str) -> np.ndarray:
-        """(questions,) float64."""
-        if name == "scored" and name not in self.questions:  # older files lack it: all were scored
-            return np.full(len(self.questions["correct"]), float(self.samples))
-        return np.asarray(self.questions[name], dtype=np.float64)
+    def column(self, name: str, temperature: float | None = None) -> np.ndarray:
+        """(questions,) float64; of the measurement's own temperature, or of one of its further ones."""
+        questions = self.questions if temperature is None else self.also[f"{temperature:g}"]
+        if name == "scored" and name not in questions:  # older files lack it: all were scored
+            return np.full(len(questions["correct"]), float(self.samples))
+        return np.asarray(questions[name], dtype=np.float64)
 
     def save(self, path: Path) -> None:
         """Write JSON, in one step."""

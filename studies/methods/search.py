@@ -11,13 +11,18 @@ from studies.methods.results import Results, RunResult
 
 
 def scores(result: RunResult) -> dict[str, float]:
-    """What trials are compared by: avg@k (a fraction), entropy (nats per token), thinking (tokens per completion)."""
+    """What trials are compared by: avg@k (a fraction), entropy (nats per token), thinking (tokens per completion).
+
+    Where the run has an `entropy_target` also the distance from it (nats).
+    """
     completions = result.samples * len(result.questions["correct"])
-    return {
+    found = {
         "accuracy": Group([result]).accuracy().value,
         "entropy": float(result.column("entropy").sum() / result.column("tokens").sum()),
         "thinking": float(result.column("thinking").sum() / completions),
     }
+    target = result.spec["fields"].get("entropy_target")
+    return found if target is None else {**found, "distance": abs(found["entropy"] - target)}
 
 
 def choose(trials: Sequence[Mapping[str, float]], aim: str, needed: float | None) -> int:
@@ -26,9 +31,12 @@ def choose(trials: Sequence[Mapping[str, float]], aim: str, needed: float | None
     Args:
         trials: of :func:`scores`.
         aim: ``accuracy``: the most accurate. ``entropy``: the highest entropy, and ``length``: the shortest thinking,
-            of the trials whose accuracy is at least `needed`; without one, the most accurate.
+            of the trials whose accuracy is at least `needed`; without one, the most accurate. ``target``: the one
+            that ends nearest to its `entropy_target`, of all.
         needed: the baseline's best accuracy less the margin; None for the baseline's own search.
     """
+    if aim == "target":
+        return min(range(len(trials)), key=lambda i: trials[i]["distance"])
     allowed = [i for i, trial in enumerate(trials) if needed is None or trial["accuracy"] >= needed]
     if aim == "accuracy" or not allowed:
         return max(range(len(trials)), key=lambda i: trials[i]["accuracy"])

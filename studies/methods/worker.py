@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import yaml
 
 from entropy_rft.errors import UserMistake
 from entropy_rft.run_files import CHECKPOINT, METRICS
-from studies.methods.plan import RunSpec
+from studies.methods.plan import Measurement, RunSpec
 from studies.methods.results import RunResult
 
 # Metrics that the figures and claims read, with their names in a result.
@@ -36,6 +37,9 @@ CURVES = {
     "completions/thinking_length": "thinking",
     "completions/mean_length": "length",
     "entropy_clip/dropped": "dropped",
+    "entropy_clip/target": "target",
+    "entropy_clip/at_bound": "at_bound",
+    "entropy_coef": "entropy_coef",
     "clip_ratio/high_mean": "clipped_high",
     "clip_ratio/low_mean": "clipped_low",
     "pear/penalty": "penalty",
@@ -70,7 +74,11 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     # The questions are those of seed 0 whatever the run's seed, so that runs are compared question by question.
     task = load_task(task_name, split=asked.split, limit=asked.questions, seed=0, **options)
     loaded, tokenizer = load_model_and_tokenizer(directory if spec.steps else model, device=device)
-    questions, digest = measure(loaded, tokenizer, task, spec)
+    questions, digest = measure(loaded, tokenizer, task, asked)
+    also = {
+        f"{temperature:g}": measure(loaded, tokenizer, task, replace(asked, temperature=temperature))[0]
+        for temperature in asked.also_at
+    }
     ended = time.monotonic()
     about = {
         "seconds": round(training_seconds + ended - trained, 1),
@@ -81,7 +89,7 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
         "python": platform.python_version(),
         "versions": installed_versions(),
     }
-    return RunResult(spec.to_dict(), spec.digest, curves, questions, asked.samples, digest, about)
+    return RunResult(spec.to_dict(), spec.digest, curves, questions, asked.samples, digest, about, also)
 
 
 def train(spec: RunSpec, model: str, directory: Path, device: str) -> None:
@@ -134,14 +142,13 @@ def _seconds(metrics: Path) -> float:
     return float(json.loads(last)["time"])
 
 
-def measure(model: Any, tokenizer: Any, task: Any, spec: RunSpec) -> tuple[dict[str, list[Any]], str]:
+def measure(model: Any, tokenizer: Any, task: Any, asked: Measurement) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
     from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
     from entropy_rft.sampling.records import record_completions
     from entropy_rft.tasks import task_rows
 
-    asked = spec.measurement
     rows = task_rows(task)
     sampler = TransformersSampler(model, tokenizer, batch_size=asked.batch_size)
     groups = sampler.sample(

@@ -37,4 +37,5 @@ def invented(spec: RunSpec, accuracy: float = 0.5, entropy: float = 0.3, thinkin
     curves = {name: {"steps": steps, "values": [0.1 * s for s in steps]} for name in logged}
     about = {"seconds": 0.01 * spec.completions, "completions": spec.completions, "device": "an abacus"}
     about["versions"] = {"trl": "1.16.0"}
-    return RunResult(spec.to_dict(), spec.digest, curves if spec.steps else {}, columns, samples, "same", about)
+    also = {f"{temperature:g}": columns for temperature in spec.measurement.also_at}
+    return RunResult(spec.to_dict(), spec.digest, curves if spec.steps else {}, columns, samples, "same", about, also)

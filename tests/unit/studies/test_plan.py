@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from studies.methods.plan import Measurement, Method, Plan, RunSpec, load_plan
+from studies.methods.plan import Measurement, Method, Plan, RunSpec, Sweep, load_plan
 from studies.methods.results import Results
 from studies.methods.search import all_runs, choose, runs_due
 
@@ -90,6 +90,27 @@ def test_a_method_that_builds_on_another_takes_over_its_choice(
     assert {spec.name for spec in due} <= names
 
 
+def test_a_sweep_may_be_of_the_steps_or_of_words(plan: Plan) -> None:
+    sweeps = {"stopped": Sweep("grpo", "steps", [5, 10]), "level": Sweep("clip_b", "entropy_clip", ["none", "clip_v"])}
+    plan = replace(plan, sweeps=sweeps)
+    runs = plan.sweep_runs("stopped", {})
+    assert [(spec.name, spec.steps, "steps" in spec.fields) for spec in runs[5]] == [
+        ("sweep-stopped-5-seed0", 5, False), ("sweep-stopped-5-seed1", 5, False),
+    ]  # fmt: skip
+    assert names(runs[10]) == ["grpo-seed0", "grpo-seed1"]  # the main runs themselves
+    assert [spec.fields["entropy_clip"] for spec in plan.sweep_runs("level", {})["clip_v"]] == ["clip_v", "clip_v"]
+
+
+def test_further_temperatures_make_another_run_and_no_temperature_keeps_the_digest(plan: Plan) -> None:
+    (spec, *_) = plan.mains("clip_b", {})
+    assert "also_at" not in spec.to_dict()["measurement"]
+    warm = replace(spec, measurement=replace(spec.measurement, also_at=[0.6]))
+    assert warm.digest != spec.digest
+    assert RunSpec.from_dict(json.loads(json.dumps(warm.to_dict()))).digest == warm.digest
+    asked = spec.measurement.questions * spec.measurement.samples
+    assert warm.completions == spec.completions + asked
+
+
 def test_a_run_with_other_settings_is_not_taken(plan: Plan, results: Results, finish: Callable[..., None]) -> None:
     finish(plan.starts()[0])
     other = replace(plan, test=Measurement("test", 40, 8, 128))
@@ -107,6 +128,11 @@ def test_a_half_written_result_is_named(plan: Plan, results: Results) -> None:
 
 def trial(accuracy: float, entropy: float = 0.3, thinking: float = 50.0) -> dict[str, float]:
     return {"accuracy": accuracy, "entropy": entropy, "thinking": thinking}
+
+
+def test_the_trial_nearest_to_its_target_is_chosen() -> None:
+    trials = [{**trial(0.9), "distance": 0.2}, {**trial(0.1), "distance": 0.05}, {**trial(0.5), "distance": 0.1}]
+    assert choose(trials, "target", None) == choose(trials, "target", 0.8) == 1
 
 
 @pytest.mark.parametrize(
@@ -151,10 +177,10 @@ def test_only_some_methods_and_other_seeds(plan: Plan) -> None:
             {
                 "methods": {
                     "grpo": {"title": "GRPO", "aim": "accuracy", "trials": [{}]},
-                    "a": {"title": "A", "aim": "length"},
+                    "a": {"title": "A", "aim": "length", "trials": [{}, {}]},
                 }
             },
-            "same number of trials",
+            "gets the same number of them",
         ),
         (
             {"methods": {"grpo": {"title": "GRPO", "aim": "accuracy", "builds_on": "pear"}}},

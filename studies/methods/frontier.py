@@ -1,0 +1,259 @@
+"""Accuracy against entropy: does the target hold, and what does a rule get right at the entropy that it keeps?
+
+The criteria are in docs/frontier.md. Methods are compared at equal entropy: for each point of the target rule the other
+method's accuracy is read off the line through its own points, run by run of the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropy_rft.atomic import write_text
+from entropy_rft.reporting import figures
+from studies.methods.compare import Estimate, Group, Quantity, estimate
+from studies.methods.figures import logarithmic, panels, save
+from studies.methods.plan import Plan, point
+from studies.methods.report import collect, finished_runs, machinery, machinery_line, without_nan
+from studies.methods.results import Results, RunResult, write_json
+
+SETTLED = 50  # updates, after which the deviation from the target counts
+HELD = 0.10  # mean deviation from the target, of it, that counts as held
+_NOISE_WINDOW = 11  # updates: the entropy's own noise is the deviation from the mean of so many
+
+TARGET = "target"
+START = "start"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one method: its runs, one a seed.
+
+    `group` is measured at temperature 1, `cool` at the measurement's further one.
+    """
+
+    method: str
+    setting: str
+    group: Group
+    cool: Group
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a run of the target rule kept its target; relative to the target, of the updates after `SETTLED`.
+
+    Attributes:
+        target: nats.
+        deviation: mean absolute deviation of the batches' entropies.
+        bias: mean deviation.
+        noise: mean absolute deviation of a batch from the mean of its neighbours, what no controller can remove.
+        at_bound: share of the updates at which the bound of the rule was reached.
+    """
+
+    target: float
+    deviation: float
+    bias: float
+    noise: float
+    at_bound: float
+
+
+def held(run: RunResult) -> Held:
+    """Of a run of the target rule."""
+    entropy = np.asarray(run.curves["entropy"]["values"][SETTLED:])
+    target = run.curves["target"]["values"][-1]
+    window = np.ones(_NOISE_WINDOW) / _NOISE_WINDOW
+    around = np.convolve(entropy, window, mode="valid")
+    inner = entropy[_NOISE_WINDOW // 2 : len(entropy) - _NOISE_WINDOW // 2]
+    bound = run.curves.get("at_bound", {}).get("values", [])[SETTLED:]
+    return Held(
+        target=target,
+        deviation=float(np.abs(entropy - target).mean() / target),
+        bias=float((entropy - target).mean() / target),
+        # A batch is part of its own mean, which makes the distance smaller by this factor.
+        noise=float(np.abs(inner - around).mean() / target / np.sqrt(1 - 1 / _NOISE_WINDOW)),
+        at_bound=float(np.mean(bound)) if bound else 0.0,
+    )
+
+
+def points(plan: Plan, results: Results) -> list[Point]:
+    """All settings of which every seed is finished."""
+    groups, sweeps, _ = collect(plan, results)
+    found: dict[int, Point] = {}
+
+    def add(method: str, setting: str, group: Group) -> None:
+        cool = Group(group.runs, temperature=plan.test.also_at[0])
+        found.setdefault(id(group.runs[0]), Point(method, setting, group, cool))
+
+    for name, sweep in plan.sweeps.items():
+        for value, group in sweeps.get(name, {}).items():
+            add(sweep.method, f"{sweep.field} {point(value)}", group)
+    for name, group in groups.items():
+        add(name, "" if name == START else _setting(plan, name), group)
+    return list(found.values())
+
+
+def _setting(plan: Plan, method: str) -> str:
+    """Of a method's main runs, where no sweep names it."""
+    if method == plan.baseline:
+        return f"steps {plan.steps}"
+    return ", ".join(
+        f"{field} {value}" for field, value in plan.methods[method].fields.items() if field != "entropy_clip"
+    )
+
+
+MEASURES: Mapping[str, Callable[[Point], Quantity]] = {
+    "avg@k": lambda p: p.group.accuracy(),
+    "avg@k at 0.6": lambda p: p.cool.accuracy(),
+    "pass@k, hardest": lambda p: p.group.pass_at(p.group.samples, p.group.hardest),
+    "pass@k at 0.6, hardest": lambda p: p.cool.pass_at(p.cool.samples, p.cool.hardest),
+}
+
+
+def at_equal_entropy(own: Point, others: Sequence[Point], measure: Callable[[Point], Quantity]) -> Estimate | None:
+    """`own` minus the line through `others`, at the entropy of `own`; None where they do not reach it on both sides.
+
+    Between two points the line is straight in the logarithm of the entropy.
+    """
+    entropies = [p.group.entropy().value for p in others]
+    if len(others) < 2 or not min(entropies) <= own.group.entropy().value <= max(entropies):
+        return None
+    quantities = [measure(own), own.group.entropy()]
+    for p in others:
+        quantities += [measure(p), p.group.entropy()]
+
+    def combine(value: np.ndarray, entropy: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        heights, places = np.stack(rest[::2]), np.log(np.stack(rest[1::2]))
+        order = np.argsort(places, axis=0)
+        heights, places = np.take_along_axis(heights, order, 0), np.take_along_axis(places, order, 0)
+        read = [np.interp(np.log(entropy[i]), places[:, i], heights[:, i]) for i in range(len(entropy))]
+        return value - np.asarray(read)
+
+    return estimate(quantities, combine)
+
+
+def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
+    """Every point of the target rule against every other method at equal entropy, in points of percent."""
+    rows = []
+    for own in (p for p in found if p.method == TARGET):
+        for method in plan.methods:
+            others = [p for p in found if p.method == method or (method == plan.baseline and p.method == START)]
+            if method == TARGET or not others:
+                continue
+            for name, measure in MEASURES.items():
+                found_here = at_equal_entropy(own, others, measure)
+                numbers = None if found_here is None else {k: 100 * v for k, v in asdict(found_here).items()}
+                rows.append({"target": own.setting, "rival": method, "measure": name, "difference": numbers})
+    return rows
+
+
+def write_frontier(plan: Plan, results: Results, output: Path) -> str:
+    """frontier.json, frontier.md and frontier.png into `output`; returns the text of the tables."""
+    found = points(plan, results)
+    titles = {START: "start", **{name: method.title for name, method in plan.methods.items()}}
+    _, _, search = collect(plan, results)
+    about = machinery(finished_runs(plan, results, search))
+    keeping = {p.setting: [asdict(held(run)) for run in p.group.runs] for p in found if p.method == TARGET}
+    rows = compare(plan, found)
+    data = {
+        "study": plan.name, "seeds": list(plan.seeds), "test": plan.test.to_dict(), "searches": search.record,
+        "points": [
+            {"method": p.method, "setting": p.setting, "entropy": p.group.entropy().by_seed(),
+             "thinking": p.group.thinking().by_seed(),
+             **{name: measure(p).by_seed() for name, measure in MEASURES.items()}}
+            for p in found
+        ],
+        "held": keeping, "at_equal_entropy": rows, **about,
+    }  # fmt: skip
+    write_json(output / "frontier.json", without_nan(data))
+    text = "\n".join([*_points_table(found, titles), "", *_held_table(keeping), "", *_rows_table(rows, titles), ""])
+    write_text(output / "frontier.md", f"{text}\n{machinery_line(about)}\n")
+    if found:
+        figure(found, titles, output / "frontier.png")
+    return text
+
+
+def _points_table(found: Sequence[Point], titles: Mapping[str, str]) -> list[str]:
+    lines = [
+        "Mean over seeds (range). Entropy in nats per token at temperature 1, accuracies in percent.",
+        "",
+        f"| method | setting | entropy | {' | '.join(MEASURES)} | thinking tokens |",
+        "| --- | --- | --- |" + " --- |" * (len(MEASURES) + 1),
+    ]
+    for p in sorted(found, key=lambda p: (list(titles).index(p.method), -p.group.entropy().value)):
+        cells = [_spread(p.group.entropy(), 1, 3)]
+        cells += [_spread(measure(p), 100, 1) for measure in MEASURES.values()]
+        cells.append(_spread(p.group.thinking(), 1, 0))
+        lines.append(f"| {titles[p.method]} | {p.setting} | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(quantity: Quantity, scale: float, digits: int) -> str:
+    values = [scale * value for value in quantity.by_seed()]
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def _held_table(keeping: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    lines = [
+        f"The batches' entropy after update {SETTLED}, relative to the target (%; a number a seed). Held: a mean "
+        f"deviation of at most {100 * HELD:g} %.",
+        "",
+        "| target | deviation | bias | noise of a batch | updates at the bound | held |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for setting, seeds in keeping.items():
+        cells = [
+            ", ".join(f"{100 * seed[name]:.1f}" for seed in seeds)
+            for name in ("deviation", "bias", "noise", "at_bound")
+        ]
+        yes = np.mean([seed["deviation"] for seed in seeds]) <= HELD
+        lines.append(f"| {setting} | {' | '.join(cells)} | {'yes' if yes else '**no**'} |")
+    return lines
+
+
+def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    lines = [
+        "The target rule minus the rival at the same entropy, points (95 % interval). “–”: the rival's points do not "
+        "reach this entropy.",
+        "",
+        f"| target | rival | {' | '.join(MEASURES)} |",
+        "| --- | --- |" + " --- |" * len(MEASURES),
+    ]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        d = row["difference"]
+        text = "–" if d is None else f"{d['value']:+.1f} ({d['low']:.1f} to {d['high']:.1f})"
+        cells.setdefault((row["target"], titles[row["rival"]]), []).append(text)
+    return lines + [f"| {target} | {rival} | {' | '.join(own)} |" for (target, rival), own in cells.items()]
+
+
+_PANELS = (
+    ("avg@k", "avg@k, temperature 1 (%)"),
+    ("avg@k at 0.6", "avg@k, temperature 0.6 (%)"),
+    ("pass@k, hardest", "pass@k, hardest level, temperature 1 (%)"),
+)
+
+
+def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> None:
+    """Accuracy against entropy, a line a method; bars are the range over seeds."""
+    drawing, axes = panels(len(_PANELS))
+    for place, (name, unit) in zip(axes, _PANELS, strict=True):
+        for index, method in enumerate(dict.fromkeys(p.method for p in found)):
+            own = sorted((p for p in found if p.method == method), key=lambda p: p.group.entropy().value)
+            x = np.asarray([p.group.entropy().by_seed() for p in own])
+            y = 100 * np.asarray([MEASURES[name](p).by_seed() for p in own])
+            spread = {
+                f"{axis}err": np.stack([v.mean(1) - v.min(1), v.max(1) - v.mean(1)]) for axis, v in (("x", x), ("y", y))
+            }
+            dashes = figures.DASHES[index // len(figures.PALETTE) % 2]
+            place.errorbar(
+                x.mean(1), y.mean(1), **spread, fmt="o", color=figures.colour(index), linestyle=dashes,
+                label=titles[method], markersize=4, linewidth=1.3, elinewidth=0.8,
+            )  # fmt: skip
+        logarithmic(place, "x")
+        place.set_xlabel("entropy (nats per token)")
+        place.set_ylabel(unit)
+    save(drawing, path, axes)

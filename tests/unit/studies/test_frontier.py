@@ -1,0 +1,119 @@
+"""Accuracy against entropy, from results that nobody trained for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.methods.frontier import MEASURES, SETTLED, Point, at_equal_entropy, held, points, write_frontier
+from studies.methods.plan import Method, Plan, Sweep
+from studies.methods.results import Results
+from studies.methods.search import all_runs, runs_due
+
+
+@pytest.fixture
+def frontier(plan: Plan) -> Plan:
+    """GRPO stopped at three places, and the target rule at two levels."""
+    return replace(
+        plan,
+        methods={
+            "grpo": Method("GRPO", "accuracy"),
+            "target": Method("target", "entropy", {"entropy_clip": "target", "entropy_clip_target": "0.5x"}),
+        },
+        sweeps={
+            "target": Sweep("target", "entropy_clip_target", ["0.5x", "0.3x"]),
+            "stopped": Sweep("grpo", "steps", [5]),
+        },
+        test=replace(plan.test, also_at=[0.6]),
+    )
+
+
+def _finish_all(plan: Plan, results: Results, finish: Callable[..., None], gain: float) -> None:
+    """GRPO's accuracy is linear in the logarithm of its entropy; the target rule lies `gain` above that line."""
+    entropies = {"start": 0.4, "stopped-5": 0.2, "grpo": 0.1, "0.3x": 0.16, "target": 0.25}
+    for spec in runs_due(plan, results)[0]:
+        entropy = next(e for name, e in entropies.items() if name in spec.name)
+        accuracy = 0.3 - 0.1 * np.log(entropy / 0.4) / np.log(2)
+        finish(spec, accuracy=accuracy + (gain if "target" in spec.name else 0.0), entropy=entropy)
+
+
+def _point(found: list[Point], setting: str) -> Point:
+    return next(p for p in found if p.setting == setting)
+
+
+def test_each_setting_is_one_point(frontier: Plan, results: Results, finish: Callable[..., None]) -> None:
+    _finish_all(frontier, results, finish, 0.0)
+    assert {(p.method, p.setting) for p in points(frontier, results)} == {
+        ("start", ""), ("grpo", "steps 5"), ("grpo", "steps 10"), ("target", "entropy_clip_target 0.5x"),
+        ("target", "entropy_clip_target 0.3x"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_the_difference_at_equal_entropy(
+    frontier: Plan, results: Results, finish: Callable[..., None], gain: float
+) -> None:
+    _finish_all(frontier, results, finish, gain)
+    found = points(frontier, results)
+    line = [p for p in found if p.method in ("start", "grpo")]
+    for setting in ("entropy_clip_target 0.5x", "entropy_clip_target 0.3x"):
+        own = _point(found, setting)
+        difference = at_equal_entropy(own, line, MEASURES["avg@k"])
+        assert difference is not None
+        # (The invented answers are drawn: their accuracy is the wanted one up to some hundredths.)
+        assert difference.value == pytest.approx(gain, abs=0.03)
+        assert difference.low <= difference.value <= difference.high
+
+
+def test_no_difference_where_the_rival_does_not_reach_the_entropy(
+    frontier: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    _finish_all(frontier, results, finish, 0.0)
+    found = points(frontier, results)
+    high = [p for p in found if p.method == "start" or p.setting == "steps 5"]
+    assert at_equal_entropy(_point(found, "entropy_clip_target 0.3x"), high, MEASURES["avg@k"]) is None
+    assert at_equal_entropy(_point(found, "entropy_clip_target 0.5x"), high[:1], MEASURES["avg@k"]) is None
+
+
+def test_how_a_target_was_kept(frontier: Plan, results: Results, finish: Callable[..., None]) -> None:
+    spec = frontier.sweep_runs("target", {})["0.5x"][0]
+    finish(spec)
+    run = results.get(spec.name, spec.digest)
+    assert run is not None
+    steps = SETTLED + 1000
+    rng = np.random.default_rng(0)
+    entropy = np.concatenate([np.full(SETTLED, 9.0), rng.normal(0.21, 0.02, steps - SETTLED)])
+    curves = {
+        "entropy": {"steps": list(range(steps)), "values": entropy.tolist()},
+        "target": {"steps": list(range(steps)), "values": [0.2] * steps},
+        "at_bound": {"steps": list(range(steps)), "values": [1.0] * (SETTLED + 500) + [0.0] * 500},
+    }
+    found = held(replace(run, curves=curves))
+    assert found.target == 0.2
+    assert found.bias == pytest.approx(0.05, abs=0.005)
+    assert found.deviation == pytest.approx(np.abs(entropy[SETTLED:] - 0.2).mean() / 0.2)
+    # The mean absolute deviation of a normal distribution, relative to the target.
+    assert found.noise == pytest.approx(0.1 * np.sqrt(2 / np.pi), rel=0.05)
+    assert found.at_bound == 0.5
+
+
+def test_the_report(frontier: Plan, results: Results, finish: Callable[..., None], tmp_path: Path) -> None:
+    _finish_all(frontier, results, finish, 0.1)
+    for spec in all_runs(frontier, runs_due(frontier, results)[1]):
+        if spec.method == "target":  # the invented curves have no target
+            path = results.path(spec.name)
+            data = json.loads(path.read_text(encoding="utf-8"))
+            steps = list(range(SETTLED + 20))
+            data["curves"] |= {name: {"steps": steps, "values": [0.2] * len(steps)} for name in ("entropy", "target")}
+            path.write_text(json.dumps(data), encoding="utf-8")
+    text = write_frontier(frontier, Results(results.directory), tmp_path)
+    assert "| entropy_clip_target 0.5x | 0.0, 0.0 |" in text
+    assert "| entropy_clip_target 0.3x | GRPO | +" in text
+    data = json.loads((tmp_path / "frontier.json").read_text(encoding="utf-8"))
+    assert len(data["points"]) == 5
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
