@@ -245,7 +245,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*NEW, "--samples", 0), "samples must be at least 1, got 0"),
         ((*NEW, "--shard", 1), "--shard and --num_shards belong together"),
         ((*NEW, "--shard", 2, "--num_shards", 2), "shard must lie between 0 and 1"),
-        ((*NEW, "--layer", 9), "layer must lie between -5 and 4 for this model, got 9"),
+        ((*NEW, "--layer", 9), "layer must lie between -4 and 3 for this model, got 9"),
         ((*NEW, "--task_option", "path=x"), "'path' is not an option of a task"),
         ((*NEW, "--url", "here:8000"), "url must start with http:// or https://, got 'here:8000'"),
         ((*NEW, "--url", "http://127.0.0.1:1", "--vllm"), "--url and --vllm exclude each other"),
