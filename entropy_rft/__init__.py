@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "EntropyGRPOConfig": "entropy_rft.training.config",
     "EntropyGRPOTrainer": "entropy_rft.training.trainer",
+    "EntropyLens": "entropy_rft.training.lens",
     "PEARReward": "entropy_rft.rewards.pear",
     "RunDoctor": "entropy_rft.training.doctor",
 }
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from entropy_rft.rewards.pear import PEARReward
     from entropy_rft.training.config import EntropyGRPOConfig
     from entropy_rft.training.doctor import RunDoctor
+    from entropy_rft.training.lens import EntropyLens
     from entropy_rft.training.trainer import EntropyGRPOTrainer
 
-__all__ = ["EntropyGRPOConfig", "EntropyGRPOTrainer", "PEARReward", "RunDoctor", "__version__"]
+__all__ = ["EntropyGRPOConfig", "EntropyGRPOTrainer", "EntropyLens", "PEARReward", "RunDoctor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

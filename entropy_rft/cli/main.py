@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from entropy_rft import __version__
-from entropy_rft.cli import demo, evaluate, fetch, probe, report, serve, train
+from entropy_rft.cli import demo, evaluate, fetch, inspect, probe, report, serve, train
 from entropy_rft.cli.errors import UserError, show
 from entropy_rft.errors import UserMistake
 from entropy_rft.threads import share_cores
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"entropy-rft {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (demo, train, evaluate, report, probe, serve, fetch):
+    for verb in (demo, train, evaluate, report, inspect, probe, serve, fetch):
         verb.add_parser(verbs)
     return parser
 

@@ -10,7 +10,7 @@ from entropy_rft.entropy.dynamics import (
 )
 from entropy_rft.entropy.fused import fused_token_statistics
 from entropy_rft.entropy.phases import phase_masks
-from entropy_rft.entropy.rules import RULES, Decision, Rule
+from entropy_rft.entropy.rules import RULES, Decision, Penalty, Rule
 from entropy_rft.entropy.statistics import TokenStatistics, token_statistics
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ChangeFit",
     "Decision",
     "EntropyClip",
+    "Penalty",
     "Rule",
     "TokenStatistics",
     "change_sums",

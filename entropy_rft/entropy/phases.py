@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+PHASES = ("thinking", "answer")
+"""The phases of a completion; the marker's own tokens, and any others, are "other"."""
+
 
 def phase_masks(
     completion_ids: Int[Tensor, "batch time"], mask: Shaped[Tensor, "batch time"], think_end_ids: Sequence[int]

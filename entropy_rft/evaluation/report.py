@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from entropy_rft.evaluation.result import Evaluation
 from entropy_rft.evaluation.run import Run
 from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
 from entropy_rft.evaluation.table import evaluation_lines, interval
-from entropy_rft.reporting.cells import MISSING, number, percent
+from entropy_rft.reporting.cells import MISSING, distinct, number, percent
 from entropy_rft.reporting.figures import colour
 from entropy_rft.reporting.markup import Figure, Key, Table, render
 from entropy_rft.run_files import EVALUATION
@@ -26,8 +25,7 @@ _Row = tuple[int, str, Evaluation]  # index of the run, label, evaluation
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """The runs' names; where two are equal, with their directories."""
-    counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else f"{run.name} ({run.directory})" for run in runs]
+    return distinct([(run.name, run.directory) for run in runs])
 
 
 def evaluation_rows(runs: Sequence[Run]) -> list[_Row]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -19,6 +21,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
     """A fraction in percent, without the sign, or a dash."""
     return number(None if value is None else 100 * value, 1)
+
+
+def distinct(named: Sequence[tuple[str, Path]]) -> list[str]:
+    """The names of runs; where two are equal, with their directories."""
+    counts = Counter(name for name, _ in named)
+    return [name if counts[name] == 1 else f"{name} ({directory})" for name, directory in named]
 
 
 def lined_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> Table:

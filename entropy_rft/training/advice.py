@@ -78,6 +78,11 @@ def _target(facts: Facts, how: str, factor: float) -> str:
     return f"{how} entropy_clip_target from {text} to {number * factor:.2g}{'x' * text.endswith('x')}"
 
 
+def _share(facts: Facts, how: str, factor: float) -> str:
+    share = facts.rule.share
+    return f"{how} entropy_clip_share from {share:g} to {min(1.0, share * factor):g}"
+
+
 def loosen_rule(facts: Facts) -> str | None:
     """Advice that makes a rule drop tokens; None for a rule for which dropping none is correct."""
     if (covariance := getattr(facts.rule, "cov_low", 0)) > 0:
@@ -102,6 +107,8 @@ def keep_entropy(facts: Facts) -> str:
         return f"set entropy_clip to clip_b (it is none), or {slower}"
     if hasattr(facts.rule, "target"):
         return f"{_target(facts, 'raise', 1.5)}, or {slower}"
+    if hasattr(facts.rule, "share"):
+        return f"{_share(facts, 'raise', 10)}, or {slower}"
     if not facts.knows_rules:
         return f"{slower}, or set epsilon_high to 0.28"
     return f"{_width(facts, 'lower', 0.8) or slower}{f', or {slower}' if _side(facts.rule) else ''}"
@@ -116,6 +123,8 @@ def lose_entropy(facts: Facts) -> str:
         return f"lower temperature from {facts.value('temperature'):g} to 1, or {slower}"
     if hasattr(facts.rule, "target"):
         return f"{_target(facts, 'lower', 0.7)}, or {slower}"
+    if hasattr(facts.rule, "share"):
+        return f"{_share(facts, 'lower', 0.1)}, or {slower}"
     if (wider := _width(facts, "raise", 1.5)) is not None:
         return f"{wider}, or {slower}"
     return slower

@@ -14,8 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from entropy_rft.entropy import change_sums, fit_changes, split_entropy_change
 from entropy_rft.entropy.dynamics import SIGNS
-
-PHASES = ("thinking", "answer")  # the marker's own tokens, and any others, are "other"
+from entropy_rft.entropy.phases import PHASES
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class EntropyAudit(TrainerCallback):
         steps: at least 1.
         log: is called with the metrics, before the step's own log.
         group: returns the group of the processes that hold the other parts of the batch; called when it is needed.
+        observer: is called with the measured changes of the valid tokens that this process holds, ``(N,)``, nats.
     """
 
     def __init__(
@@ -94,10 +94,12 @@ class EntropyAudit(TrainerCallback):
         steps: int,
         log: Callable[[dict[str, float]], None],
         group: Callable[[], dist.ProcessGroup | None],
+        observer: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.steps = steps
         self._log = log
         self._group = group
+        self._observer = observer
         self._batches: list[AuditedBatch] = []
 
     def due(self, finished_steps: int) -> bool:
@@ -117,7 +119,10 @@ class EntropyAudit(TrainerCallback):
         if not self._batches:
             return
         batches, self._batches = self._batches, []
-        found = audit_metrics(batches, self._group())
+        measured = [batch.forward() - batch.before for batch in batches]
+        if self._observer is not None:
+            self._observer(torch.cat([m[b.mask != 0] for b, m in zip(batches, measured, strict=True)]))
+        found = audit_metrics(batches, measured, self._group())
         if batches[0].update is not None:
             names = ("entropy/measured_change", "entropy/audit_slope", "entropy/audit_correlation")
             found |= {f"{name}_update_{batches[0].update}": found[name] for name in names if name in found}
@@ -125,13 +130,14 @@ class EntropyAudit(TrainerCallback):
 
 
 @torch.no_grad()
-def audit_metrics(batches: Sequence[AuditedBatch], group: dist.ProcessGroup | None) -> dict[str, float]:
+def audit_metrics(
+    batches: Sequence[AuditedBatch], measured: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> dict[str, float]:
     """Mean measured change (nats per token), its slope and correlation with the prediction, and its parts.
 
     The parts by the sign of the advantage add up to the whole, for the predicted and for the measured change; so do
     those by phase. Slope and correlation are left out where they are not defined: no predicted or no measured change.
     """
-    measured = [b.forward() - b.before for b in batches]
     sums = torch.stack([change_sums(b.predicted, m, b.mask) for b, m in zip(batches, measured, strict=True)]).sum(0)
     split = torch.stack([_split(b, m) for b, m in zip(batches, measured, strict=True)]).sum(0).to(sums)
     if group is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from entropy_rft.entropy import Rule, TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy import Penalty, Rule, TokenStatistics, predicted_entropy_change
 from entropy_rft.entropy.rules.whole_batch import per_token
 
 
@@ -34,10 +34,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class BatchDecision:
-    """One keep mask ``(B, T)`` per micro-batch, and the metrics of the whole batch."""
+    """One keep mask ``(B, T)`` per micro-batch, the metrics of the whole batch, and one penalty per micro-batch.
+
+    `penalty` is None for a rule that has none.
+    """
 
     keep: list[Tensor]
     metrics: dict[str, float]
+    penalty: list[Penalty] | None = None
 
 
 @torch.no_grad()
@@ -58,11 +62,12 @@ def decide(
     ones = torch.ones_like(advantages)
     metrics: dict[str, float] = {}
     keep = torch.ones_like(advantages, dtype=torch.bool)
+    penalty = None
     if rule is not None:
         if not apply:  # an evaluation must not change the state of a rule
             rule = copy.deepcopy(rule)
         decision = rule.decide(statistics, advantages, ones, group)
-        keep = decision.keep
+        keep, penalty = decision.keep, decision.penalty
         metrics |= {f"entropy_clip/{name}": value.item() for name, value in decision.metrics.items()}
     effective = torch.where(keep, advantages, 0.0) if apply else advantages
     change = predicted_entropy_change(statistics, effective, ones)
@@ -74,15 +79,22 @@ def decide(
             dropped.sum().to(_wide(ones)),
             (dropped & (advantages < 0)).sum().to(_wide(ones)),
             (dropped & (advantages > 0)).sum().to(_wide(ones)),
+            (torch.zeros_like(keep) if penalty is None else penalty.weight != 0).sum().to(_wide(ones)),
         ]
     )
-    tokens, change_sum, *drops = _total(sums, group)
+    tokens, change_sum, *drops, penalised = _total(sums, group)
     if tokens > 0:
         metrics["entropy/predicted_change"] = change_sum / tokens
         if rule is not None:
             names = ("dropped", "dropped_negative", "dropped_positive")
             metrics |= {f"entropy_clip/{name}": drop / tokens for name, drop in zip(names, drops, strict=True)}
-    return BatchDecision(_split_back(keep[0], batches), metrics)
+        if penalty is not None:
+            metrics["entropy_clip/penalised"] = penalised / tokens
+    penalties = None
+    if penalty is not None:
+        weights = _split_back(penalty.weight[0], batches, outside=0.0)
+        penalties = [replace(penalty, weight=weight) for weight in weights]
+    return BatchDecision(_split_back(keep[0], batches, outside=True), metrics, penalties)
 
 
 @torch.no_grad()
@@ -130,14 +142,15 @@ def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
     return sums.tolist()
 
 
-def _split_back(keep: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
-    masks: list[Tensor] = []
+def _split_back(values: Tensor, batches: Sequence[MicroBatch], outside: float) -> list[Tensor]:
+    """`values` ``(N,)`` of the valid tokens as one ``(B, T)`` per micro-batch, with `outside` where none is valid."""
+    placed: list[Tensor] = []
     start: Any = 0
     for batch in batches:
         valid = batch.valid
         end = start + int(valid.sum())
-        mask = torch.ones_like(valid)
-        mask[valid] = keep[start:end]
-        masks.append(mask)
+        part = torch.full(valid.shape, outside, dtype=values.dtype, device=values.device)
+        part[valid] = values[start:end]
+        placed.append(part)
         start = end
-    return masks
+    return placed

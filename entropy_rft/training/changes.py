@@ -30,7 +30,7 @@ _FREE: dict[str, str] = {
         "logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_level log_level_replica "
         "log_on_each_node log_completions log_completions_hub_repo log_multimodal log_unique_prompts "
         "num_completions_to_print report_to disable_tqdm include_num_input_tokens_seen include_for_metrics debug "
-        "skip_memory_metrics entropy_metrics entropy_audit_steps"
+        "skip_memory_metrics entropy_metrics entropy_audit_steps entropy_lens_steps entropy_lens_tokens"
     ),
     "what is watched, and what ends the run early": "doctor doctor_stop",
     "evaluation beside the training": (

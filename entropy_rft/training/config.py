@@ -23,7 +23,7 @@ _PREFIX = "entropy_clip_"
 def _rule_fields() -> type:
     """A dataclass with `entropy_clip` and every field of every rule as ``entropy_clip_FIELD``, in the rules' order."""
     summaries = "; ".join(f"{name!r}: {_summary(rule)}" for name, rule in RULES.items())
-    about = f"Which tokens leave the policy gradient. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
+    about = f"What is done with single tokens of a batch. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
     made: dict[str, tuple[str, Any, Any]] = {
         "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
     }
@@ -54,7 +54,7 @@ RuleFields: Any = _rule_fields()
 
 @dataclass
 class EntropyGRPOConfig(RuleFields, GRPOConfig):
-    """:class:`trl.GRPOConfig` plus a rule that drops tokens by their entropy, and phase entropies.
+    """:class:`trl.GRPOConfig` plus a rule that drops or penalises tokens, and phase entropies.
 
     `entropy_clip` names the rule, "none" or one of :data:`~entropy_rft.entropy.RULES` ("clip_b" is the default). Each
     field of a rule is here with ``entropy_clip_`` before its name, such as `entropy_clip_mu_low`; None is the rule's
@@ -64,6 +64,9 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     authors' released code removes dropped tokens from the loss mask. That shrinks a token-mean denominator, and raises
     the weight of every other token. Here a token's weight does not depend on which others are dropped, and the rule
     has the same effect with each `loss_type`.)
+
+    "kl_cov" drops no token: it adds a penalty to the loss of some. With a single update for each generation that
+    penalty is 0 and the rule does nothing; the trainer then warns.
 
     With several updates from one generation (`num_iterations` above 1, or more steps per generation than accumulation
     steps) the rule and the predicted change use the statistics of the policy that sampled, as the authors' code does,
@@ -82,6 +85,9 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     gradient, so the slope is not constant, and the correlation is below 1 for small steps too. In bfloat16 the change
     of one step can be smaller than the rounding error: average over many steps. Dropout, also LoRA's, has the same
     masks in both passes: a step that changes no weight measures a change of exactly 0.
+
+    `entropy_lens_steps` divides these changes by kinds of tokens, for ``entropy-rft inspect``, in ``lens.jsonl`` in
+    `output_dir`. `entropy_lens_tokens` also stores parts of prompts and completions as text there.
     """
 
     think_end_token: str = field(
@@ -110,6 +116,22 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
             "more forward pass over its batch after the update. 0: never."
         },
     )
+    entropy_lens_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Every N steps, record from which tokens the predicted entropy change comes, and what the rule "
+            "drops of it; `entropy-rft inspect` shows it. Costs the pass over the old policy where nothing else needs "
+            "it. 0: never."
+        },
+    )
+    entropy_lens_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "On those steps, also store the N tokens with the most negative and the N with the most positive "
+            "predicted change, with 20 tokens before and after each as text. The file then holds parts of prompts and "
+            "completions. 0: none."
+        },
+    )
 
     entropy_clip_refresh: bool = field(
         default=False,
@@ -127,10 +149,17 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
             raise UserValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")
         if not isinstance(self.entropy_clip_refresh, bool):
             raise UserTypeError(f"entropy_clip_refresh must be true or false, got {self.entropy_clip_refresh!r}")
-        if isinstance(self.entropy_audit_steps, bool) or not isinstance(self.entropy_audit_steps, int):
-            raise UserTypeError(f"entropy_audit_steps must be a number of steps, got {self.entropy_audit_steps!r}")
-        if self.entropy_audit_steps < 0:
-            raise UserValueError(f"entropy_audit_steps must be at least 0 (never), got {self.entropy_audit_steps}")
+        for name, counted in _OWN_COUNTS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserTypeError(f"{name} must be a number of {counted}, got {value!r}")
+            if value < 0:
+                raise UserValueError(f"{name} must be at least 0 (never), got {value}")
+        if self.entropy_lens_tokens and not self.entropy_lens_steps:
+            raise UserValueError(
+                f"entropy_lens_tokens is {self.entropy_lens_tokens}, but entropy_lens_steps is 0: set it too, such as "
+                "10 to record every tenth step"
+            )
         with users(ValueError, TypeError):  # TRL's and transformers' own checks of the fields
             super().__post_init__()
 
@@ -174,6 +203,8 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
         upgraded.__class__ = cls
         return upgraded
 
+
+_OWN_COUNTS = {"entropy_audit_steps": "steps", "entropy_lens_steps": "steps", "entropy_lens_tokens": "tokens"}
 
 # TRL checks these only after the first generation, in the first loss or with the first rewards, or divides by them.
 _WORDS = ("loss_type", "importance_sampling_level", "scale_rewards")

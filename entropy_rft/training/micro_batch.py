@@ -16,6 +16,8 @@ from entropy_rft.training.batch import MicroBatch
 STATISTICS = ("entropy_rft_log_prob", "entropy_rft_entropy", "entropy_rft_expected_discriminant")
 DROPPED = "entropy_rft_dropped"
 """Tokens ``(B, T)`` that leave the gradient without a change of their advantage."""
+PENALTY = "entropy_rft_penalty"
+"""What the rule adds to the loss, a :class:`~entropy_rft.entropy.Penalty` with weights ``(B, T)``."""
 UPDATE = "entropy_rft_update"
 """Which update of its generation a micro-batch is prepared for, from 1."""
 

@@ -18,7 +18,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from entropy_rft.atomic import write_text
 from entropy_rft.files import json_text, read_yaml
-from entropy_rft.run_files import CHECKPOINT, CHECKPOINT_MARKER, FINDINGS, METRICS, RECIPE, RUN, earlier_recipe_name
+from entropy_rft.run_files import (
+    CHECKPOINT,
+    CHECKPOINT_MARKER,
+    FINDINGS,
+    LENS,
+    LENS_TOKENS,
+    METRICS,
+    RECIPE,
+    RUN,
+    earlier_recipe_name,
+)
 
 _SUMMARY = ("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "total_flos")
 _PACKAGES = ("entropy_rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
@@ -28,7 +38,8 @@ class RunDirectory:
     """The files of one run.
 
     ``run.json`` describes it, ``recipe.yaml`` repeats it, ``metrics.jsonl`` has one line per log.
-    ``findings.jsonl`` has one line for each finding of the doctor.
+    ``findings.jsonl`` has one line for each finding of the doctor, ``lens.jsonl`` and ``lens_tokens.jsonl`` have one
+    for each update that the lens recorded.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -122,15 +133,24 @@ class RunDirectory:
         write_text(self.path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True))
 
     def keep_until(self, step: int) -> float:
-        """Discard metrics and findings after `step`, and incomplete lines; returns the time (s) of the last kept."""
+        """Discard what was logged after `step`, and incomplete lines; returns the time (s) of the last kept metrics."""
         kept = self._entries(METRICS, step)
         self.make()
         # (Earlier versions wrote NaN, which is no JSON.)
         write_text(self.path / METRICS, "".join(json_text(entry) + "\n" for entry in kept))
-        if (self.path / FINDINGS).is_file():
-            findings = self._entries(FINDINGS, step)
-            write_text(self.path / FINDINGS, "".join(json_text(entry) + "\n" for entry in findings))
+        self._keep(FINDINGS, step)
+        self.keep_lens_until(step)
         return next((entry["time"] for entry in reversed(kept) if "time" in entry), 0.0)
+
+    def keep_lens_until(self, step: int) -> None:
+        """Discard what the lens recorded after `step`."""
+        for name in (LENS, LENS_TOKENS):
+            self._keep(name, step)
+
+    def _keep(self, name: str, step: int) -> None:
+        if (self.path / name).is_file():
+            kept = self._entries(name, step)
+            write_text(self.path / name, "".join(json_text(entry) + "\n" for entry in kept))
 
     def findings(self) -> list[dict[str, Any]]:
         """What the doctor found in this run."""
@@ -147,6 +167,12 @@ class RunDirectory:
     def append_finding(self, entry: Mapping[str, Any]) -> None:
         """As `append_metrics`, for a finding of the doctor."""
         self._append(FINDINGS, entry)
+
+    def append_lens(self, sums: Mapping[str, Any], tokens: Mapping[str, Any] | None) -> None:
+        """As `append_metrics`, for one update that the lens recorded: its sums, and its tokens as text if any."""
+        self._append(LENS, sums)
+        if tokens is not None:
+            self._append(LENS_TOKENS, tokens)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         file = self.path / name

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,22 +17,32 @@ import torch.distributed as dist
 import trl
 import trl.trainer.utils as trl_utils
 from torch import Tensor
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from entropy_rft.entropy import TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy.phases import PHASES
 from entropy_rft.entropy.rules.whole_batch import per_token
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
 from entropy_rft.sampling.shrinking import shrinking_generation
-from entropy_rft.training.audit import PHASES, AuditedBatch, EntropyAudit, RandomState
+from entropy_rft.training.audit import AuditedBatch, EntropyAudit, RandomState
 from entropy_rft.training.batch import decide, phase_metrics
 from entropy_rft.training.config import EntropyGRPOConfig
-from entropy_rft.training.micro_batch import DROPPED, UPDATE, loss_mask, micro_batch, with_statistics
+from entropy_rft.training.lens import LensRecorder
+from entropy_rft.training.micro_batch import DROPPED, PENALTY, UPDATE, loss_mask, micro_batch, with_statistics
+from entropy_rft.training.penalty import PenaltyTerms, does_nothing, with_penalties
 from entropy_rft.training.reward_inputs import RewardInputs, counted, not_finite_metrics
 from entropy_rft.training.rule_state import RuleState
-from entropy_rft.training.trl_hooks import StatisticsReady, statistics_head, vllm_for, warn_outside_tested_trl
+from entropy_rft.training.trl_hooks import (
+    generation_cannot_shrink,
+    loss_weights,
+    old_policy_pass_forced,
+    policy_statistics,
+    statistics_pass,
+    vllm_for,
+    warn_outside_tested_trl,
+)
 
 
 class EntropyGRPOTrainer(GRPOTrainer):
@@ -79,7 +89,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             args = EntropyGRPOConfig(f"{name.rstrip('/').split('/')[-1]}-EntropyGRPO")
         elif not isinstance(args, EntropyGRPOConfig):
             args = EntropyGRPOConfig.from_grpo(args)
-        self.entropy_clip = args.build_entropy_clip()
+        rule = args.build_entropy_clip()
+        self.entropy_clip = None if rule is None or rule.idle else rule
         if reward_funcs is not None:
             several = isinstance(reward_funcs, list)
             rewards = [fitted(r, args.think_end_token) for r in (reward_funcs if several else [reward_funcs])]
@@ -90,15 +101,19 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         self._reward_inputs = RewardInputs(self.reward_funcs, self._marker)
-        wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0
+        wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0 or args.entropy_lens_steps > 0
         self._needs_statistics = self.entropy_clip is not None or self._reward_inputs.need_entropies or wanted_anyway
         if self._reward_inputs.need_entropies and not self._marker:
             raise UserValueError(missing_marker(args.think_end_token, self._tokenizer))
 
         self._shrinks = args.shrink_generation_batch
-        if self._shrinks and (reason := self._generation_cannot_shrink()):
+        if self._shrinks and (reason := generation_cannot_shrink(self)):
             self._shrinks = False
             warnings.warn(f"shrink_generation_batch has no effect with {reason}", stacklevel=2)
+
+        acting = self.entropy_clip
+        if acting and acting.later_updates_only and self._on_policy and self.accelerator.is_main_process:
+            warnings.warn(does_nothing(acting, args), stacklevel=2)
 
         # State of the current generation, and of the current optimisation step.
         self._old_policy: TokenStatistics | None = None
@@ -109,26 +124,31 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._step_batches: list[Any] = []
         self._prepared: deque[dict[str, Any]] = deque()
         self._updates_since_generation = 0
-        self._refreshing = False
         self._without_gradient: Tensor | None = None
+        self._lens: LensRecorder | None = None
+        self._penalties = PenaltyTerms()
+        self._loss_log_prob: list[Tensor] | None = None  # of the loss that is being computed, where a penalty needs it
         self._audit: EntropyAudit | None = None
         self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         if self.entropy_clip is not None and self.entropy_clip.state_dict():
             self.add_callback(RuleState(self.entropy_clip))
+        if args.entropy_lens_steps > 0:
+            self._lens = LensRecorder(
+                args.entropy_lens_steps,
+                args.entropy_lens_tokens,
+                args.output_dir,
+                self._marker,
+                self._tokenizer,
+                lambda: self._process_group,
+            )
         if args.entropy_audit_steps > 0:
-            self._audit = EntropyAudit(args.entropy_audit_steps, self._log_values, lambda: self._process_group)
+            observer = None if self._lens is None else self._lens.measured
+            self._audit = EntropyAudit(
+                args.entropy_audit_steps, self._log_values, lambda: self._process_group, observer
+            )
             self.add_callback(self._audit)
-
-    def _generation_cannot_shrink(self) -> str | None:
-        # The first two generate by other means; the others name a cache, or count tokens from the end of the prompt.
-        for name in ("use_vllm", "use_transformers_continuous_batching", "cache_implementation", "generation_kwargs"):
-            if value := getattr(self.args, name):
-                return f"{name}: {value!r}"
-        if self._is_vlm:
-            return "images, which belong to the rows of the whole batch"
-        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            return "sharded weights, where all processes make the same forward passes"
-        return None
+        if self._lens is not None:
+            self.add_callback(self._lens)  # after the audit: it writes what the audit measured
 
     @property
     def _process_group(self) -> dist.ProcessGroup | None:
@@ -166,7 +186,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         made_by_trl = self._trl_makes_old_policy_pass()
         self._old_policy, self._awaiting_old_policy_pass = None, True
         try:
-            with self._old_policy_pass_forced():
+            with old_policy_pass_forced(self):
                 output = super()._generate_and_score_completions(inputs)
             statistics = self._old_policy
         finally:
@@ -179,25 +199,20 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._log_phases(output, statistics.entropy)
         return with_statistics(output, statistics)
 
-    def _trl_makes_old_policy_pass(self) -> bool:
-        every = self.args.steps_per_generation * self.args.num_iterations
-        corrected = self.use_vllm and self.vllm_importance_sampling_correction
-        return corrected or self.args.gradient_accumulation_steps % every != 0
+    @property
+    def _on_policy(self) -> bool:
+        """Whether each generation serves a single update."""
+        every: int = self.args.steps_per_generation * self.args.num_iterations
+        return self.args.gradient_accumulation_steps % every == 0
 
-    @contextmanager
-    def _old_policy_pass_forced(self) -> Iterator[None]:
-        # During generation TRL reads num_iterations only to decide whether to make this pass, for which it has every
-        # tensor (and every image). With more iterations than accumulation steps it always makes the pass.
-        iterations: int = self.args.num_iterations
-        self.num_iterations = self.args.gradient_accumulation_steps + 1
-        try:
-            yield
-        finally:
-            self.num_iterations = iterations
+    def _trl_makes_old_policy_pass(self) -> bool:
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        return corrected or not self._on_policy
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        inside = super()._get_per_token_logps_and_entropies
         if self._awaiting_old_policy_pass:  # TRL's first pass of a generation; one over the reference may follow
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
@@ -210,46 +225,19 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 generated &= ~masked
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
             arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
-            self._old_policy, aux_loss = self._statistics_pass(arguments, kwargs)
+            self._old_policy, aux_loss = statistics_pass(inside, arguments, kwargs)
             log_prob, entropy = self._old_policy.log_prob, self._old_policy.entropy
             return log_prob.masked_fill(masked.to(log_prob.device), 0.0), entropy, aux_loss
-        if self._refreshing:
-            arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
-            raise StatisticsReady(self._statistics_pass(arguments, kwargs)[0])
         random_state = self._random_state() if self._audited is not None else None
-        log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        log_prob, entropy, aux_loss = inside(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if self._audited is not None and random_state is not None and entropy is not None:
             arguments = (input_ids, attention_mask, logits_to_keep, *args)
             self._audit_later(self._audited, entropy.detach(), random_state, arguments, kwargs)
+        if self._loss_log_prob is not None:
+            self._loss_log_prob.append(log_prob)
         if self._without_gradient is not None:
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
-
-    def _statistics_pass(self, arguments: tuple, keywords: dict[str, Any]) -> tuple[TokenStatistics, Tensor | None]:
-        """TRL's pass with our statistics in it, ``(B, T)``; its auxiliary loss too."""
-        _, _, attention_mask, logits_to_keep, *_ = arguments
-        with statistics_head() as collected:
-            log_prob, entropy, aux_loss = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
-        expected = torch.zeros_like(entropy)
-        scored = attention_mask[:, -logits_to_keep:] != 0
-        expected[scored.to(expected.device)] = torch.cat(collected).to(expected.device)
-        return TokenStatistics(log_prob, entropy, expected), aux_loss
-
-    def _refreshed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The micro-batch with the statistics of the policy as it is now; TRL's old log-probabilities stay."""
-        state = self._random_state()
-        self._refreshing = True
-        try:
-            # TRL's loss gives the forward all its tensors (images, token types); the exception ends it right after.
-            with torch.no_grad(), state.again():
-                super()._compute_loss(self.model, inputs)
-        except StatisticsReady as ready:
-            return with_statistics(inputs, ready.statistics)
-        finally:
-            self._refreshing = False
-        raise RuntimeError(f"trl {trl.__version__} computed a loss without a pass over the policy")
 
     def _random_state(self) -> RandomState:
         return RandomState({parameter.device for parameter in self.model.parameters()})
@@ -345,14 +333,21 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._step = step
         self._updates_since_generation += 1
         if self.args.entropy_clip_refresh:
-            prepared = [self._refreshed(x) if update > 1 else x for x, update in zip(prepared, updates, strict=True)]
+            # TRL's old log-probabilities stay.
+            prepared = [
+                with_statistics(inputs, policy_statistics(self, inputs)) if update > 1 else inputs
+                for inputs, update in zip(prepared, updates, strict=True)
+            ]
         decision = decide(self.entropy_clip, [micro_batch(inputs) for inputs in prepared], self._process_group)
         self._log_values(decision.metrics)
         if self.args.steps_per_generation * self.args.num_iterations > self.args.gradient_accumulation_steps:
             prepared = self._by_update(prepared, updates, decision.metrics)
+        if self._lens is not None and self._lens.due(self.state.global_step):
+            self._lens.record(prepared, decision.keep)
         if self.entropy_clip is None:
             return prepared
-        return [self._clipped(inputs, keep) for inputs, keep in zip(prepared, decision.keep, strict=True)]
+        prepared = [self._clipped(inputs, keep) for inputs, keep in zip(prepared, decision.keep, strict=True)]
+        return with_penalties(prepared, decision.penalty, updates)
 
     def _by_update(
         self, prepared: list[dict[str, Any]], updates: list[int], metrics: Mapping[str, float]
@@ -376,12 +371,20 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._without_gradient = inputs.get(DROPPED)
+        self._loss_log_prob = [] if PENALTY in inputs else None
         if self._audit is not None and self.model.training and self._audit.due(self.state.global_step):
             self._audited = inputs
         try:
-            return super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
+            return loss if self._loss_log_prob is None else loss + self._penalty(inputs, *self._loss_log_prob)
         finally:
-            self._without_gradient = self._audited = None
+            self._without_gradient = self._audited = self._loss_log_prob = None
+
+    def _penalty(self, inputs: dict[str, Any], log_prob: Tensor) -> Tensor:
+        added = self._penalties.add(inputs, log_prob, loss_weights(self, inputs))
+        if not self._prepared:  # the step's last micro-batch
+            self._log_values({"entropy_clip/penalty": self._penalties.mean(self._process_group)})
+        return added
 
 
 # What `help()` and editors show: TRL's own arguments.

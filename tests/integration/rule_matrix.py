@@ -1,4 +1,4 @@
-"""Every rule with settings under which it drops some tokens of a small batch: what the tests over all rules run.
+"""Every rule with settings under which it acts on some tokens of a small batch: what the tests over all rules run.
 
 A new rule is included when it is in `RULES`.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from entropy_rft.entropy import RULES, Rule
+import torch
+from torch import Tensor
 
-LOOSE = {"target": "10x"}
-"""Of options that are no thresholds: a value with which the rule drops tokens at once."""
+from entropy_rft.entropy import RULES, Decision, Rule
+
+LOOSE = {"target": "10x", "share": 0.1, "beta": 1.0}
+"""Of options that are no thresholds: a value with which the rule acts on tokens at once."""
 
 
 def loosened(name: str) -> dict[str, Any]:
@@ -29,9 +32,16 @@ def loosened(name: str) -> dict[str, Any]:
 
 
 def loose_fields(name: str) -> dict[str, Any]:
-    """The same as fields of the trainer's configuration."""
-    return {"entropy_clip": name, **{f"entropy_clip_{option}": value for option, value in loosened(name).items()}}
+    """The same as fields of the trainer's configuration, with the updates that the rule needs."""
+    options = {f"entropy_clip_{option}": value for option, value in loosened(name).items()}
+    return {"entropy_clip": name, **({"num_iterations": 2} if RULES[name].later_updates_only else {}), **options}
 
 
 def loose_rules() -> list[Rule]:
     return [rule(**loosened(name)) for name, rule in RULES.items()]
+
+
+def acted_on(decision: Decision) -> Tensor:
+    """The tokens that are dropped or get a penalty: bool, the shape of the mask."""
+    penalised = torch.zeros_like(decision.keep) if decision.penalty is None else decision.penalty.weight != 0
+    return ~decision.keep | penalised

@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from launching import CASES, ENGINES, FEW_CASES, HERE, STEPS, launch, launcher, needs_deepspeed
-from rule_matrix import loose_rules
+from rule_matrix import acted_on, loose_rules
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
+from entropy_rft.entropy.lens import COLUMNS, bucket_sums, lens_batch
+from entropy_rft.entropy.rules.whole_batch import WholeBatch
 
 pytestmark = pytest.mark.integration
 
@@ -46,6 +48,7 @@ Results = dict[str, dict[str, Any]]
 
 
 ALONE = "alone"
+TWO_UPDATES = ("refresh", *(name for name, rule in RULES.items() if rule.later_updates_only))
 
 
 def cases_of(engine: str) -> tuple[str, ...]:
@@ -84,14 +87,15 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
         check_that_one_learned_something(case, one, lora)
         # A rank may have nothing at all to learn from.
         assert [tokens > 0 for tokens in two["valid"]] == [True, not case.startswith("masked")], case
-        assert two["dropped"] == one["dropped"], case
+        assert two["places"] == one["places"], case
         bound = PEAR_BOUND if case.endswith("pear") else BOUND
         for name, parameter in one["parameters"].items():
             assert torch.equal(two["before"][name], one["before"][name]), (case, name)
             difference = (two["parameters"][name] - parameter).abs().max().item()
             assert difference <= bound, (case, name, difference)
         for number, (theirs, ours) in enumerate(zip(one["logs"], two["logs"], strict=True)):
-            later = case == "refresh" and number % 2 == 1  # the second update of a generation, which is logged once
+            # The second update of a generation, which is logged once.
+            later = case in TWO_UPDATES and number % 2 == 1
             logged = {name for name in (*METRICS, "pear/penalty") if not later or name in OF_EACH_UPDATE}
             for metric in (*METRICS, *(["pear/penalty"] if case.endswith("pear") else [])):
                 assert (metric in ours) == (metric in theirs) == (metric in logged), (case, metric)
@@ -105,15 +109,37 @@ def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), (case, metric)
             for metric in AUDIT:
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (case, metric)
+        for theirs, ours in zip(one["lens"], two["lens"], strict=True):
+            check_lens(case, theirs, ours)
+
+
+def check_lens(case: str, one: tuple[dict[str, Any], ...], two: tuple[dict[str, Any], ...]) -> None:
+    """Equal sums by bucket; only a token whose S* is an edge of a decile, but for rounding, may change its decile."""
+    (sums, tokens), (ours, our_tokens) = one, two
+    assert ours["step"] == sums["step"]
+    assert ours["columns"] == sums["columns"] == [*COLUMNS, "measured"], case
+    for partition in ("advantage_phase", "probability"):
+        for bucket, row in sums[partition].items():
+            assert ours[partition][bucket] == pytest.approx(row, rel=1e-3, abs=1e-4), (case, partition, bucket)
+    assert ours["edges"] == pytest.approx(sums["edges"], rel=1e-4, abs=1e-6), case
+    drops = case != "clip_cov" and not (case in RULES and RULES[case].later_updates_only)  # at every step
+    assert sum(row[3] for row in sums["probability"].values()) > 0 or not drops
+    changes, our_changes = ([token["change"] for token in each["tokens"]] for each in (tokens, our_tokens))
+    assert len(changes) == 4, case
+    assert our_changes == pytest.approx(changes, rel=1e-3, abs=1e-5), case
 
 
 def check_that_one_learned_something(case: str, one: dict[str, Any], lora: bool) -> None:
     """Or else equality says nothing."""
-    assert len(one["logs"]) == STEPS
-    assert len(one["dropped"]) > 3, case
-    # Clip-Cov's bounds are no multiples of the batch's spread: the untrained model's first batch has no candidate.
-    first = 1 if case == "clip_cov" else 0
-    assert {step for step, *_ in one["dropped"]} >= set(range(first, STEPS)), case
+    assert len(one["logs"]) == len(one["lens"]) == STEPS
+    assert len(one["places"]) > 3, case
+    steps = set(range(STEPS))
+    if case == "clip_cov":  # its bounds are no multiples of the batch's spread: the untrained model has no candidate
+        steps.remove(0)
+    if case in RULES and RULES[case].later_updates_only:
+        steps = set(range(1, STEPS, 2))
+        assert all(one["logs"][step]["entropy_clip/penalty"] > 1000 * BOUND for step in steps), case
+    assert {step for step, *_ in one["places"]} >= steps, case
     assert all(entry.get("reward_std", 1.0) > 0.1 for entry in one["logs"]), case
     kinds = ("lora_A", "lora_B") if lora else ("embed_tokens", "q_proj", "down_proj", "norm")
     for kind in kinds:
@@ -129,9 +155,19 @@ def decide_on_a_rank(rank: int, port: int, results: Any) -> None:
     statistics, advantages, mask = global_batch()
     part = slice(2 * rank, 2 * rank + 2)
     for number, clip in enumerate(CLIPS):
-        keep = clip.keep_mask(statistics.map(lambda x: x[part]), advantages[part], mask[part], group=dist.group.WORLD)
-        results[rank, number] = keep.tolist()
+        decision = clip.decide(statistics.map(lambda x: x[part]), advantages[part], mask[part], group=dist.group.WORLD)
+        results[rank, number] = acted_on(decision).tolist()
+    results[rank, "lens"] = lens_of(statistics.map(lambda x: x[part]), advantages[part], mask[part], dist.group.WORLD)
     dist.destroy_process_group()
+
+
+def lens_of(
+    statistics: TokenStatistics, advantages: torch.Tensor, mask: torch.Tensor, group: Any
+) -> tuple[list[list[float]], list[float]]:
+    batch = WholeBatch(statistics, advantages, mask, group)
+    phases = (batch.advantages > 0).long()
+    found = lens_batch(batch, phases, batch.statistics.entropy > 0.5)
+    return bucket_sums(found.index, found.sums, group).tolist(), found.edges.tolist()
 
 
 CLIPS = (
@@ -166,11 +202,18 @@ def test_the_rule_over_three_ranks_of_which_one_is_empty() -> None:
         found = dict(results)
     statistics, advantages, mask = global_batch()
     for number, clip in enumerate(CLIPS):
-        expected = clip.keep_mask(statistics, advantages, mask)
+        expected = acted_on(clip.decide(statistics, advantages, mask))
         joined = torch.tensor([row for rank in range(3) for row in found[rank, number]])
         assert torch.equal(joined, expected), clip
-    assert not any(clip_drops_nothing(clip) for clip in CLIPS[: len(RULES) + 2])
+    table, edges = lens_of(statistics, advantages, mask, None)
+    assert sum(row[0] for row in table) == 3 * int(mask.sum())
+    for rank in range(3):
+        its_table, its_edges = found[rank, "lens"]
+        assert its_edges == edges
+        for its_row, row in zip(its_table, table, strict=True):
+            assert its_row == pytest.approx(row, rel=1e-12, abs=1e-12)
+    assert not any(does_nothing(clip) for clip in CLIPS[: len(RULES) + 2])
 
 
-def clip_drops_nothing(clip: EntropyClip | Rule) -> bool:
-    return bool(clip.keep_mask(*global_batch()).all())
+def does_nothing(clip: EntropyClip | Rule) -> bool:
+    return not acted_on(clip.decide(*global_batch())).any()

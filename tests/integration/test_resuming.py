@@ -148,6 +148,21 @@ def test_auto_without_a_checkpoint_overwrites_its_own_run_only(
             shutil.rmtree(run)
 
 
+def test_what_the_lens_recorded_after_the_checkpoint_is_recorded_again(start: Start, tmp_path: Path) -> None:
+    run, names = tmp_path / "run", ("lens.jsonl", "lens_tokens.jsonl")
+    recorded = {"entropy_lens_steps": 1, "entropy_lens_tokens": 1, "lr_scheduler_type": "constant"}
+    start(max_steps=3, **recorded).train()
+    whole = [(run / name).read_bytes() for name in names]
+    shutil.rmtree(run)
+    start(max_steps=2, **recorded).train()
+    resumed = {"resume_from_checkpoint": str(run / "checkpoint-1"), "max_steps": 3}
+    start(**resumed, **recorded).train()
+    assert [(run / name).read_bytes() for name in names] == whole
+    # Also by a run that does not record any more.
+    start(**resumed | {"max_steps": 2}, lr_scheduler_type="constant").train()
+    assert [json.loads(line)["step"] for line in (run / "lens.jsonl").read_text().splitlines()] == [1]
+
+
 def test_a_second_run_is_refused_while_the_first_trains(start: Start, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 

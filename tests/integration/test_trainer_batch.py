@@ -11,7 +11,7 @@ import torch
 from rule_matrix import loose_fields
 
 from entropy_rft.entropy import RULES, Rule, TokenStatistics, token_statistics
-from entropy_rft.training.micro_batch import STATISTICS
+from entropy_rft.training.micro_batch import PENALTY, STATISTICS
 
 pytestmark = pytest.mark.integration
 
@@ -33,9 +33,13 @@ def record_losses(trainer: Any) -> list[dict[str, Any]]:
 
 
 def dropped_tokens(inputs: list[dict[str, Any]]) -> set[tuple]:
-    """(completion, position) of each dropped token."""
+    """(completion, position) of each token that is dropped or gets a penalty."""
     found = set()
     for batch in inputs:
+        if PENALTY in batch:
+            for row, t in batch[PENALTY].weight.nonzero().tolist():
+                mask = batch["completion_mask"][row].bool()
+                found.add((tuple(batch["completion_ids"][row][mask].tolist()), t))
         for ids, mask, advantages in zip(
             batch["completion_ids"], batch["completion_mask"], batch["advantages"], strict=True
         ):
@@ -62,16 +66,17 @@ def expected_drops(inputs: list[dict[str, Any]], clip: Rule, advantages: dict[tu
 @pytest.mark.parametrize("rule", RULES)
 def test_accumulation_does_not_change_the_mask(make_trainer: Callable, rule: str) -> None:
     found = {}
+    updates = 2 if RULES[rule].later_updates_only else 1
     for accumulation in (1, 4):
         trainer = make_trainer(
             **loose_fields(rule),
             per_device_train_batch_size=8 // accumulation,
             gradient_accumulation_steps=accumulation,
-            max_steps=1,
+            max_steps=updates,
         )
         inputs = record_losses(trainer)
         trainer.train()
-        assert len(inputs) == accumulation
+        assert len(inputs) == accumulation * updates
         found[accumulation] = dropped_tokens(inputs)
     assert found[4] == found[1]
     assert len(found[1]) > 5

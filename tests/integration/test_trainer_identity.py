@@ -1,4 +1,4 @@
-"""With the rule off and ordinary rewards the trainer is TRL's, bit for bit."""
+"""With the rule off, or with nothing to do, and ordinary rewards the trainer is TRL's, bit for bit."""
 
 from __future__ import annotations
 
@@ -88,10 +88,31 @@ def run(trainer_class: type, config_class: type, model_dir: Path, output: Path, 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_none_is_bit_identical_to_trl(random_model_dir: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    check_that_both_train_alike(random_model_dir, tmp_path, options, {"entropy_clip": "none"})
+
+
+KL_COV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "one update": ({}, {}),
+    "one update, accumulation": ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, {}),
+    "one update, lora": ({"lora": True, "loss_type": "grpo"}, {}),
+    "no weight": ({"num_iterations": 2}, {"entropy_clip_beta": 0}),
+    "no share": ({"steps_per_generation": 2, "per_device_train_batch_size": 4}, {"entropy_clip_share": 0}),
+}
+
+
+@pytest.mark.parametrize(("options", "rule"), KL_COV.values(), ids=KL_COV.keys())
+def test_kl_cov_is_bit_identical_to_trl_where_it_does_nothing(
+    random_model_dir: Path, tmp_path: Path, options: dict[str, Any], rule: dict[str, Any]
+) -> None:
+    rule = {"entropy_clip": "kl_cov", "entropy_clip_share": 0.1, **rule}
+    check_that_both_train_alike(random_model_dir, tmp_path, options, rule)
+
+
+def check_that_both_train_alike(
+    random_model_dir: Path, tmp_path: Path, options: dict[str, Any], rule: dict[str, Any]
+) -> None:
     theirs = run(GRPOTrainer, GRPOConfig, random_model_dir, tmp_path / "trl", options)
-    ours = run(
-        EntropyGRPOTrainer, EntropyGRPOConfig, random_model_dir, tmp_path / "ours", {**options, "entropy_clip": "none"}
-    )
+    ours = run(EntropyGRPOTrainer, EntropyGRPOConfig, random_model_dir, tmp_path / "ours", {**options, **rule})
     assert len(theirs[0]) == 3
     assert any(loss != 0 for loss, _, _ in theirs[0]) or "mask_truncated_completions" in options
     assert ours[0] == theirs[0]

@@ -70,7 +70,7 @@ def test_what_it_has_no_effect_with_is_named(make_trainer: Callable, fields: dic
 
 def test_where_it_cannot_be_the_run_goes_on_without_it(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """As under ZeRO-3, by which the tests of the launchers train the same recipes."""
-    monkeypatch.setattr("entropy_rft.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("entropy_rft.training.trl_hooks.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.warns(UserWarning, match="shrink_generation_batch has no effect with sharded weights"):
         trainer = make_trainer(shrink_generation_batch=True)
     assert not trainer._shrinks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -24,7 +25,8 @@ from transformers import AutoTokenizer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
 from entropy_rft.entropy import RULES
-from entropy_rft.training.micro_batch import STATISTICS
+from entropy_rft.run_files import LENS, LENS_TOKENS
+from entropy_rft.training.micro_batch import PENALTY, STATISTICS
 
 ACCUMULATION = 2
 GLOBAL_ROWS = 8  # of one optimisation step
@@ -68,9 +70,10 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         disable_tqdm=True,
         mask_truncated_completions=masked,
         entropy_audit_steps=1,
-        num_iterations=2 if case == "refresh" else 1,
+        entropy_lens_steps=1,
+        entropy_lens_tokens=2,
         entropy_clip_refresh=case == "refresh",
-        **loose_fields(rule),
+        **{"num_iterations": 2 if case == "refresh" else 1} | loose_fields(rule),
     )
     adapters = LoraConfig(
         r=4,
@@ -86,7 +89,8 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         rollout_func=scripted_rollout(completion),
         peft_config=adapters if lora else None,
     )
-    seen: dict[str, Any] = {"dropped": [], "valid": [], "engines": set()}
+    # "places": of the tokens that are dropped or get a penalty
+    seen: dict[str, Any] = {"places": [], "valid": [], "engines": set()}
     compute = trainer._compute_loss
 
     def recording(model: Any, inputs: dict[str, Any]) -> Any:
@@ -97,7 +101,10 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
         for ids, row_valid, advantages in zip(inputs["completion_ids"], valid, inputs["advantages"], strict=True):
             if (advantages != 0).any():
                 where = ((advantages == 0) & row_valid).nonzero().flatten().tolist()
-                seen["dropped"].extend((trainer.state.global_step, int(ids[0]), t) for t in where)
+                seen["places"].extend((trainer.state.global_step, int(ids[0]), t) for t in where)
+        if PENALTY in inputs:
+            for row, t in inputs[PENALTY].weight.nonzero().tolist():
+                seen["places"].append((trainer.state.global_step, int(inputs["completion_ids"][row, 0]), t))
         return compute(model, inputs)
 
     trainer._compute_loss = recording
@@ -111,14 +118,21 @@ def run(model_dir: str, output: Path, case: str, lora: bool) -> dict[str, Any]:
     result = {
         "num_processes": trainer.accelerator.num_processes,
         "engines": [sorted(rank["engines"]) for rank in ranks],
-        "dropped": sorted(place for rank in ranks for place in rank["dropped"]),
+        "places": sorted(place for rank in ranks for place in rank["places"]),
         "valid": [sum(rank["valid"]) for rank in ranks],
         "before": before,
         "parameters": after,
+        "lens": lens_lines(Path(args.output_dir)),
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
     close(trainer)
     return result
+
+
+def lens_lines(directory: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The sums and the stored tokens of each update."""
+    files = [(directory / name).read_text().splitlines() for name in (LENS, LENS_TOKENS)]
+    return [(json.loads(sums), json.loads(tokens)) for sums, tokens in zip(*files, strict=True)]
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:

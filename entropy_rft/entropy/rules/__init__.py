@@ -1,4 +1,4 @@
-"""Rules that choose which tokens of a batch leave the policy gradient, one module each.
+"""Rules that choose which tokens of a batch leave the policy gradient or get a penalty, one module each.
 
 The modules of this package are the list of rules: a new one is found automatically. The configuration, the command
 line's choices and help, and the tests read `RULES`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from entropy_rft.entropy.rules.rule import Decision, Rule
+from entropy_rft.entropy.rules.rule import Decision, Penalty, Rule
 
 
 def _rules() -> dict[str, type[Rule]]:
@@ -24,4 +24,4 @@ def _rules() -> dict[str, type[Rule]]:
 RULES = _rules()
 """Every rule by its name."""
 
-__all__ = ["RULES", "Decision", "Rule"]
+__all__ = ["RULES", "Decision", "Penalty", "Rule"]

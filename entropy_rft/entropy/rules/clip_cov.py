@@ -10,6 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+from entropy_rft.entropy.rules.covariance import covariances
 from entropy_rft.entropy.rules.rule import Decision, Rule, option
 from entropy_rft.entropy.rules.whole_batch import Advantages, WholeBatch
 from entropy_rft.entropy.statistics import TokenStatistics
@@ -58,9 +59,7 @@ class ClipCov(Rule):
         group: dist.ProcessGroup | None = None,
     ) -> Decision:
         batch = WholeBatch(statistics, advantages, mask, group)
-        log_prob = batch.statistics.log_prob
-        reward = batch.advantages.to(log_prob.dtype)
-        covariance = (log_prob - batch.mean(log_prob)) * (reward - batch.mean(reward))
+        covariance = covariances(batch)
         candidates = (covariance > self.cov_low) & (covariance < self.cov_high)
         dropped = batch.at_random(covariance, candidates, batch.allowed(self.max_fraction))
         metrics = {"covariance": batch.mean(covariance), "candidates": batch.mean(candidates.to(covariance.dtype))}

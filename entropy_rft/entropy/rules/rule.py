@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar
@@ -15,6 +15,26 @@ from torch import Tensor
 from entropy_rft.entropy.rules.whole_batch import Advantages
 from entropy_rft.entropy.statistics import TokenStatistics
 
+Term = Callable[[Float[Tensor, " tokens"], Float[Tensor, " tokens"]], Float[Tensor, " tokens"]]
+"""From ``log π`` and ``log π_old`` of each token ``(N,)`` to a number that is added to its loss, before its weight."""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a rule adds to the loss of single tokens: ``weight · term(log π, log π_old)``.
+
+    The trainer adds it where TRL adds its own KL term: after the ratio, its clipping and the masks, before the loss is
+    averaged as `loss_type` says. It leaves it out in the first update of a generation, see `term`.
+
+    Attributes:
+        weight: the shape of the mask. 0 where nothing is added, and where no token is valid.
+        term: a distance of the policy that is trained from the one that sampled. The term and its gradient must be 0
+            where both are the same.
+    """
+
+    weight: Float[Tensor, "batch time"]
+    term: Term
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -23,14 +43,17 @@ class Decision:
     Attributes:
         keep: bool, the shape of the mask. False only where a valid token is dropped.
         metrics: 0-dim tensors by name, of the whole batch; the trainer logs each as ``entropy_clip/NAME``.
+        penalty: what is added to the loss; None for a rule that only drops tokens. A rule either always has one or
+            never.
     """
 
     keep: Bool[Tensor, "batch time"]
     metrics: Mapping[str, Float[Tensor, ""]]
+    penalty: Penalty | None = None
 
 
 class Rule(ABC):
-    """Chooses the tokens of an optimisation batch that leave the policy gradient.
+    """Chooses the tokens of an optimisation batch that leave the policy gradient, or whose loss gets a penalty.
 
     A rule is one module of this package with one subclass: a frozen dataclass whose fields are made by :func:`option`.
     Its defaults are its preset. The first line of its docstring says what it does, in the command line's help too.
@@ -38,6 +61,13 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
+    later_updates_only: ClassVar[bool] = False
+    """True for a rule that does nothing in the first update of a generation."""
+
+    @property
+    def idle(self) -> bool:
+        """True where the fields leave the rule nothing to do in any batch; the run is then one without a rule."""
+        return False
 
     @abstractmethod
     def decide(

@@ -63,6 +63,28 @@ class WholeBatch:
         mean = self.mean(values)
         return mean, self.mean((values - mean).square()).sqrt()
 
+    def quantiles(self, values: Float[Tensor, " tokens"], shares: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Exact quantiles of a value of each token: for each share the smallest value with that share at or below it.
+
+        The search halves the interval of all floating-point numbers until one is left, so the processes exchange only
+        counts. 0 for an empty batch.
+
+        Args:
+            values: ``(N,)``; of the same type on all processes.
+            shares: ``(n,)``, each above 0 and at most 1.
+        """
+        if int(self.count) == 0:
+            return values.new_zeros(shares.shape)
+        wanted = (shares.to(self.count) * self.count - 1e-6).ceil().clamp(min=1).to(torch.long)
+        keys = _ordered(values).sort().values
+        bounds = torch.iinfo(keys.dtype)
+        low, high = (torch.full_like(wanted, bound, dtype=keys.dtype) for bound in (bounds.min, bounds.max))
+        for _ in range(bounds.bits):
+            middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+            reached = self._total(torch.searchsorted(keys, middle, right=True)) >= wanted
+            low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
+        return _unordered(high, values.dtype)
+
     def allowed(self, share: float) -> int:
         """How many tokens a share of the batch is; at least one."""
         return max(1, int(share * int(self.count) + 1e-9))
@@ -118,11 +140,14 @@ class WholeBatch:
         keep[self._valid] = ~dropped
         return keep
 
+    def spread(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, "batch time"]:
+        """A value of each token ``(N,)`` in its place, ``(B, T)``; 0 where no token is valid."""
+        placed = values.new_zeros(self._valid.shape)
+        placed[self._valid] = values
+        return placed
+
     def _total(self, value: Tensor) -> Tensor:
-        if self._group is not None:
-            value = value.clone()
-            dist.all_reduce(value, group=self._group)
-        return value
+        return total(value, self._group)
 
     def _gathered(self, values: Tensor) -> tuple[Tensor, int]:
         """The values ``(n,)`` of all processes one after the other, and the index where this one's begin."""
@@ -147,6 +172,14 @@ class WholeBatch:
         return chosen
 
 
+def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of `value` over the processes of `group`; `value` itself without a group."""
+    if group is not None:
+        value = value.clone()
+        dist.all_reduce(value, group=group)
+    return value
+
+
 def per_token(advantages: Advantages, mask: Shaped[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
     """`advantages` ``(B,)`` or ``(B, T)`` as ``(B, T)``."""
     if advantages.dim() == 1 and advantages.shape[0] == mask.shape[0]:
@@ -156,3 +189,15 @@ def per_token(advantages: Advantages, mask: Shaped[Tensor, "batch time"]) -> Flo
             f"advantages must be (B,) or (B, T) for a mask of shape {tuple(mask.shape)}, got {tuple(advantages.shape)}"
         )
     return advantages
+
+
+def _ordered(values: Tensor) -> Tensor:
+    """float32 or float64 numbers as integers of the same order: their bits; of negative numbers all but the sign
+    flipped."""
+    bits = values.view(torch.int32 if values.dtype == torch.float32 else torch.int64)
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)
+
+
+def _unordered(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`_ordered`."""
+    return torch.where(keys < 0, keys ^ torch.iinfo(keys.dtype).max, keys).view(dtype)

@@ -10,7 +10,8 @@ from reading import ROOT
 from entropy_rft.entropy import RULES
 from entropy_rft.rewards.catalogue import reward_names
 
-TABLE = re.compile(r"^\| rule \| fields and presets \|.*\n\|[- |]+\n((?:\|.*\n)+)", re.MULTILINE)
+COLUMNS = ["rule", "fields and presets", "reads", "drops or adds", "costs", "does nothing when"]
+TABLE = re.compile(rf"^\| {re.escape(' | '.join(COLUMNS))} \|\n\|[- |]+\n((?:\|.*\n)+)", re.MULTILINE)
 
 
 def test_each_rule_has_a_row_with_its_fields_and_presets() -> None:
@@ -18,6 +19,7 @@ def test_each_rule_has_a_row_with_its_fields_and_presets() -> None:
     (table,) = TABLE.findall(page)
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     assert [row[0] for row in rows] == [f"`{name}`" for name in RULES]
+    assert all(len(row) == len(COLUMNS) and all(row) for row in rows)
     for row, rule in zip(rows, RULES.values(), strict=True):
         said = dict(re.findall(r"`(\w+)` ([^,]+)", row[1]))
         presets = {each.name: each.default for each in fields(rule)}  # type: ignore[arg-type]

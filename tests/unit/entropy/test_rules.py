@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from rule_matrix import loosened
+from rule_matrix import acted_on, loosened
 from torch import Tensor
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics, token_statistics
@@ -27,37 +27,44 @@ def batch(rows: int = 8, length: int = 40, seed: int = 0) -> tuple[TokenStatisti
     return token_statistics(logits, ids), torch.randn(rows, generator=generator), mask
 
 
-def test_it_drops_some_valid_tokens_and_no_other(rule: Rule) -> None:
+def acted(rule: Rule, *arguments: Tensor | TokenStatistics) -> Tensor:
+    return acted_on(rule.decide(*arguments))  # type: ignore[arg-type]
+
+
+def test_it_acts_on_some_valid_tokens_and_no_other(rule: Rule) -> None:
     statistics, advantages, mask = batch()
     decision = rule.decide(statistics, advantages, mask)
-    dropped = ~decision.keep
+    chosen = acted_on(decision)
     assert decision.keep.dtype == torch.bool
     assert decision.keep.shape == mask.shape
-    assert 5 < int(dropped.sum()) < int(mask.sum()) / 2
-    assert not dropped[mask == 0].any()
+    assert 5 < int(chosen.sum()) < int(mask.sum()) / 2
+    assert not chosen[mask == 0].any()
+    # A rule has its effect where its class says.
+    assert type(rule).later_updates_only == (decision.penalty is not None)
+    assert not rule.idle
     assert all(value.dim() == 0 and torch.isfinite(value) for value in decision.metrics.values())
     assert torch.equal(rule.keep_mask(statistics, advantages, mask), decision.keep)
 
 
 def test_padding_may_hold_anything_and_its_place_does_not_matter(rule: Rule) -> None:
     statistics, advantages, mask = batch()
-    keep = rule.keep_mask(statistics, advantages, mask)
+    expected = acted(rule, statistics, advantages, mask)
     spoiled = statistics.map(lambda x: torch.where(mask != 0, x, float("nan")))
-    assert torch.equal(rule.keep_mask(spoiled, advantages.unsqueeze(1).expand(mask.shape), mask), keep)
+    assert torch.equal(acted(rule, spoiled, advantages.unsqueeze(1).expand(mask.shape), mask), expected)
     # One row of valid tokens only: as the trainer joins micro-batches of different lengths.
     joined = statistics.map(lambda x: x[mask != 0].unsqueeze(0))
     flat = advantages.unsqueeze(1).expand(mask.shape)[mask != 0].unsqueeze(0)
-    assert torch.equal(rule.keep_mask(joined, flat, torch.ones_like(flat))[0], keep[mask != 0])
+    assert torch.equal(acted(rule, joined, flat, torch.ones_like(flat))[0], expected[mask != 0])
 
 
 def test_the_order_of_the_completions_does_not_matter(rule: Rule) -> None:
     statistics, advantages, mask = batch()
     order = torch.randperm(len(mask), generator=torch.Generator().manual_seed(1))
-    moved = rule.keep_mask(statistics.map(lambda x: x[order]), advantages[order], mask[order])
-    assert torch.equal(moved, rule.keep_mask(statistics, advantages, mask)[order])
+    moved = acted(rule, statistics.map(lambda x: x[order]), advantages[order], mask[order])
+    assert torch.equal(moved, acted(rule, statistics, advantages, mask)[order])
 
 
-def test_degenerate_batches_keep_everything(rule: Rule) -> None:
+def test_nothing_is_done_to_degenerate_batches(rule: Rule) -> None:
     statistics, advantages, mask = batch()
     empty = TokenStatistics(*(torch.zeros(2, 0) for _ in range(3)))
     one_token = token_statistics(torch.randn(1, 1, 4), torch.zeros(1, 1, dtype=torch.long))
@@ -68,15 +75,15 @@ def test_degenerate_batches_keep_everything(rule: Rule) -> None:
         (one_token, torch.ones(1), torch.ones(1, 1)),
         (single_word, -torch.ones(3), torch.ones(3, 5)),
     ):
-        keep = copy.deepcopy(rule).keep_mask(*arguments)
-        assert keep.shape == arguments[2].shape
-        assert keep.all()
+        chosen = acted(copy.deepcopy(rule), *arguments)
+        assert chosen.shape == arguments[2].shape
+        assert not chosen.any()
 
 
 def test_a_broken_token_costs_no_other(rule: Rule) -> None:
     statistics, advantages, mask = batch()
     broken = statistics.map(lambda x: x.masked_fill(torch.arange(x.shape[1]) == 3, float("nan")))
-    assert rule.keep_mask(broken, advantages, mask).all()
+    assert not acted(rule, broken, advantages, mask).any()
 
 
 def test_shapes_that_do_not_fit_are_named(rule: Rule) -> None:

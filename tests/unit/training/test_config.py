@@ -60,6 +60,10 @@ def test_every_rule_has_its_fields_and_its_help(tmp_path: Path, name: str) -> No
         ({"entropy_clip_mu_low": "a"}, TypeError, "entropy_clip_mu_low must be a number"),
         ({"entropy_clip_max_fraction": 2}, ValueError, "entropy_clip_max_fraction must be at most 1, got 2"),
         ({"entropy_clip_advantages": "negatives"}, ValueError, "did you mean negative"),
+        ({"entropy_lens_steps": -1}, ValueError, r"entropy_lens_steps must be at least 0 \(never\), got -1"),
+        ({"entropy_lens_steps": 2.5}, TypeError, "entropy_lens_steps must be a number of steps, got 2.5"),
+        ({"entropy_lens_tokens": True}, TypeError, "entropy_lens_tokens must be a number of tokens, got True"),
+        ({"entropy_lens_tokens": 3}, ValueError, "entropy_lens_tokens is 3, but entropy_lens_steps is 0: set it too"),
         ({"think_end_token": ""}, ValueError, "think_end_token must be a non-empty string"),
     ],
 )

@@ -235,6 +235,8 @@ def test_the_completion_stands_in_for_the_thinking() -> None:
         ("rule_idle", "clip_cov", {}, "lower entropy_clip_cov_low from 1 to 0.5"),
         ("entropy_collapse", "target", {}, "raise entropy_clip_target from 0.5x to 0.75x, or lower learning_rate"),
         ("entropy_runaway", "target", {}, "lower entropy_clip_target from 0.5x to 0.35x"),
+        ("entropy_collapse", "kl_cov", {}, "raise entropy_clip_share from 0.0002 to 0.002, or lower learning_rate"),
+        ("entropy_runaway", "kl_cov", {}, "lower entropy_clip_share from 0.0002 to 2e-05, or lower learning_rate"),
         ("rule_at_bound", "clip_v", {}, "raise entropy_clip_max_fraction from 0.0001 to 0.001"),
         ("no_spread", None, {}, "raise num_generations from 8 to 16"),
         ("truncated", None, {}, "raise max_completion_length from 512 to 1024"),
@@ -257,6 +259,7 @@ def test_a_rule_is_judged_only_where_its_fields_say_what_it_should_do() -> None:
     assert names({"entropy_clip/dropped": [0.1] * 40}, facts("clip_b")) == []  # it has no bound
     assert names({"entropy_clip/dropped": [2e-4] * 40}, facts("clip_cov")) == []  # the share is its dose
     assert names(SICK["rule_idle"], facts("target")) == []  # it need not drop anything
+    assert names(SICK["rule_idle"], facts("kl_cov")) == []  # it drops nothing
     held = {"entropy_clip/dropped": [0.05] * 40, "entropy_clip/at_bound": [0.0] * 40}
     assert names(held, facts("target")) == []
     [finding] = found(held | {"entropy_clip/at_bound": [1.0] * 40}, facts("target"))

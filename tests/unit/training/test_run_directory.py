@@ -118,3 +118,19 @@ def test_findings_after_the_checkpoint_are_dropped_like_the_metrics(tmp_path: Pa
     directory.keep_until(4)
     assert [entry["step"] for entry in directory.findings()] == [2]
     assert (tmp_path / "findings.jsonl").read_text().count("\n") == 1
+
+
+def test_what_the_lens_recorded_after_the_checkpoint_is_dropped_too(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.keep_until(0)
+    assert not list(tmp_path.glob("lens*"))
+    directory.append_lens({"step": 2, "columns": ["tokens"]}, None)
+    assert not (tmp_path / "lens_tokens.jsonl").exists()
+    for step in (4, 6):
+        directory.append_lens({"step": step, "edges": [float("nan")]}, {"step": step, "tokens": []})
+    directory.keep_until(4)
+    steps = {
+        name: [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("lens.jsonl", "lens_tokens.jsonl")
+    }
+    assert steps == {"lens.jsonl": [2, 4], "lens_tokens.jsonl": [4]}
