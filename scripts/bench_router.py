@@ -8,8 +8,9 @@
 Closed-loop load at each concurrency, plain and streamed. The contenders take turns; the result is the median of the
 rounds. Servers are processes of their own: the one under test has its own core, the load and the stubs share another
 (with `--no-pin` the system chooses). The router is asked with cached questions (64 of them), with a new question each
-time whose hidden state comes from a stub of a pooling server, and with a new one each time that the tiny reasoner reads
-in the router's own process. At the end one router answers `--memory-requests` of all kinds, and its memory is read.
+time whose hidden state comes from a stub of a pooling server, and with a new one each time that the embedded model
+reads in the router's own process. At the end one router answers `--memory-requests` of all kinds, and its memory is
+read.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from gpu_stages.machine import environment, gpu  # noqa: E402
-from gpu_stages.recording import ENGINES, TINY, child_environment, read, write  # noqa: E402
+from gpu_stages.recording import ENGINES, child_environment, read, write  # noqa: E402
+
+from entropy_rft.assets import DEFAULT_MODEL  # noqa: E402
 
 LOG = "log.txt"
 LEAST_SECONDS = 10  # a stage that would have less is not begun
@@ -91,7 +93,7 @@ def arguments(argv: Sequence[str] | None, stages: Sequence[Stage]) -> argparse.N
     parser.add_argument("--start", choices=names, default=names[0], help="begin here (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=names, help="no other stages than these")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default: %(default)s)")
-    parser.add_argument("--model", default=TINY, help="that the stage methods trains (default: %(default)s)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="that the stage methods trains (default: %(default)s)")
     parser.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="of the stage engines (default: all)"
     )

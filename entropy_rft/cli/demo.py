@@ -6,8 +6,10 @@ import argparse
 import sys
 from typing import Any
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.cli.errors import TERMINATED
 from entropy_rft.cli.flags import path
+from entropy_rft.demo.models import MODELS
 from entropy_rft.signals import Terminated, sigterm_raises
 
 
@@ -15,10 +17,11 @@ def add_parser(subparsers: Any) -> None:
     """Register the verb."""
     parser = subparsers.add_parser(
         "demo",
-        help="train GRPO, Clip_B and Clip_B with PEAR on the embedded model and compare them",
+        help="train GRPO, Clip_B and Clip_B with PEAR on a small model and compare them",
         description=(
             "From one checkpoint and the same questions, train GRPO, Clip_B, and Clip_B with PEAR; evaluate each on "
-            "held-out questions; print a table and write an HTML report. Needs no GPU and no download."
+            "held-out questions; print a table and write an HTML report. Needs no GPU, and with the embedded model no "
+            "download."
         ),
     )
     add = parser.add_argument
@@ -29,9 +32,19 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="where runs and report go (default: %(default)s)",
     )
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        choices=MODELS,
+        help="; ".join(f"{model.name}: {model.about}" for model in MODELS.values()) + " (default: %(default)s)",
+    )
     add("--steps", type=int, metavar="N", help="optimisation steps of each method (default: the recipes')")
-    add("--questions", type=int, default=120, metavar="N", help="held-out questions (default: %(default)s)")
-    add("--samples", type=int, default=8, metavar="N", help="completions per question (default: %(default)s)")
+    questions, samples = (
+        ", ".join(f"{getattr(model, name)} with {model.name}" for model in MODELS.values())
+        for name in ("questions", "samples")
+    )
+    add("--questions", type=int, metavar="N", help=f"held-out questions (default: {questions})")
+    add("--samples", type=int, metavar="N", help=f"completions per question (default: {samples})")
     add("--seed", type=int, default=0, help="of training and of sampling (default: %(default)s)")
     parser.set_defaults(run=run)
 
@@ -40,13 +53,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; SIGTERM ends it as Ctrl-C does.
 
     Raises:
-        ValueError: an argument is out of range, or matplotlib is missing.
+        ValueError: an argument is out of range, the model was not fetched, or a package is missing.
     """
     try:
         with sigterm_raises():
-            from entropy_rft.demo import Demo
+            from entropy_rft.demo.run import Demo
 
-            return Demo(args.output_dir, args.steps, args.questions, args.samples, args.seed).run()
+            demo = Demo(
+                args.output_dir,
+                model=args.model,
+                steps=args.steps,
+                questions=args.questions,
+                samples=args.samples,
+                seed=args.seed,
+            )
+            return demo.run()
     except Terminated:
         print("entropy-rft: terminated", file=sys.stderr)
         return TERMINATED

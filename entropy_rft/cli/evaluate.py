@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="directory, hub name, tiny_reasoner or smollm2; or a LoRA adapter",
+        help="directory, hub name, modulo_reasoner or smollm2; or a LoRA adapter",
     )
     add_task(add, split="test")
     add_sampling(add, samples=8, of="question, the k of avg@k")

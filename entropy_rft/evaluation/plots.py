@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from entropy_rft.evaluation.result import Evaluation
+from entropy_rft.evaluation.result import Evaluation, Scores
 from entropy_rft.evaluation.run import Run
 from entropy_rft.reporting.figures import DASHES, INK, colour, new_figure, svg_text
 
@@ -140,18 +140,20 @@ def accuracy_against_thinking_svg(rows: Sequence[tuple[int, str, Evaluation]]) -
     return svg_text(figure, "accuracy", alt) if shown else None
 
 
-def difficulty_svg(
-    rows: Sequence[tuple[int, str, Evaluation]], title: str, field: str, unit: str, scale: float
-) -> str | None:
-    """One score (`field`, times `scale`) against the difficulty; rows are (colour index, label, evaluation)."""
+Score = Callable[[Evaluation, Scores], float | None]
+"""What to draw of a level of an evaluation: a function of both."""
+
+
+def difficulty_svg(rows: Sequence[tuple[int, str, Evaluation]], title: str, score: Score, unit: str) -> str | None:
+    """One score against the difficulty; rows are (colour index, label, evaluation)."""
     figure, axes = new_figure()
     levels = difficulty_levels([evaluation for _, _, evaluation in rows])
     empty = True
     for index, _, evaluation in rows:
         points = [
-            (levels.index(level), scale * getattr(scores, field))
+            (levels.index(level), value)
             for level, scores in evaluation.by_difficulty.items()
-            if getattr(scores, field) is not None
+            if (value := score(evaluation, scores)) is not None
         ]
         if points:
             empty = False
@@ -161,7 +163,7 @@ def difficulty_svg(
     axes.set_xticks(range(len(levels)), levels)
     axes.set_xlabel("difficulty")
     axes.set_ylabel(unit)
-    return svg_text(figure, field, f"{title}; runs: {', '.join(label for _, label, _ in rows)}")
+    return svg_text(figure, title, f"{title}; runs: {', '.join(label for _, label, _ in rows)}")
 
 
 def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:

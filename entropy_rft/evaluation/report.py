@@ -123,11 +123,17 @@ def _settings(evaluation: Evaluation) -> str:
     return ", ".join([*settings, f"{evaluation.unscorable} unscorable", f"{evaluation.seconds:.0f} s"])
 
 
-_BY_DIFFICULTY = (
-    ("accuracy by difficulty (avg@k, %)", "avg_at_k", "avg@k (%)", 100.0),
-    ("thinking entropy by difficulty (nats per token)", "entropy_thinking", "nats per token", 1.0),
-    ("thinking length by difficulty (tokens)", "thinking_tokens", "tokens", 1.0),
+# A title, the score of a level of an evaluation, and its unit.
+_BY_DIFFICULTY: tuple[tuple[str, plots.Score, str], ...] = (
+    ("accuracy by difficulty (avg@k, %)", lambda _, s: _hundredfold(s.avg_at_k), "avg@k (%)"),
+    ("pass@k by difficulty (%)", lambda e, s: _hundredfold(s.pass_at_k.get(e.samples)), "pass@k (%)"),
+    ("thinking entropy by difficulty (nats per token)", lambda _, s: s.entropy_thinking, "nats per token"),
+    ("thinking length by difficulty (tokens)", lambda _, s: s.thinking_tokens, "tokens"),
 )
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _by_difficulty(rows: Sequence[_Row]) -> list[tuple[str, list[Figure], Table]]:
@@ -135,9 +141,9 @@ def _by_difficulty(rows: Sequence[_Row]) -> list[tuple[str, list[Figure], Table]
     parts = []
     for task, group in _by_task([row for row in rows if row[2].by_difficulty]).items():
         drawings = []
-        for title, field, unit, scale in _BY_DIFFICULTY:
+        for title, score, unit in _BY_DIFFICULTY:
             heading = f"{task}: {title}"
-            svg = plots.difficulty_svg(group, heading, field, unit, scale)
+            svg = plots.difficulty_svg(group, heading, score, unit)
             if svg:
                 drawings.append(Figure(heading, svg, _keys(group)))
         parts.append((task, drawings, _difficulty_table(group)))
@@ -145,7 +151,7 @@ def _by_difficulty(rows: Sequence[_Row]) -> list[tuple[str, list[Figure], Table]
 
 
 def _difficulty_table(rows: Sequence[_Row]) -> Table:
-    header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)"]
+    header = ["difficulty", "run", "questions", "avg@k (%)", "95 % interval", "pass@k (%)", "thinking (tokens)"]
     header += ["entropy, thinking (nats)", "entropy, answer (nats)"]
     cells = [
         [
@@ -154,6 +160,7 @@ def _difficulty_table(rows: Sequence[_Row]) -> Table:
             str(scores.questions),
             percent(scores.avg_at_k),
             interval(scores),
+            percent(scores.pass_at_k.get(evaluation.samples)),
             number(scores.thinking_tokens, 1),
             number(scores.entropy_thinking),
             number(scores.entropy_answer),

@@ -99,6 +99,11 @@ class Evaluation(Scores):
     by_difficulty: dict[str, Scores] = field(default_factory=dict)
     seconds: float
 
+    @property
+    def hardest(self) -> tuple[str, Scores] | None:
+        """The highest level and its scores; ``None`` where there are not several levels."""
+        return list(self.by_difficulty.items())[-1] if len(self.by_difficulty) > 1 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of their layout under "schema"."""
         levels = {level: _plain(asdict(scores)) for level, scores in self.by_difficulty.items()}

@@ -31,14 +31,15 @@ def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
         ("avg@k (%)", [percent(e.avg_at_k) for e in evaluations]),
         ("  95 % interval", [interval(e) for e in evaluations]),
         *((f"pass@{k} (%)", [percent(e.pass_at_k.get(k)) for e in evaluations]) for k in ks),
+        *_hardest(evaluations),
+        ("entropy (nats)", [number(e.entropy) for e in evaluations]),
+        ("  thinking", [number(e.entropy_thinking) for e in evaluations]),
+        ("  answer", [number(e.entropy_answer) for e in evaluations]),
         ("thinking (tokens)", [number(e.thinking_tokens, 1) for e in evaluations]),
         ("answer (tokens)", [number(e.answer_tokens, 1) for e in evaluations]),
         ("completion (tokens)", [number(e.tokens, 1) for e in evaluations]),
         ("truncated (%)", [percent(e.truncated) for e in evaluations]),
         ("without marker (%)", [percent(e.marker_missing) for e in evaluations]),
-        ("entropy (nats)", [number(e.entropy) for e in evaluations]),
-        ("  thinking", [number(e.entropy_thinking) for e in evaluations]),
-        ("  answer", [number(e.entropy_answer) for e in evaluations]),
     ]
     differences = [_difference(evaluations[0], e) if i else None for i, e in enumerate(evaluations)]
     if any(differences):
@@ -50,6 +51,18 @@ def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
     if any(e.unscorable for e in evaluations):
         lines.insert(2, ("not scorable", [str(e.unscorable) for e in evaluations]))
     return [[label, *cells] for label, cells in lines]
+
+
+def _hardest(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
+    """pass@k on the hardest level, at the largest k that all have; nothing where they have not the same level."""
+    found = [evaluation.hardest for evaluation in evaluations]
+    levels = {None if level is None else level[0] for level in found}
+    scores = [level[1] for level in found if level is not None]
+    shared = set.intersection(*(set(s.pass_at_k) for s in scores)) if scores else set()
+    if len(levels) > 1 or not shared - {1}:
+        return []
+    (level,), k = levels, max(shared)
+    return [(f"pass@{k}, level {level} (%)", [percent(s.pass_at_k[k]) for s in scores])]
 
 
 def _difference(first: Evaluation, other: Evaluation) -> tuple[float, float, float] | None:
@@ -73,19 +86,25 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]], note: str | None = 
     """
     header = ["", *(name for name, _ in rows)]
     lines = evaluation_lines([evaluation for _, evaluation in rows])
-    caption = "interval: bootstrap over questions; entropies: per token, at temperature 1"
-    return lined_table("Evaluation", header, lines, caption if note is None else f"{caption}\n{note}")
+    title = "Evaluation"
+    if len(set(lines[0][1:])) == 1:
+        title = f"Evaluation on {lines.pop(0)[1]}"  # a long name in a narrow column has several lines
+    caption = "interval: bootstrap over questions; entropies: per token, at temperature 1, in nats"
+    return lined_table(title, header, lines, caption if note is None else f"{caption}\n{note}")
 
 
 def difficulty_table(name: str, evaluation: Evaluation) -> Table:
     """The scores per difficulty of one evaluation, as a rich table."""
-    header = ["difficulty", "questions", "avg@k (%)", "95 % interval", "thinking (tokens)", "entropy, thinking (nats)"]
+    k = evaluation.samples
+    header = ["difficulty", "questions", "avg@k (%)", "95 % interval", f"pass@{k} (%)"]
+    header += ["thinking (tokens)", "entropy, thinking (nats)"]
     lines = [
         [
             level,
             str(scores.questions),
             percent(scores.avg_at_k),
             interval(scores),
+            percent(scores.pass_at_k.get(k)),
             number(scores.thinking_tokens, 1),
             number(scores.entropy_thinking),
         ]

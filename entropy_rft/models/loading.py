@@ -19,9 +19,9 @@ def load_model_and_tokenizer(
     """Load a causal language model, or the model under a LoRA adapter together with the adapter.
 
     Args:
-        name: a directory, a name on the hub, ``tiny_reasoner``, which ships with the package, or ``smollm2``, once
-            `entropy-rft fetch smollm2` was run. What looks like a path (it starts with ``.``, ``/`` or ``~``, or has
-            more than one slash) must exist.
+        name: a directory, a name on the hub, ``modulo_reasoner`` or ``tiny_reasoner``, which ship with the package, or
+            ``smollm2``, once `entropy-rft fetch smollm2` was run. What looks like a path (it starts with ``.``, ``/``
+            or ``~``, or has more than one slash) must exist.
         dtype: "auto" is the dtype the weights were saved in.
         device: ``None`` takes the accelerator when there is one.
 

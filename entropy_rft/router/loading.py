@@ -23,10 +23,10 @@ def load_probe(settings: RouterSettings) -> Any:
     """
     if settings.probe is None:
         return None
-    from entropy_rft.assets import TINY_PROBE
+    from entropy_rft.assets import DEFAULT_PROBE
     from entropy_rft.difficulty import DifficultyProbe
 
-    directory = TINY_PROBE if settings.probe == EMBEDDED else settings.probe
+    directory = DEFAULT_PROBE if settings.probe == EMBEDDED else settings.probe
     return DifficultyProbe.from_pretrained(directory, base_model=settings.model, force=settings.force_probe)
 
 

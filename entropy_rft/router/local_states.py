@@ -23,7 +23,7 @@ class LocalStates:
     In float32 a state equals that of `question_states` to 1e-4. The model is loaded by `start`, in the worker thread.
 
     Args:
-        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
+        model: a directory, a name on the hub, ``modulo_reasoner`` or ``smollm2``.
         layer: as in transformers' `hidden_states`; -1 is the last, after the final norm.
         width: that the probe reads; ``None`` checks nothing.
         fingerprint: of the weights that the probe was made for; ``None`` checks nothing.

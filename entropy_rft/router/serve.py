@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.router.app import RouterApp, create_app
 from entropy_rft.router.guard import guarded
@@ -81,7 +82,7 @@ class RouterServer(uvicorn.Server):
 
 
 def embedded_defaults(settings: RouterSettings) -> RouterSettings:
-    """Where no backend is given, the tiny reasoner answers, and its probe reads its own hidden states.
+    """Where no backend is given, the embedded model answers, and its probe reads its own hidden states.
 
     Raises:
         ValueError: other parts of the settings are made for another model.
@@ -91,7 +92,7 @@ def embedded_defaults(settings: RouterSettings) -> RouterSettings:
     if settings.probe not in (None, EMBEDDED) or settings.features.kind == "vllm_pooling":
         raise UserValueError("backends is missing: give the addresses of the servers that the probe was made for")
     features = settings.features.model_copy(update={"kind": "local"})  # which also marks it as set
-    return settings.model_copy(update={"probe": EMBEDDED, "model": "tiny_reasoner", "features": features})
+    return settings.model_copy(update={"probe": EMBEDDED, "model": DEFAULT_MODEL, "features": features})
 
 
 def check(settings: RouterSettings) -> None:

@@ -63,7 +63,7 @@ class ChatTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str) -> ChatTokenizer:
-        """The tokenizer of a model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
+        """The tokenizer of a model: a directory, a name on the hub, ``modulo_reasoner`` or ``smollm2``.
 
         Raises:
             ValueError: there is none; one line.

@@ -20,7 +20,7 @@ class VLLMSampler:
     here. The same seed gives the same completions as far as vLLM guarantees it.
 
     Args:
-        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``; no LoRA adapter.
+        model: a directory, a name on the hub, ``modulo_reasoner`` or ``smollm2``; no LoRA adapter.
         tokenizer: of that model.
         dtype: of the weights.
         memory: fraction of the GPU's memory that the engine may take; memory already in use counts.

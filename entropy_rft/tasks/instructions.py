@@ -1,4 +1,4 @@
-"""Three ways to ask for thinking, as a system message. The tiny reasoner is trained to obey exactly these texts."""
+"""Three ways to ask for thinking, as a system message. The embedded models are trained to obey exactly these texts."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from trl import ModelConfig
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.models.sources import model_place
 from entropy_rft.rewards.entries import compared
 from entropy_rft.training.config import EntropyGRPOConfig
@@ -123,7 +124,7 @@ def _value(name: str, recipe: Mapping[str, Any], field: Any) -> Any:
     if isinstance(value, str):
         value = _parsed(value, kind)
     if name == "model_name_or_path":
-        value = model_place(value or "tiny_reasoner")
+        value = model_place(value or DEFAULT_MODEL)
     elif name == "task_path" and value is not None:
         value = str(Path(value).expanduser().absolute())
     elif name == "rewards":

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import ModelConfig, TrlParser
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.files import read_yaml, switched_off_or_on
 from entropy_rft.rewards.catalogue import TASK, reward_names
@@ -42,7 +43,7 @@ class TaskArguments:
     """What to train on: the questions, and the rewards that score their answers."""
 
     task: str = field(
-        default="arithmetic", metadata={"help": f"Where the questions come from: one of {', '.join(TASK_NAMES)}."}
+        default=DEFAULT_TASK, metadata={"help": f"Where the questions come from: one of {', '.join(TASK_NAMES)}."}
     )
     task_path: str | None = field(default=None, metadata={"help": "Local JSON Lines file with the task's questions."})
     task_split: str = field(default="train", metadata={"help": "The task's split to train on."})

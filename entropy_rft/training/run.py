@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
 from entropy_rft.rewards import build_rewards
@@ -21,7 +22,7 @@ from entropy_rft.run_files import METRICS, RECIPE
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.marker import ThinkEndMarker, missing_marker
-from entropy_rft.tasks import check_options, load_task
+from entropy_rft.tasks import Task, check_options, load_task
 from entropy_rft.threads import watch
 from entropy_rft.training.changes import Changes, changes, recorded, sentence
 from entropy_rft.training.checkpoints import CheckpointKeeper, SameOrder, checkpoint_to_resume, put_aside, resumed_step
@@ -32,6 +33,21 @@ from entropy_rft.training.lock import DirectoryLock, in_use
 from entropy_rft.training.recipe import Recipe
 from entropy_rft.training.run_directory import RunDirectory, RunRecorder
 from entropy_rft.training.trainer import EntropyGRPOTrainer
+
+
+def recipe_task(recipe: Recipe, split: str, limit: int | None) -> Task:
+    """The task of a recipe, of another split and size.
+
+    Raises:
+        ValueError: the recipe's task cannot be loaded; one line.
+    """
+    options = recipe.task.task_options or {}
+    assert isinstance(options, dict)
+    check_options(options)
+    path = recipe.task.task_path
+    return load_task(
+        recipe.task.task, path=path, split=split, limit=limit, seed=recipe.training.data_seed or 0, **options
+    )
 
 
 class TrainingRun:
@@ -49,10 +65,10 @@ class TrainingRun:
     def __init__(self, recipe: Recipe, command: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> None:
         args = recipe.training
         doctor = recipe.doctor.build(RunDirectory(args.output_dir))
-        task = self._load_task(recipe, recipe.task.task_split, recipe.task.task_limit)
+        task = recipe_task(recipe, recipe.task.task_split, recipe.task.task_limit)
         evaluated = None
         if recipe.task.eval_split is not None:
-            evaluated = self._load_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
+            evaluated = recipe_task(recipe, recipe.task.eval_split, recipe.task.eval_limit).dataset
         elif args.eval_strategy != "no":
             raise UserValueError(
                 f"eval_strategy is {args.eval_strategy!s}, but there is no eval_split: name the split to evaluate on"
@@ -127,16 +143,6 @@ class TrainingRun:
                 ],
             )
         watch(self.trainer.model)
-
-    @staticmethod
-    def _load_task(recipe: Recipe, split: str, limit: int | None) -> Any:
-        options = recipe.task.task_options or {}
-        assert isinstance(options, dict)
-        check_options(options)
-        path = recipe.task.task_path
-        return load_task(
-            recipe.task.task, path=path, split=split, limit=limit, seed=recipe.training.data_seed or 0, **options
-        )
 
     def train(self) -> EntropyGRPOTrainer:
         """Train, resume if the recipe says so, and save the model, its tokenizer and the run's description.
@@ -330,7 +336,7 @@ def _local_model(recipe: Recipe) -> str:
     """The model's directory or hub name; TRL loads it with the arguments set here."""
     model = recipe.model
     if model.model_name_or_path is None:
-        model.model_name_or_path = "tiny_reasoner"
+        model.model_name_or_path = DEFAULT_MODEL
     name = model_source(model.model_name_or_path)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise UserValueError(f"model_name_or_path {name!r} is not a directory")

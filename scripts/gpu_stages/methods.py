@@ -1,7 +1,6 @@
 """Stage 5: GRPO, Clip_B and Clip_V side by side on the one GPU, long enough to see entropy fall and a rule keep it.
 
-The recipes are those of recipes/tiny, at a higher learning rate, at which GRPO's entropy collapses. `--model` of
-gpu_day.py names another model than the embedded one.
+The recipes are those of recipes/tiny, for more steps. `--model` of gpu_day.py names another model.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 from gpu_stages.recording import ROOT, Stage, child_environment
 
 METHODS = ("grpo", "clip_b", "clip_v")
-LEARNING_RATE = "3e-4"
 MARGIN = 12.0  # seconds before the stage's end at which the trainings stop: a step may be in progress, then they save
 STEPS = 200
 # What is kept of each step.
@@ -43,7 +41,7 @@ def start(stage: Stage, method: str) -> subprocess.Popen[bytes]:
     stop_at = time.time() + stage.seconds_left - MARGIN
     words = ["--config", str(ROOT / "recipes" / "tiny" / f"{method}.yaml"), "--model_name_or_path", stage.model]
     words += ["--output_dir", str(stage.work / method), "--save_strategy", "no", "--entropy_metrics", "true"]
-    words += ["--learning_rate", LEARNING_RATE, "--max_steps", str(STEPS)]
+    words += ["--max_steps", str(STEPS)]
     if stage.dry_run:
         words += ["--max_steps", "2", "--per_device_train_batch_size", "8", "--max_completion_length", "16"]
     else:

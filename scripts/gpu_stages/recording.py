@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.files import json_text
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "tiny_reasoner"
 ENGINES = ("fsdp2", "ddp", "zero3")
 
 
@@ -54,7 +54,7 @@ class Stage:
         parser.add_argument("--result", type=Path, required=True)
         parser.add_argument("--work", type=Path, required=True)
         parser.add_argument("--seconds", type=float, required=True, help="after which the runner ends this process")
-        parser.add_argument("--model", default=TINY)
+        parser.add_argument("--model", default=DEFAULT_MODEL)
         parser.add_argument("--engines", nargs="+", default=ENGINES)
         parser.add_argument("--dry-run", action="store_true")
         options = parser.parse_args(argv)

@@ -10,7 +10,9 @@ import urllib.request
 from contextlib import ExitStack
 from typing import Any
 
-from gpu_stages.recording import TINY, Stage
+from gpu_stages.recording import Stage
+
+from entropy_rft.assets import DEFAULT_MODEL
 
 CONCURRENCY = (1, 16, 64)
 LENGTHS = (24, 128, 256)  # tokens of a question
@@ -44,10 +46,10 @@ async def measure_states(stage: Stage) -> None:
 
     from entropy_rft.router.local_states import LocalStates
 
-    here, on_cpu = LocalStates(TINY, device=stage.device), LocalStates(TINY, device="cpu")
+    here, on_cpu = LocalStates(DEFAULT_MODEL, device=stage.device), LocalStates(DEFAULT_MODEL, device="cpu")
     await here.start()
     await on_cpu.start()
-    vocabulary = 400
+    vocabulary = 380
     largest = 0.0
     for length in LENGTHS[: 1 if stage.dry_run else None]:
         asked = questions(16, length, vocabulary)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.entropy import TokenStatistics
 from entropy_rft.models.sources import model_source
 from entropy_rft.training import micro_batch
@@ -21,7 +22,7 @@ ROWS = 8  # completions of a step
 
 
 def model_directory() -> str:
-    return str(model_source("tiny_reasoner"))
+    return str(model_source(DEFAULT_MODEL))
 
 
 def options(device: str, precision: str, directory: Path, steps: int) -> dict[str, Any]:

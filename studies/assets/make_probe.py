@@ -1,4 +1,4 @@
-"""Make the tiny probe: it predicts how hard a sum is for the tiny reasoner, from its hidden state of the question.
+"""Make the probe of an embedded model: it predicts how hard a question is for it, from its hidden state there.
 
 Traces of the training split make the labels and the weights; how many tokens each strategy's answers have is measured
 on the validation split. The test split is not touched.
@@ -11,24 +11,25 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.assets import TINY_PROBE
+from entropy_rft.assets import MODULO_PROBE, MODULO_REASONER, TINY_PROBE, TINY_REASONER
 from entropy_rft.atomic import write_text
 from entropy_rft.files import json_text
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """How the probe is made.
+class ProbeSettings:
+    """How the probe is made; the defaults are the tiny reasoner's.
 
     `questions` of the training split are answered `samples` times with at most `max_tokens` tokens; then
     `validation_questions` of the validation split `validation_samples` times with each strategy.
     """
 
-    model: str = "tiny_reasoner"
+    model: str = TINY_REASONER.name
+    task: str = "arithmetic"
     questions: int = 1200
     samples: int = 8
     max_tokens: int = 160
@@ -38,7 +39,14 @@ class ModelSettings:
     seed: int = 0
 
 
-def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, Any]:
+SETTINGS = {
+    TINY_REASONER.name: ProbeSettings(),
+    MODULO_REASONER.name: ProbeSettings(model=MODULO_REASONER.name, task="modulo", max_tokens=224),
+}
+OUTPUTS = {TINY_REASONER.name: TINY_PROBE, MODULO_REASONER.name: MODULO_PROBE}
+
+
+def make(output: Path, recipe: ProbeSettings, command: str = "") -> dict[str, Any]:
     """Make the probe in `output` and return its provenance, which is also written there as `provenance.json`.
 
     `metrics["mean_tokens"]` of the saved probe holds the mean length of an answer by each strategy, in tokens, with
@@ -58,7 +66,7 @@ def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, An
 
     start = time.perf_counter()
     model, tokenizer = load_model_and_tokenizer(recipe.model, device="cpu")
-    with tempfile.TemporaryDirectory(prefix="tiny-probe-") as directory:
+    with tempfile.TemporaryDirectory(prefix="make-probe-") as directory:
         work = Path(directory)
         _collect(model, tokenizer, recipe, "train", recipe.questions, recipe.samples, work / "train")
         collected = time.perf_counter()
@@ -81,13 +89,13 @@ def make(output: Path, recipe: ModelSettings, command: str = "") -> dict[str, An
 
 
 def _collect(
-    model: Any, tokenizer: Any, recipe: ModelSettings, split: str, questions: int, samples: int, output: Path
+    model: Any, tokenizer: Any, recipe: ProbeSettings, split: str, questions: int, samples: int, output: Path
 ) -> None:
     from entropy_rft.difficulty import collect_traces
     from entropy_rft.sampling import TransformersSampler
     from entropy_rft.tasks import load_task
 
-    source = {"name": "arithmetic", "split": split, "limit": questions, "seed": recipe.seed}
+    source = {"name": recipe.task, "split": split, "limit": questions, "seed": recipe.seed}
     collect_traces(
         model,
         tokenizer,
@@ -103,7 +111,7 @@ def _collect(
     )
 
 
-def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: ModelSettings, work: Path) -> dict[str, Any]:
+def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: ProbeSettings, work: Path) -> dict[str, Any]:
     """Mean tokens and accuracy of each strategy on the validation questions, by its name."""
     import numpy as np
 
@@ -126,7 +134,7 @@ def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: ModelSe
     return {
         "mean_tokens": {name: round(float(value), 2) for name, value in zip(NAMES, tokens, strict=True)},
         "mean_tokens_of": {
-            "task": "arithmetic/validation",
+            "task": f"{recipe.task}/validation",
             "questions": len(questions),
             "samples": recipe.validation_samples,
             "max_tokens": recipe.max_tokens,
@@ -137,17 +145,17 @@ def _strategies_measured(probe: Any, model: Any, tokenizer: Any, recipe: ModelSe
 
 def main(arguments: list[str] | None = None) -> int:
     """The command `scripts/make_tiny_probe`."""
-    default = ModelSettings()
     parser = argparse.ArgumentParser(prog="make_tiny_probe", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=TINY_PROBE, help="where to write (default: the package)")
-    for name, value in asdict(default).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(value), default=value, help="(default: %(default)s)"
-        )
+    parser.add_argument("--model", choices=SETTINGS, default=TINY_REASONER.name, help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="where to write (default: the package)")
+    for name, value in asdict(ProbeSettings()).items():
+        if name not in ("model", "task"):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help="(default: the model's)")
     given = sys.argv[1:] if arguments is None else arguments
-    values = vars(parser.parse_args(given))
-    output = values.pop("output")
-    provenance = make(output, ModelSettings(**values), shlex.join(["scripts/make_tiny_probe", *given]))
+    values = {name: value for name, value in vars(parser.parse_args(given)).items() if value is not None}
+    recipe = SETTINGS[values.pop("model")]
+    output = values.pop("output", OUTPUTS[recipe.model])
+    provenance = make(output, replace(recipe, **values), shlex.join(["scripts/make_tiny_probe", *given]))
     shown = ("labels", "test", "baselines", "mean_tokens", "mean_tokens_of")
     print(json_text({name: provenance["metrics"][name] for name in shown}, indent=2))
     print(f"probe: {output}")

@@ -15,6 +15,8 @@ import pytest
 from clean_environment import make_environment
 from processes import ServerProcess
 
+from entropy_rft.assets import DEFAULT_MODEL, EMBEDDED_MODELS
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +73,10 @@ def test_a_wheel_holds_what_users_run_and_an_sdist_what_developers_do(built: tup
     assert not [name for name in names if name.startswith("studies/") or "recipes/studies" in name]
     templates = ("reporting/templates/page.css", "reporting/templates/page.html", "reporting/templates/parts.html")
     templates += ("evaluation/templates/report.html", "difficulty/compare/templates/comparison.html")
-    others = ("recipes/tiny/grpo.yaml", "assets/tiny_reasoner/model.safetensors", "router/status.html")
-    for name in (*others, *templates):
+    models = (f"assets/{name}/model.safetensors" for name in EMBEDDED_MODELS)
+    probes = ("assets/tiny_probe/probe.safetensors", "assets/modulo_probe/probe.safetensors")
+    recipes = ("recipes/tiny/grpo.yaml", "recipes/smollm2/grpo.yaml")
+    for name in (*models, *probes, *recipes, "router/status.html", *templates):
         assert f"entropy_rft/{name}" in names
     with tarfile.open(built[1]) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
@@ -118,7 +122,10 @@ def test_the_router_answers(commands: Path, environment: None, tmp_path: Path) -
     command = [str(commands / "entropy-rft"), "serve", "--port", "{port}"]
     with ServerProcess(command, tmp_path / "router.log", ready="/ready") as server:
         server.wait_until_ready()
-        body = {"model": "tiny_reasoner", "messages": [{"role": "user", "content": "What is 3 + 4?"}]}
+        body = {
+            "model": DEFAULT_MODEL,
+            "messages": [{"role": "user", "content": "Start at 3, then +8 *9 -7 +4 *3, modulo 10?"}],
+        }
         request = urllib.request.Request(
             server.url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )

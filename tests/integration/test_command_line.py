@@ -13,6 +13,7 @@ import pytest
 import yaml
 from warm import warm_run
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.cli.main import main
 
 pytestmark = pytest.mark.integration
@@ -34,7 +35,7 @@ def recipe(tmp_path: Path, random_model_dir: Path) -> Path:
     )
     fields = {
         "model_name_or_path": str(random_model_dir),
-        "task": "arithmetic",
+        "task": DEFAULT_TASK,
         "task_limit": 16,
         "rewards": ["pear", "varied:length_reward"],
         "pear_floor": 0.1,
@@ -106,12 +107,12 @@ def test_trains_resumes_evaluates_and_reports(recipe: Path, tmp_path: Path, rand
     assert metrics(run)[0]["loss"] == metrics(tmp_path / "run.1")[0]["loss"]
 
     evaluation = entropy_rft(
-        *("evaluate", "--model", parts, "--task", "arithmetic", "--limit", "6", "--samples", "2"),
+        *("evaluate", "--model", parts, "--task", DEFAULT_TASK, "--limit", "6", "--samples", "2"),
         *("--max_tokens", "8"),
         cwd=tmp_path,
     )
     assert evaluation.returncode == 0, evaluation.stderr
-    written = json.loads((parts / "evaluation-arithmetic-test.json").read_text())
+    written = json.loads((parts / f"evaluation-{DEFAULT_TASK}-test.json").read_text())
     assert (written["questions"], written["samples"]) == (6, 2)
     report = entropy_rft("report", parts, tmp_path / "run.1", "--output", "page.html", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
@@ -276,7 +277,7 @@ def test_a_template_that_refuses_the_prompts(
         f"{{% if messages[0]['role'] == 'system' %}}{{{{ {fault} }}}}{{% endif %}}" + template.read_text()
     )
     options = ("--task_options", '{"instruction": "Think."}')
-    small = ("--task", "arithmetic", "--task_option", "instruction=Think.", "--limit", "2", "--samples", "2")
+    small = ("--task", DEFAULT_TASK, "--task_option", "instruction=Think.", "--limit", "2", "--samples", "2")
     words = {
         "train": ("train", "--config", recipe, "--model_name_or_path", model, "--rewards", "pear", *options),
         "evaluate": ("evaluate", "--model", model, *small),
@@ -340,7 +341,7 @@ def test_evaluate_names_mistakes_in_one_line(
     from entropy_rft.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "--model", str(random_model_dir), "--task", "arithmetic", "--limit", "2", *flags]) == 2
+    assert main(["evaluate", "--model", str(random_model_dir), "--task", DEFAULT_TASK, "--limit", "2", *flags]) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("entropy-rft: error:")
     assert message in line

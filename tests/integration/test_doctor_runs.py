@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from warm import WarmRanks, warm_run
 
 from entropy_rft import RunDoctor
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.training.checkpoints import flaw
 
 pytestmark = pytest.mark.integration
@@ -25,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
     """The embedded model, and a reward that says nothing."""
     (tmp_path / "flat.py").write_text("def reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     fields = {
-        "task": "arithmetic",
+        "task": DEFAULT_TASK,
         "task_limit": 16,
         "rewards": ["flat:reward"],
         "entropy_clip": "none",

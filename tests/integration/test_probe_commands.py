@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
-COLLECT = ("--model", "tiny_reasoner", "--task", "arithmetic", "--max_tokens", "96", "--device", "cpu")
+COLLECT = ("--model", DEFAULT_MODEL, "--task", DEFAULT_TASK, "--max_tokens", "96", "--device", "cpu")
 
 
 def command(*words: object) -> list[str]:
@@ -92,14 +94,14 @@ def test_a_killed_collection_loses_and_repeats_nothing(place: Path, monkeypatch:
     assert [row["index"] for row in straight] == [i for i in range(60) if i // 6 % 3 == 1]
     for row in straight:
         assert row == killed[row["index"]]
-    assert {row["level"] for row in killed} == {"2", "3", "4", "5", "6", "7"}
+    assert {row["level"] for row in killed} == {str(level) for level in range(1, 11)}
     assert any(row["accuracy"] > 0 for row in killed)
 
 
 def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     from entropy_rft.difficulty import DifficultyProbe
 
-    loaded = DifficultyProbe.from_pretrained(trained, base_model="tiny_reasoner")
+    loaded = DifficultyProbe.from_pretrained(trained, base_model=DEFAULT_MODEL)
     assert (loaded.width, loaded.metrics["test"]["questions"]) == (128, 12)
     assert len(loaded.questions) == 48
     flags = ("--probe", trained, "--traces", "test", "--samples", 2, "--max_tokens", 96, "--output_dir", "evaluated")
@@ -115,7 +117,7 @@ def test_from_a_probe_to_a_comparison(place: Path, trained: Path) -> None:
     assert policies["hard"]["tokens"] <= 48
     assert policies["normal"]["accuracy"] > 0.3
     assert 0 < written["routing_seconds"] < 10
-    assert written["levels"]["groups"]["2"]["accuracy"] > written["levels"]["groups"]["7"]["accuracy"]
+    assert written["levels"]["groups"]["1"]["accuracy"] > written["levels"]["groups"]["10"]["accuracy"]
     assert (place / "evaluated" / "report.html").read_text().count(' role="img"') == 3
     assert {"frontier.png", "u-shape.png"} <= {path.name for path in (place / "evaluated").iterdir()}
     assert max(map(len, out.splitlines())) <= 80
@@ -198,7 +200,7 @@ def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = ("--url", f"http://127.0.0.1:{server.server_port}/v1")
-        flags = ("--model", random_model_dir, "--task", "arithmetic", "--limit", 5, "--samples", 3, "--max_tokens", 3)
+        flags = ("--model", random_model_dir, "--task", DEFAULT_TASK, "--limit", 5, "--samples", 3, "--max_tokens", 3)
         probe("collect", *flags, "--output_dir", "served", *url, cwd=place)
     finally:
         server.shutdown()
@@ -243,7 +245,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*NEW, "--samples", 0), "samples must be at least 1, got 0"),
         ((*NEW, "--shard", 1), "--shard and --num_shards belong together"),
         ((*NEW, "--shard", 2, "--num_shards", 2), "shard must lie between 0 and 1"),
-        ((*NEW, "--layer", 9), "layer must lie between -5 and 4 for this model, got 9"),
+        ((*NEW, "--layer", 9), "layer must lie between -4 and 3 for this model, got 9"),
         ((*NEW, "--task_option", "path=x"), "'path' is not an option of a task"),
         ((*NEW, "--url", "here:8000"), "url must start with http:// or https://, got 'here:8000'"),
         ((*NEW, "--url", "http://127.0.0.1:1", "--vllm"), "--url and --vllm exclude each other"),
@@ -260,7 +262,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
         ((*TRAIN, "--learning_rate", 1e30), "learning_rate 1e+30: take a smaller one"),
         ((*EVALUATE, "--min_confidence", 2), "min_confidence must lie between 0 and 1, got 2.0"),
         ((*EVALUATE, "--traces", "whole-nothing"), "'whole-nothing' has no settings.json"),
-        ((*TUNE, "--traces", "test"), "the traces are of the split 'test' of arithmetic"),
+        ((*TUNE, "--traces", "test"), f"the traces are of the split 'test' of {DEFAULT_TASK}"),
         ((*TUNE, "--fractions", 0), "max_tokens_fraction must be above 0"),
     ],
 )
@@ -278,7 +280,7 @@ def test_a_model_of_nans_is_one_line(tmp_path: Path, random_model_dir: Path) -> 
     model.model.norm.weight.data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "nan")
     AutoTokenizer.from_pretrained(random_model_dir).save_pretrained(tmp_path / "nan")
-    flags = ("--model", tmp_path / "nan", "--task", "arithmetic", "--limit", 2, "--samples", 1, "--max_tokens", 2)
+    flags = ("--model", tmp_path / "nan", "--task", DEFAULT_TASK, "--limit", 2, "--samples", 1, "--max_tokens", 2)
     _, err = probe("collect", *flags, "--output_dir", "x", cwd=tmp_path, expected=2)
     assert err.splitlines()[-1] == (
         "entropy-rft: error: the model's logits are NaN or infinite: check its weights and dtype"
@@ -288,4 +290,4 @@ def test_a_model_of_nans_is_one_line(tmp_path: Path, random_model_dir: Path) -> 
 def test_a_probe_of_another_model_is_refused(place: Path, trained: Path, random_model_dir: Path) -> None:
     flags = ("evaluate", "--probe", trained, "--traces", "test", "--output_dir", "other", "--model", random_model_dir)
     _, err = probe(*flags, cwd=place, expected=2)
-    assert "the probe was made for the base model 'tiny_reasoner', not for" in err.splitlines()[-1]
+    assert f"the probe was made for the base model {DEFAULT_MODEL!r}, not for" in err.splitlines()[-1]

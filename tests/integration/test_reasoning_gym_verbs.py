@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from warm import warm_run
 
+from entropy_rft.assets import DEFAULT_MODEL
+
 pytestmark = pytest.mark.integration
 
 TASK = ["--task", "reasoning_gym"]
@@ -37,7 +39,7 @@ def test_trains_with_partial_credit_and_pear(tmp_path: Path) -> None:
 
 def test_evaluates_by_level_and_names_the_generator(tmp_path: Path) -> None:
     options = [word for key, value in OPTIONS.items() for word in ("--task_option", f"{key}={json.dumps(value)}")]
-    words = ["evaluate", "--model", "tiny_reasoner", *TASK, *options, "--limit", "4", "--samples", "2"]
+    words = ["evaluate", "--model", DEFAULT_MODEL, *TASK, *options, "--limit", "4", "--samples", "2"]
     done = warm_run([*words, "--max_tokens", "160"], tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "evaluation-reasoning_gym-chain_sum-test.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from warm import warm_run
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.entropy import RULES
 from entropy_rft.training.recipe import Recipe, RecipeParser
 
@@ -35,7 +36,7 @@ LAPTOP: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "report_to": "none",
 }
-ARCHITECTURES = {"Qwen2.5": "Qwen2", "Qwen3": "Qwen3"}
+ARCHITECTURES = {"Qwen2.5": "Qwen2", "Qwen3": "Qwen3", "smollm2": "Llama", DEFAULT_MODEL: "Qwen3"}
 METHODS = {**dict.fromkeys(RULES, "entropy_clip/dropped"), "pear": "pear/penalty"}
 
 
@@ -115,15 +116,20 @@ def test_the_papers_settings() -> None:
     assert recipe.task.pear == {"alpha": 1.0, "score": 1.0, "format_score": 0.0, "floor": None}
 
 
+def architecture(name: str) -> str:
+    """Of a model by its name here, or else on the hub: ``Qwen/Qwen3-4B``."""
+    return ARCHITECTURES.get(name) or ARCHITECTURES[name.partition("/")[2].partition("-")[0]]
+
+
 def tiny_model(recipe: Recipe, random_model_dir: Path, directory: Path) -> str:
     """A random model of the recipe's architecture; the embedded one is tiny as it is."""
     import torch
     import transformers
 
     name = str(recipe.model.model_name_or_path)
-    if name == "tiny_reasoner":
+    if name == DEFAULT_MODEL:
         return name
-    family = ARCHITECTURES[name.partition("/")[2].partition("-")[0]]
+    family = architecture(name)
     known = transformers.AutoConfig.from_pretrained(random_model_dir).to_dict()
     kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     kept += ("num_key_value_heads", "max_position_embeddings", "eos_token_id", "pad_token_id", "initializer_range")
@@ -196,8 +202,7 @@ def test_it_runs_two_steps_with_a_tiny_model_of_its_architecture(
     else:
         kind = json.loads((run / "config.json").read_text())["architectures"]
         name = str(recipe.model.model_name_or_path)
-        family = "Qwen3" if name == "tiny_reasoner" else ARCHITECTURES[name.partition("/")[2].partition("-")[0]]
-        assert kind == [f"{family}ForCausalLM"]
+        assert kind == [f"{architecture(name)}ForCausalLM"]
     if fields.get("log_completions"):
         assert sorted(path.name for path in (run / "completions").iterdir()) == [
             "completions_00001.parquet",

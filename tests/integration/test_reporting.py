@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from entropy_rft.assets import DEFAULT_TASK
+
 pytestmark = pytest.mark.integration
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
@@ -53,7 +55,7 @@ def reported(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     fields = {
         "model_name_or_path": str(random_model_dir),
-        "task": "arithmetic",
+        "task": DEFAULT_TASK,
         "task_limit": 16,
         "rewards": ["pear", "ours:length"],
         "entropy_clip_mu_low": 0.2,

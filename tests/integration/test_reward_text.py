@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
 from entropy_rft.difficulty import collect_traces, load_traces
 from entropy_rft.evaluation import evaluate_model
 from entropy_rft.models.sources import model_source
@@ -26,8 +27,8 @@ VARIANTS = {
 
 
 def changed(directory: Path, special: bool, opening: str, end: str) -> Path:
-    """The tiny reasoner with other tags; the weights, so the ids, stay."""
-    shutil.copytree(model_source("tiny_reasoner"), directory)
+    """The embedded model with other tags; the weights, so the ids, stay."""
+    shutil.copytree(model_source(DEFAULT_MODEL), directory)
     file = directory / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     for token in tokenizer["added_tokens"]:
@@ -42,7 +43,7 @@ def measured(directory: Path, name: str) -> dict[str, Any]:
     special, opening, end = VARIANTS[name]
     path = changed(directory / "model", special, opening, end)
     model, tokenizer = load_model_and_tokenizer(str(path))
-    task = load_task("arithmetic", split="test", limit=6)
+    task = load_task(DEFAULT_TASK, split="test", limit=6)
     result = evaluate_model(
         model, tokenizer, task, samples=2, max_tokens=120, think_end_token=end, progress=False, batch_size=12
     )
@@ -102,7 +103,7 @@ def test_a_template_that_opens_the_thinking(tmp_path: Path) -> None:
     assert not ThinkEndMarker(tokenizer, "</think>").opened(ids[:-3])
     from trl.rewards import think_format_reward
 
-    task = load_task("arithmetic", split="test", limit=2)
+    task = load_task(DEFAULT_TASK, split="test", limit=2)
     seen: list[list[bool]] = []
 
     def own_reward(completions: list, thinking_opened: list[bool], **kwargs: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""The other verbs on a real language model: evaluate, the probe from traces to a comparison, and serve."""
+"""The other verbs on a real language model: evaluate, the demo, the probe from traces to a comparison, and serve."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ def test_evaluate_on_gsm8k(smollm2_dir: Path, tmp_path: Path) -> None:
     assert (found["model"], found["questions"], found["samples"]) == ("smollm2", 2, 2)
     assert 0 < found["tokens"] <= 16
     assert 0.5 < found["entropy"] < 8  # nats
+
+
+def test_the_demo(short_smollm2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its first four layers only: it trains three times, and the whole model would take minutes."""
+    from entropy_rft.models import smollm2
+
+    monkeypatch.setenv("ENTROPY_RFT_CACHE", str(tmp_path / "cache"))
+    smollm2.directory().parent.mkdir()
+    smollm2.directory().symlink_to(short_smollm2_dir)
+    words = ("--model", "smollm2", "--steps", 1, "--questions", 2, "--samples", 2)
+    said = entropy_rft("demo", *words, cwd=tmp_path)
+    assert "SmolLM2, a real language model" in said.splitlines()[0]
+    for text in ("reasoning_gym/chain_sum/test", "2 × 2", "GRPO", "Clip_B", "PEAR", "total time: "):
+        assert text in said
+    runs = tmp_path / "runs" / "demo"
+    assert (runs / "report.html").is_file()
+    for name in ("grpo", "clip_b", "clip_b_pear"):
+        found = json.loads((runs / name / "evaluation.json").read_text())
+        assert (found["questions"], found["samples"]) == (2, 2)
+        (logged,) = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        assert 0 < logged["entropy"] < 10.8  # nats; the logarithm of the vocabulary
+        assert ("entropy_clip/dropped" in logged) == (name != "grpo")
+        assert ("pear/penalty" in logged) == (name == "clip_b_pear")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import yaml
 from launching import needs_deepspeed
 from warm import WarmCommand, WarmRanks
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.training.checkpoints import flaw
 
 pytestmark = pytest.mark.integration
@@ -39,7 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
     file = tmp_path_factory.mktemp("survival") / "recipe.yaml"
     fields = {
         "model_name_or_path": str(random_model_dir),
-        "task": "arithmetic",
+        "task": DEFAULT_TASK,
         "task_limit": 12,  # several epochs, whose ends fall between the first step and the last
         "rewards": ["pear", "saboteur:reward"],
         "pear_floor": 0.1,

@@ -22,6 +22,7 @@ pytest.importorskip("vllm")
 
 from vllm_run import STEPS
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.models.sources import model_source
 from entropy_rft.training.vllm_cpu import BACKEND
 
@@ -35,8 +36,8 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny reasoner; untied, its head is a copy of the embedding that then goes its own way."""
-    source = model_source("tiny_reasoner")
+    """The embedded model; untied, its head is a copy of the embedding that then goes its own way."""
+    source = model_source(DEFAULT_MODEL)
     if request.param == "tied":
         return Path(source)
     import torch
@@ -85,7 +86,7 @@ def test_colocated(model_dir: Path, tmp_path: Path, rule: str) -> None:
 
 
 def test_colocated_with_lora(tmp_path: Path) -> None:
-    run = train(Path(model_source("tiny_reasoner")), tmp_path / "result.json", vllm_mode="colocate", lora=True)
+    run = train(Path(model_source(DEFAULT_MODEL)), tmp_path / "result.json", vllm_mode="colocate", lora=True)
     assert_in_sync(run)
 
 

@@ -15,8 +15,9 @@ pytest.importorskip("aiohttp")
 
 from processes import ServerProcess
 
-from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE
 from entropy_rft.difficulty import DifficultyProbe, question_states
+from entropy_rft.models.sources import model_source
 from entropy_rft.router.features import FeatureError, Question, build_features
 from entropy_rft.router.settings import FeatureSettings, RouterSettings
 from entropy_rft.router.vllm_pooling import VLLMPooling
@@ -34,8 +35,14 @@ def always() -> bool:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a pooling server of the tiny reasoner, started as `recipes/router/` does it."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
+    """The address of a pooling server of the embedded model, started as `recipes/router/` does it."""
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model_source(DEFAULT_MODEL),
+    ]
     command += ["--served-model-name", "tiny", "--runner", "pooling", "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", "{port}"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": KEY}
@@ -47,7 +54,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer() -> tuple[Any, Any]:
-    return load_model_and_tokenizer(str(TINY_REASONER), dtype="float32", device="cpu")
+    return load_model_and_tokenizer(model_source(DEFAULT_MODEL), dtype="float32", device="cpu")
 
 
 def run(url: str, test: Any, **options: Any) -> None:
@@ -109,11 +116,11 @@ def test_the_probe_says_the_same(url: str, model_and_tokenizer: tuple[Any, Any],
     """From the messages of a request to the probabilities, as `probe evaluate` has them."""
     monkeypatch.setenv("POOLING_KEY", KEY)
     model, tokenizer = model_and_tokenizer
-    probe = DifficultyProbe.from_pretrained(TINY_PROBE)
+    probe = DifficultyProbe.from_pretrained(DEFAULT_PROBE)
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
     expected = probe.predict_proba(question_states(model, [encode_prompt(tokenizer, c) for c in conversations]))
     settings = RouterSettings(
-        probe=str(TINY_PROBE), features=FeatureSettings(kind="vllm_pooling", url=url, api_key_env="POOLING_KEY")
+        probe=str(DEFAULT_PROBE), features=FeatureSettings(kind="vllm_pooling", url=url, api_key_env="POOLING_KEY")
     )
 
     async def main() -> np.ndarray:

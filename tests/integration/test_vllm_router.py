@@ -19,8 +19,9 @@ pytest.importorskip("vllm")
 import openai
 from processes import ServerProcess, router_process
 
-from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE, DEFAULT_TASK
 from entropy_rft.difficulty import DifficultyProbe, question_states
+from entropy_rft.models.sources import model_source
 from entropy_rft.sampling import encode_prompt
 from entropy_rft.tasks import load_task
 
@@ -32,7 +33,13 @@ MIN_CONFIDENCE = 0.5
 
 
 def vllm_server(log: Path, *options: str) -> ServerProcess:
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model_source(DEFAULT_MODEL),
+    ]
     command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
     return ServerProcess(
         [*command, "--enforce-eager", "--max-model-len", "512", *options], log, environment=ENVIRONMENT
@@ -58,7 +65,7 @@ def router(
 ) -> Iterator[ServerProcess]:
     generating, pooling = servers
     settings = {
-        "probe": str(TINY_PROBE),
+        "probe": str(DEFAULT_PROBE),
         "backends": [{"url": generating.url}],
         "features": {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 20_000},
         "min_confidence": MIN_CONFIDENCE,
@@ -81,9 +88,9 @@ def plain() -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(TINY_REASONER, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(TINY_REASONER)
-    probe = DifficultyProbe.from_pretrained(TINY_PROBE)
+    model = AutoModelForCausalLM.from_pretrained(model_source(DEFAULT_MODEL), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_source(DEFAULT_MODEL))
+    probe = DifficultyProbe.from_pretrained(DEFAULT_PROBE)
 
     def ask(messages: list[dict[str, str]]) -> tuple[list[int], Any, Any]:
         ids = encode_prompt(tokenizer, messages)
@@ -95,7 +102,7 @@ def plain() -> Any:
 
 def questions(count: int = 24) -> list[list[dict[str, str]]]:
     """Easy and hard sums."""
-    return [row["prompt"] for row in load_task("arithmetic", split="test", limit=count).dataset]
+    return [row["prompt"] for row in load_task(DEFAULT_TASK, split="test", limit=count).dataset]
 
 
 def metric(server: ServerProcess, name: str, *labels: str) -> float:
@@ -160,7 +167,7 @@ def test_a_strategy_reaches_the_model(client: openai.OpenAI) -> None:
         )
         ends[difficulty] = (answer.usage.completion_tokens, answer.choices[0].finish_reason)
         assert answer.usage.prompt_tokens >= plain_tokens - 20
-    strategies = DifficultyProbe.from_pretrained(TINY_PROBE).strategies
+    strategies = DifficultyProbe.from_pretrained(DEFAULT_PROBE).strategies
     expected = {s.difficulty.name.lower(): (s.max_tokens(200), "length") for s in strategies.values()}
     assert ends == expected
 
@@ -211,7 +218,7 @@ def test_traces_from_a_real_server(servers: tuple[ServerProcess, ServerProcess],
     from entropy_rft.cli.main import main
     from entropy_rft.difficulty import load_traces
 
-    flags = ["--model", "tiny_reasoner", "--task", "arithmetic", "--limit", "12", "--samples", "2", "--device", "cpu"]
+    flags = ["--model", DEFAULT_MODEL, "--task", DEFAULT_TASK, "--limit", "12", "--samples", "2", "--device", "cpu"]
     flags += ["--max_tokens", "96", "--temperature", "0"]
     for name, extra in (("served", ["--url", servers[0].url]), ("local", [])):
         err = io.StringIO()

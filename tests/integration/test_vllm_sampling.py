@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
+
 pytest.importorskip("vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]
@@ -18,7 +20,7 @@ def test_collect_with_an_engine(tmp_path: Path) -> None:
     from entropy_rft.difficulty import load_traces
 
     result = subprocess.run(
-        [sys.executable, "-m", "entropy_rft", "probe", "collect", "--model", "tiny_reasoner", "--task", "arithmetic",
+        [sys.executable, "-m", "entropy_rft", "probe", "collect", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK,
          "--limit", "12", "--samples", "4", "--max_tokens", "120", "--output_dir", "traces", "--vllm",
          "--dtype", "float32"],
         cwd=tmp_path,

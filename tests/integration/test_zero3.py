@@ -13,6 +13,8 @@ import yaml
 from launching import HERE, launch, launcher, needs_deepspeed
 from safetensors.torch import load_file
 
+from entropy_rft.assets import DEFAULT_TASK
+
 pytestmark = pytest.mark.integration
 
 LAYERS = 6
@@ -86,7 +88,7 @@ def test_a_run_resumed_under_zero3_is_the_run_that_was_not_interrupted(random_mo
     fields = {
         "model_name_or_path": str(random_model_dir),
         "dtype": "float32",
-        "task": "arithmetic",
+        "task": DEFAULT_TASK,
         "task_limit": 16,
         # The random model answers nothing right: by the task's reward alone no parameter would ever move.
         "rewards": ["pear", "training_inputs:some_reward"],

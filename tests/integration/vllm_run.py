@@ -12,6 +12,7 @@ from training_inputs import some_reward
 from transformers import TrainerCallback
 
 from entropy_rft import EntropyGRPOConfig, EntropyGRPOTrainer, PEARReward
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.tasks import load_task
 
 STEPS = 4  # with weights in sync; one more follows with the weights of the step before
@@ -29,7 +30,7 @@ class Stale(TrainerCallback):
 
 
 def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
-    task = load_task("arithmetic", limit=32, thinking=options.pop("thinking", True))
+    task = load_task(DEFAULT_TASK, limit=32, thinking=options.pop("thinking", True))
     lora = options.pop("lora", False)
     pear = options.pop("pear", True)
     rewards: list[Any] = [PEARReward(task.reward_funcs[0], floor=0.1)] if pear else task.reward_funcs

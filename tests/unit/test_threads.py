@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from entropy_rft import threads
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.sampling import load_model_and_tokenizer
 from entropy_rft.threads import CHOSEN_BY_USER, INTERVAL, FollowLoad, threads_beside
 
@@ -79,10 +80,10 @@ def hooks(model: torch.nn.Module) -> list:
 
 
 def test_only_a_command_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = load_model_and_tokenizer("tiny_reasoner", device="cpu")
+    model, _ = load_model_and_tokenizer(DEFAULT_MODEL, device="cpu")
     assert hooks(model) == []
     monkeypatch.setattr(threads, "_sharing", True)
-    model, _ = load_model_and_tokenizer("tiny_reasoner", device="cpu")
+    model, _ = load_model_and_tokenizer(DEFAULT_MODEL, device="cpu")
     (hook,) = hooks(model)
     assert isinstance(hook, FollowLoad)
     assert hook.most == torch.get_num_threads()
@@ -107,10 +108,11 @@ def test_a_command_sets_it_before_torch_is_there_and_a_run_then_repeats_with_any
         assert main(["report"]) == 2  # its mistake comes after the choice
         assert "torch" not in sys.modules or os.environ["MKL_CBWR"] == "AUTO,STRICT"
         import torch
+        from entropy_rft.assets import DEFAULT_MODEL
         from entropy_rft.sampling import load_model_and_tokenizer
-        model, _ = load_model_and_tokenizer("tiny_reasoner", device="cpu")
+        model, _ = load_model_and_tokenizer(DEFAULT_MODEL, device="cpu")
         torch.manual_seed(0)
-        ids = torch.randint(3, 400, (32, 100))
+        ids = torch.randint(3, 380, (32, 100))
         def gradients(threads):
             torch.set_num_threads(threads)
             model.zero_grad()

@@ -25,7 +25,7 @@ def add_parser(parts: Any) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="directory, hub name, tiny_reasoner or smollm2; or a LoRA adapter",
+        help="directory, hub name, modulo_reasoner or smollm2; or a LoRA adapter",
     )
     flags.add_task(add, split="train")
     add("--task_seed", type=int, default=0, help="of the choice of questions (default: %(default)s)")

@@ -36,7 +36,7 @@ class EmbeddedEngine:
     context. When a client disconnects, its completions are cancelled.
 
     Args:
-        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``; loaded immediately.
+        model: a directory, a name on the hub, ``modulo_reasoner`` or ``smollm2``; loaded immediately.
         served_model_name: what clients call it; its directory's name by default.
         device: ``None`` takes the accelerator when there is one.
         max_rows: completions that are generated at the same time.

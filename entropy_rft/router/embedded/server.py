@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Any
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserOSError
 from entropy_rft.router.embedded.app import EmbeddedEngine
 
@@ -15,11 +16,11 @@ class EmbeddedServer:
     """Runs an `EmbeddedEngine` with uvicorn in a thread, on the loopback interface and a free port.
 
     Args:
-        model: a directory, a name on the hub, ``tiny_reasoner`` or ``smollm2``.
+        model: a directory, a name on the hub, ``modulo_reasoner`` or ``smollm2``.
         options: further arguments of `EmbeddedEngine`.
     """
 
-    def __init__(self, model: str = "tiny_reasoner", **options: Any) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         self._model = model
         self._options = options
         self._thread: threading.Thread | None = None

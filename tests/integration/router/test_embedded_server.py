@@ -14,19 +14,21 @@ import httpx
 import openai
 import pytest
 
-from entropy_rft.assets import TINY_REASONER
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
+from entropy_rft.models.sources import model_source
 from entropy_rft.router.embedded import EmbeddedServer
+from entropy_rft.tasks import load_task
 
 pytestmark = pytest.mark.integration
 
-MODEL = "tiny_reasoner"
-MESSAGES: list[Any] = [{"role": "user", "content": "What is 17 + 25 - 8?"}]
-QUESTIONS = [f"What is {a} + {b}{' - 3' * (b % 4)}?" for a in (2, 31, 47) for b in (1, 6, 19)]
+MODEL = DEFAULT_MODEL
+QUESTIONS: list[Any] = [row["prompt"] for row in load_task(DEFAULT_TASK, split="test", limit=9).dataset]
+MESSAGES = QUESTIONS[0]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(str(TINY_REASONER)) as running:
+    with EmbeddedServer(model_source(DEFAULT_MODEL)) as running:
         yield running
 
 
@@ -47,8 +49,7 @@ def expected() -> list[str]:
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
 
     sampler = TransformersSampler(*load_model_and_tokenizer(MODEL, device="cpu"))
-    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    return [group[0].text for group in sampler.sample(prompts, temperature=0, max_tokens=120, progress=False)]
+    return [group[0].text for group in sampler.sample(QUESTIONS, temperature=0, max_tokens=120, progress=False)]
 
 
 def wait_until_idle(server: EmbeddedServer, limit: float = 60) -> None:
@@ -67,9 +68,7 @@ def test_the_model(client: openai.OpenAI, url: str) -> None:
 
 def test_plain(client: openai.OpenAI, expected: list[str]) -> None:
     for question, text in zip(QUESTIONS[:2], expected, strict=False):
-        answer = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=120
-        )
+        answer = client.chat.completions.create(model=MODEL, messages=question, temperature=0, max_tokens=120)
         (choice,) = answer.choices
         assert (choice.message.role, choice.message.content) == ("assistant", text)
         assert choice.finish_reason == "stop"
@@ -81,7 +80,7 @@ def test_streamed(client: openai.OpenAI, expected: list[str]) -> None:
     chunks = list(
         client.chat.completions.create(
             model=MODEL,
-            messages=[{"role": "user", "content": QUESTIONS[0]}],
+            messages=MESSAGES,
             temperature=0,
             max_completion_tokens=120,
             stream=True,
@@ -100,10 +99,10 @@ def test_streamed(client: openai.OpenAI, expected: list[str]) -> None:
 def test_many_at_once(url: str, expected: list[str]) -> None:
     """Plain and streamed, more than fit into one batch; nobody's answer depends on the others."""
 
-    async def ask(client: openai.AsyncOpenAI, question: str, stream: bool) -> str:
+    async def ask(client: openai.AsyncOpenAI, question: Any, stream: bool) -> str:
         fields: dict[str, Any] = {
             "model": MODEL,
-            "messages": [{"role": "user", "content": question}],
+            "messages": question,
             "temperature": 0,
             "max_tokens": 120,
         }
@@ -211,11 +210,9 @@ def test_traces_can_be_collected_from_it(url: str) -> None:
     from entropy_rft.sampling.openai_sampler import OpenAISampler
 
     model, tokenizer = load_model_and_tokenizer(MODEL, device="cpu")
-    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS[:3]]
     settings: dict[str, Any] = {"temperature": 0, "max_tokens": 60, "progress": False}
-    assert OpenAISampler(url, tokenizer).sample(prompts, **settings) == TransformersSampler(model, tokenizer).sample(
-        prompts, **settings
-    )
+    ours = TransformersSampler(model, tokenizer).sample(QUESTIONS[:3], **settings)
+    assert OpenAISampler(url, tokenizer).sample(QUESTIONS[:3], **settings) == ours
 
 
 def test_closing_leaves_no_thread() -> None:

@@ -13,7 +13,7 @@ from processes import ServerProcess
 
 pytestmark = pytest.mark.integration
 
-QUESTION = [{"role": "user", "content": "What is 17 + 25 - 8?"}]
+QUESTION = [{"role": "user", "content": "Start at 3, then +8 *9 -7 +4 *3, modulo 10?"}]
 PATIENCE = 120.0
 
 

@@ -14,7 +14,8 @@ from stub import Stub
 from stub_answers import PLAIN, Behaviour, Request
 from wire import Reply, exchange, request
 
-from entropy_rft.assets import TINY_REASONER
+from entropy_rft.assets import DEFAULT_MODEL
+from entropy_rft.models.sources import model_source
 from entropy_rft.router.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
@@ -32,9 +33,9 @@ def gemma_like(asked: Request) -> Behaviour | None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny reasoner with such a template."""
+    """The embedded model with such a template."""
     path = tmp_path_factory.mktemp("gemma") / "model"
-    shutil.copytree(TINY_REASONER, path)
+    shutil.copytree(model_source(DEFAULT_MODEL), path)
     template = path / "chat_template.jinja"
     template.write_text(REFUSES + template.read_text())
     return path

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 import entropy_rft
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE, DEFAULT_TASK
 from entropy_rft.cli.main import main
 from entropy_rft.errors import UserMistake, UserOSError, UserTypeError, UserValueError, user_mistake, users
 
 # What each verb calls first of what it does, and the shortest command that gets there.
 VERBS = {
     "train": ("entropy_rft.training.run.load_task", ["train", "--output_dir", "run", "--use_cpu", "true"]),
-    "evaluate": ("entropy_rft.tasks.load_task", ["evaluate", "--model", "tiny_reasoner", "--task", "arithmetic"]),
+    "evaluate": ("entropy_rft.tasks.load_task", ["evaluate", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK]),
     "report": ("entropy_rft.evaluation.run.load_run", ["report", "run"]),
     "collect": (
         "entropy_rft.tasks.load_task",
-        ["probe", "collect", "--model", "tiny_reasoner", "--task", "arithmetic", "--output_dir", "t"],
+        ["probe", "collect", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK, "--output_dir", "t"],
     ),
     "probe train": ("entropy_rft.difficulty.load_traces", ["probe", "train", "--traces", "t", "--output_dir", "p"]),
     "probe evaluate": (
@@ -28,7 +29,7 @@ VERBS = {
         ["probe", "evaluate", "--probe", "PROBE", "--traces", "t", "--output_dir", "p"],
     ),
     "serve": ("entropy_rft.router.settings.load_settings", ["serve", "--check"]),
-    "demo": ("entropy_rft.demo.Demo", ["demo"]),
+    "demo": ("entropy_rft.demo.run.Demo", ["demo"]),
 }
 
 
@@ -54,7 +55,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captur
         target, command = VERBS[verb]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(target, bug)
-        probe = str(Path(entropy_rft.__file__).parent / "assets" / "tiny_probe")
+        probe = str(DEFAULT_PROBE)
         code = main([probe if word == "PROBE" else word for word in command])
         return code, capfd.readouterr().err
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.difficulty import collect_traces, load_traces, question_states
 from entropy_rft.difficulty.collect import trace_schema
 from entropy_rft.difficulty.states import fingerprint
@@ -20,7 +21,7 @@ from entropy_rft.tasks import load_task
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("arithmetic", split="validation", limit=10)
+    return load_task(DEFAULT_TASK, split="validation", limit=10)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_trace_says_what_the_answers_were(collect, model_and_tokenizer, task, 
     traces = load_traces(tmp_path / "traces")
     assert traces.complete
     assert [row["index"] for row in traces.rows] == list(range(10))
-    assert levels(traces.rows) == ["2", "3", "4", "5", "6", "7"]
+    assert levels(traces.rows) == [str(level) for level in range(1, 11)]
     assert traces.hidden.shape == (10, 16)
     prompts = [row["prompt"] for row in task.dataset]
     answers = TransformersSampler(model, tokenizer).sample(prompts, temperature=0, max_tokens=6, progress=False)
@@ -162,7 +163,7 @@ def test_other_settings_are_refused_and_named(collect, tmp_path, task):
         ({"layer": 0}, "layer = -1, not 0"),
         ({"chunk_size": 5}, "chunk_size = 4, not 5"),
         ({"model_name": "n"}, "model = 'm', not 'n'"),
-        ({"task": load_task("arithmetic", split="validation", limit=10, seed=1)}, "digest = "),
+        ({"task": load_task(DEFAULT_TASK, split="validation", limit=10, seed=1)}, "digest = "),
         ({"sampler_name": "openai"}, "sampler = 'transformers', not 'openai'"),
     ):
         with pytest.raises(ValueError, match="continue with the same settings") as caught:
@@ -202,7 +203,7 @@ def test_datasets_reads_it(collect, tmp_path):
 def test_datasets_reads_it_whatever_the_split_and_after_a_kill(split, name, collect, model_and_tokenizer, tmp_path):
     from datasets import load_dataset
 
-    source = {"name": "arithmetic", "split": split, "options": {"instruction": "two\nlines"}}
+    source = {"name": DEFAULT_TASK, "split": split, "options": {"instruction": "two\nlines"}}
     with pytest.raises(Dies):
         collect(sampler=Mortal(TransformersSampler(*model_and_tokenizer), 1), source=source)
     assert "4 of 10 questions" in (tmp_path / "traces" / "README.md").read_text()
@@ -237,7 +238,7 @@ def test_plain_text_prompts_and_unscorable_answers(collect, tmp_path):
 
 def test_several_directories_of_one_model(collect, tmp_path):
     collect("a", level="1")
-    collect("b", level="2", task=load_task("arithmetic", split="train", limit=5))
+    collect("b", level="2", task=load_task(DEFAULT_TASK, split="train", limit=5))
     traces = load_traces(tmp_path / "a", tmp_path / "b")
     assert len(traces) == 15
     assert levels(traces.rows) == ["1", "2"]
@@ -248,7 +249,7 @@ def test_several_directories_of_one_model(collect, tmp_path):
 
 def test_nothing_counts_twice(collect, tmp_path, monkeypatch):
     collect()
-    collect("more", task=load_task("arithmetic", split="validation", limit=4))
+    collect("more", task=load_task(DEFAULT_TASK, split="validation", limit=4))
     monkeypatch.chdir(tmp_path)
     for directories in (("traces", "./traces/"), ("traces", "more")):
         with pytest.raises(ValueError, match="give each directory and each question once") as caught:
@@ -313,7 +314,7 @@ def test_states_that_are_none_are_damage(tmp_path, wide, column):
 
 def test_each_directory_keeps_its_own(collect, tmp_path):
     collect("one")
-    collect("two", task=load_task("arithmetic", split="test", limit=6))
+    collect("two", task=load_task(DEFAULT_TASK, split="test", limit=6))
     both = load_traces(tmp_path / "one", tmp_path / "two")
     keep = np.arange(len(both)) % 3 > 0
     for traces in (both, both.take(np.ones(len(both), bool))):
@@ -329,7 +330,7 @@ def test_each_directory_keeps_its_own(collect, tmp_path):
 def test_a_question_is_known_in_other_words(collect, tmp_path):
     """By traces that were collected before anyone asked, too: nothing of it is on the disk."""
     options = {"instruction": "Be brief.", "answer_format": "As a number."}
-    source = {"name": "arithmetic", "split": "validation", "limit": 10}
+    source = {"name": DEFAULT_TASK, "split": "validation", "limit": 10}
     collect("plain", source=source)
     collect("worded", task=load_task(**source, **options), source={**source, "options": options})
     plain, worded = load_traces(tmp_path / "plain"), load_traces(tmp_path / "worded")

@@ -11,7 +11,7 @@ from entropy_rft.tasks import DIRECT, STEP_BY_STEP, STOP_EARLY
 EASY, NORMAL, HARD = Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD
 
 
-def test_the_published_numbers_with_the_texts_that_the_tiny_reasoner_knows():
+def test_the_published_numbers_with_the_texts_that_the_embedded_models_know():
     values = [(s.instruction, s.temperature, s.max_tokens_fraction) for s in DEFAULT_STRATEGIES.values()]
     assert values == [(DIRECT, 0.5, 0.4), (STEP_BY_STEP, 0.8, 1.0), (STOP_EARLY, 0.4, 0.5)]
     assert list(DEFAULT_STRATEGIES) == [EASY, NORMAL, HARD]

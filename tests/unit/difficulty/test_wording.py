@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.difficulty.wording import wordless_id
 from entropy_rft.sampling.identity import question_id
 from entropy_rft.tasks import load_task, task_rows
@@ -19,7 +20,7 @@ WORDINGS = (
 )
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "jsonl"])
+@pytest.mark.parametrize("name", [DEFAULT_TASK, "jsonl"])
 def test_no_wording_makes_another_question(name, tmp_path):
     source = {"limit": 3}
     if name == "jsonl":

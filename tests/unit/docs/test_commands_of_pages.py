@@ -96,7 +96,7 @@ def test_the_pages_have_commands_of_every_kind() -> None:
     "line",
     [
         "entropy-rft demonstrate",
-        "entropy-rft evaluate --model m --task arithmetic --smaples 8",
+        "entropy-rft evaluate --model m --task modulo --smaples 8",
         "entropy-rft probe train --traces t --output_dir p --kind forest",
         "entropy-rft train --config recipes/tiny/nothing.yaml",
         "entropy-rft train --config recipes/tiny/grpo.yaml --max_step 5",

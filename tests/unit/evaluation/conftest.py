@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.evaluation import Evaluation, Scores
 
 
@@ -41,7 +42,7 @@ def make_evaluation():
             **{
                 **build_scores(),
                 "model": "runs/clip_b",
-                "task": "arithmetic",
+                "task": DEFAULT_TASK,
                 "split": "test",
                 "samples": 8,
                 "settings": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 128, "seed": 0},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.cli import evaluate as verb
 from entropy_rft.cli.flags import parse_options
 from entropy_rft.evaluation import Evaluation
@@ -22,15 +23,15 @@ def model_dir(random_model_dir, tmp_path) -> Path:
     return Path(shutil.copytree(random_model_dir, tmp_path / "model"))
 
 
-SMALL = ("--task", "arithmetic", "--limit", 6, "--samples", 2, "--max_tokens", 8, "--device", "cpu")
+SMALL = ("--task", DEFAULT_TASK, "--limit", 6, "--samples", 2, "--max_tokens", 8, "--device", "cpu")
 
 
 def test_an_evaluation_from_the_command_line(model_dir, capsys):
     args = parsed("--model", model_dir, *SMALL)
     assert args.run(args) == 0
     assert "6 × 2" in capsys.readouterr().out
-    result = Evaluation.load(model_dir / "evaluation-arithmetic-test.json")
-    assert (result.model, result.task, result.split) == (str(model_dir), "arithmetic", "test")
+    result = Evaluation.load(model_dir / f"evaluation-{DEFAULT_TASK}-test.json")
+    assert (result.model, result.task, result.split) == (str(model_dir), DEFAULT_TASK, "test")
     assert (result.questions, result.samples, result.settings["max_tokens"]) == (6, 2, 8)
     assert 0 < result.tokens <= 8
     assert result.entropy is not None
@@ -44,11 +45,11 @@ def test_an_evaluation_from_the_command_line(model_dir, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "./nowhere", "--task", "arithmetic"], "nowhere"),
+        (["--model", "./nowhere", "--task", DEFAULT_TASK], "nowhere"),
         (["--model", "./nowhere", "--task", "arithmetik"], "arithmetik"),
-        (["--model", "./nowhere", "--task", "arithmetic", "--task_option", "thinking"], "key=value"),
-        (["--model", "./nowhere", "--task", "arithmetic", "--task_option", "nonsense=1"], "nonsense"),
-        (["--model", "./nowhere", "--task", "arithmetic", "--output", "/"], "--output"),
+        (["--model", "./nowhere", "--task", DEFAULT_TASK, "--task_option", "thinking"], "key=value"),
+        (["--model", "./nowhere", "--task", DEFAULT_TASK, "--task_option", "nonsense=1"], "nonsense"),
+        (["--model", "./nowhere", "--task", DEFAULT_TASK, "--output", "/"], "--output"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -72,7 +73,7 @@ def test_a_template_that_refuses_the_prompts_is_one_line(model_dir):
 
 
 def test_settings_are_checked_before_the_model_is_loaded():
-    args = parsed("--model", "./nowhere", "--task", "arithmetic", "--temperature", "-1")
+    args = parsed("--model", "./nowhere", "--task", DEFAULT_TASK, "--temperature", "-1")
     with pytest.raises(ValueError, match="temperature"):
         args.run(args)
 

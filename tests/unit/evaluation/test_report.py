@@ -68,7 +68,15 @@ def test_a_comparison_has_every_part(make_run, page):
         "Dropped by entropy clipping",
     ):
         assert expected in text
-    for expected in ("Predicted entropy change", "40 × 8", "62.5", "55.0–70.0", "pass@8 (%)", "accuracy by difficulty"):
+    for expected in (
+        "Predicted entropy change",
+        "40 × 8",
+        "62.5",
+        "55.0–70.0",
+        "pass@8 (%)",
+        "accuracy by difficulty",
+        "pass@k by difficulty",
+    ):
         assert expected in text
     assert "entropy-rft train --config recipes/tiny/clip_b.yaml" in text
     assert "Recorded by no run: pear penalty" in text

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.evaluation import Evaluation, difficulty_table, evaluation_table
 from entropy_rft.evaluation.table import evaluation_lines
 
@@ -58,7 +59,7 @@ def test_the_table_says_what_it_rests_on(make_evaluation):
     assert "40 × 8" in text
     assert "55.0–70.0" in text
     assert "87.5" in text
-    assert "arithmetic/test" in text
+    assert f"{DEFAULT_TASK}/test" in text
     assert "bootstrap over questions" in text
     assert "[bold]x" in text
 
@@ -66,6 +67,22 @@ def test_the_table_says_what_it_rests_on(make_evaluation):
 def test_the_table_by_difficulty(make_evaluation):
     text = rendered(difficulty_table("clip_b", make_evaluation()))
     assert all(f" {level} " in text for level in (2, 4, 7))
+    assert "pass@8 (%)" in text
+
+
+def test_the_hardest_level_has_a_line_where_all_evaluations_have_that_level(make_evaluation):
+    first, other = make_evaluation(), make_evaluation()
+    other.by_difficulty["7"].pass_at_k = {1: 0.1, 2: 0.2, 4: 0.25}
+    lines = {line[0]: line[1:] for line in evaluation_lines([first, first])}
+    assert lines["pass@8, level 7 (%)"] == ["87.5", "87.5"]
+    # k is the largest that both have.
+    lines = {line[0]: line[1:] for line in evaluation_lines([first, other])}
+    assert lines["pass@4, level 7 (%)"] == ["80.0", "25.0"]
+    easy, alone = make_evaluation(), make_evaluation()
+    del easy.by_difficulty["7"]
+    alone.by_difficulty = {"7": alone.by_difficulty["7"]}
+    for others in (easy, alone, make_evaluation(by_difficulty={})):
+        assert not [line for line in evaluation_lines([first, others]) if "level" in line[0]]
 
 
 def test_evaluations_of_the_same_questions_are_compared_question_by_question(make_evaluation):

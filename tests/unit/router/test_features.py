@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.router.batching import Abandoned
 from entropy_rft.router.features import FeatureError, NoFeatures, ProbedFeatures, Question, build_features
 from entropy_rft.router.settings import FeatureSettings, RouterSettings
@@ -329,7 +330,7 @@ def settings(**features):
 
 
 def fake_probe(**fields):
-    return SimpleNamespace(**{"base_model": "tiny_reasoner", "layer": -1, "width": 128, "fingerprint": None} | fields)
+    return SimpleNamespace(**{"base_model": DEFAULT_MODEL, "layer": -1, "width": 128, "fingerprint": None} | fields)
 
 
 def test_no_features():

@@ -7,6 +7,7 @@ import sys
 import pytest
 from trl.rewards import accuracy_reward, reasoning_accuracy_reward
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.tasks import TASK_NAMES, level_of, load_task
 
 
@@ -24,8 +25,8 @@ def test_unknown_name_gives_the_nearest(name, nearest):
 
 
 def test_unknown_option_gives_the_nearest():
-    with pytest.raises(ValueError, match=r"'arithmetic' has no option 'level'; did you mean levels\?"):
-        load_task("arithmetic", level=[2])
+    with pytest.raises(ValueError, match=rf"{DEFAULT_TASK!r} has no option 'level'; did you mean levels\?"):
+        load_task(DEFAULT_TASK, level=[2])
     with pytest.raises(ValueError, match=r"'gsm8k' has no option 'xyz' \(it has: instruction"):
         load_task("gsm8k", xyz=1)
 
@@ -46,19 +47,19 @@ def test_unknown_option_gives_the_nearest():
 )
 def test_bad_arguments_are_named(arguments, error):
     with pytest.raises(error, match=next(iter(arguments))):
-        load_task("arithmetic", **arguments)
+        load_task(DEFAULT_TASK, **arguments)
 
 
 def test_rewards_are_trls_and_can_be_pickled():
-    thinking = load_task("arithmetic", limit=1)
-    plain = load_task("arithmetic", limit=1, thinking=False)
+    thinking = load_task(DEFAULT_TASK, limit=1)
+    plain = load_task(DEFAULT_TASK, limit=1, thinking=False)
     assert thinking.reward_funcs == [reasoning_accuracy_reward]
     assert plain.reward_funcs == [accuracy_reward]
     assert pickle.loads(pickle.dumps(thinking.reward_funcs)) == thinking.reward_funcs
 
 
 def test_rewards_score_the_dataset():
-    task = load_task("arithmetic", limit=3)
+    task = load_task(DEFAULT_TASK, limit=3)
     golds = task.dataset["solution"][:]
     texts = [f"<think> x </think> \\boxed{{{golds[0]}}}", "<think> x </think> \\boxed{1000}", f"\\boxed{{{golds[2]}}}"]
     completions = [[{"role": "assistant", "content": text}] for text in texts]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from trl import ModelConfig
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.training.changes import FREE, changes, recorded, sentence
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.doctor import DoctorArguments
@@ -15,7 +16,7 @@ BEFORE: dict[str, Any] = {
     "entropy_clip": "clip_b",
     "rewards": ["task"],
     "learning_rate": 1e-4,
-    "model_name_or_path": "tiny_reasoner",
+    "model_name_or_path": DEFAULT_MODEL,
     "per_device_train_batch_size": 64,
     "gradient_accumulation_steps": 1,
     "output_dir": "runs/a",

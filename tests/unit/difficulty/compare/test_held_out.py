@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, DifficultyProbe, collect_traces, load_traces
 from entropy_rft.difficulty.compare.comparison import Questions, answer_questions, evaluate_probe, held_out_questions
 from entropy_rft.difficulty.store import read_rows_and_vectors
@@ -15,7 +16,7 @@ from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 from entropy_rft.sampling import Completion, TransformersSampler
 from entropy_rft.tasks import load_task
 
-SOURCE = {"name": "arithmetic", "split": "validation", "limit": 8}
+SOURCE = {"name": DEFAULT_TASK, "split": "validation", "limit": 8}
 LABELS = [Difficulty.EASY, Difficulty.HARD]
 
 
@@ -127,7 +128,9 @@ def test_a_task_that_has_other_questions_now_is_refused(traces, collect):
     settings = json.loads((changed / "settings.json").read_text())
     settings["task"]["seed"] = 9
     (changed / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"'arithmetic' has other questions now than when .*changed.* was collected"):
+    with pytest.raises(
+        ValueError, match=rf"{DEFAULT_TASK!r} has other questions now than when .*changed.* was collected"
+    ):
         held_out_questions([changed], probe_of(traces, 3))
 
 

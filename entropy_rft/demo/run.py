@@ -1,4 +1,4 @@
-"""The demo: three methods from one checkpoint, measured on the same held-out questions, in one report."""
+"""Trains each method, measures it and the start, and reports."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 
-from entropy_rft.assets import TINY_REASONER
+from entropy_rft.demo.models import MODELS
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
 from entropy_rft.evaluation.run import load_run
+from entropy_rft.models.sources import model_source
 from entropy_rft.reporting.cells import number, percent
 from entropy_rft.run_files import EVALUATION, REPORT
 from entropy_rft.sampling import load_model_and_tokenizer, progress_bar
 from entropy_rft.sampling.progress import duration
 from entropy_rft.signals import Terminated
-from entropy_rft.tasks import load_task
 from entropy_rft.training.launch import find_recipe
 from entropy_rft.training.lock import DirectoryLock
-from entropy_rft.training.recipe import RecipeParser
-from entropy_rft.training.run import TrainingRun
+from entropy_rft.training.recipe import Recipe, RecipeParser
+from entropy_rft.training.run import TrainingRun, recipe_task
 from entropy_rft.training.run_directory import RunDirectory
 
-MAX_TOKENS = 256  # of a completion; the longest of the tiny reasoner's take about 200
 METHODS = {"grpo": "GRPO", "clip_b": "Clip_B", "clip_b_pear": "Clip_B + PEAR"}
 START = "start"
 
@@ -44,31 +43,56 @@ class Demo:
 
     Args:
         output_dir: one run directory per method, and ``report.html``.
+        model: a name in `MODELS`.
         steps: optimisation steps of each method; None: as in the recipes.
-        questions: held-out questions; the levels of difficulty alternate.
-        samples: completions per question.
+        questions: held-out questions; the levels of difficulty alternate. None: as in `MODELS`.
+        samples: completions per question. None: as in `MODELS`.
         seed: of training and of sampling.
 
     Raises:
-        ValueError: an argument is out of range, or matplotlib is missing.
+        ValueError: an argument is out of range, the model was not fetched, or a package is missing.
     """
 
-    def __init__(self, output_dir: str, steps: int | None, questions: int, samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        *,
+        model: str,
+        steps: int | None = None,
+        questions: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
         for name, value in (("steps", steps), ("questions", questions), ("samples", samples)):
             if value is not None and value < 1:
                 raise UserValueError(f"{name} must be at least 1, got {value}")
         if importlib.util.find_spec("matplotlib") is None:
             raise UserValueError('the report needs matplotlib: pip install "entropy_rft[report]"')
+        if model not in MODELS:
+            raise UserValueError(f"the demo has the models {' and '.join(MODELS)}, not {model!r}")
+        self.model = MODELS[model]
+        self.start = model_source(model)  # raises where the model was not fetched
         self.output_dir = Path(output_dir)
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise UserValueError(f"output_dir {output_dir!r} is a file")
-        self.steps = steps
         self.seed = seed
-        self.samples = samples
+        self.samples = samples or self.model.samples
         self.started = time.monotonic()
         self.console = Console()
-        self.task = load_task("arithmetic", split="test", limit=questions)
+        with _quiet_libraries():
+            self.recipes = {name: self._recipe(name, title, steps) for name, title in METHODS.items()}
+            first = next(iter(self.recipes.values()))
+            self.task = recipe_task(first, "test", questions or self.model.questions)
+        self.max_tokens: int = first.training.max_completion_length
+        self.think_end_token: str = first.training.think_end_token
         self.rows: list[tuple[str, Evaluation]] = []
+
+    def _recipe(self, name: str, title: str, steps: int | None) -> Recipe:
+        flags = ["--output_dir", str(self.output_dir / name), "--seed", str(self.seed), "--run_name", title]
+        flags += ["--disable_tqdm", "true", "--save_strategy", "no", "--report_to", "none"]
+        if steps is not None:
+            flags += ["--max_steps", str(steps)]
+        return RecipeParser().parse(["--config", str(find_recipe(f"{self.model.recipes}/{name}.yaml")), *flags])
 
     def run(self) -> int:
         """Run the demo. On Ctrl-C and SIGTERM the finished methods are still reported."""
@@ -86,6 +110,8 @@ class Demo:
                 self._evaluate_start()
                 for name, title in METHODS.items():
                     self._train(name, title)
+                    directory = self.output_dir / name
+                    self._evaluate(str(directory), directory, title)
             except (KeyboardInterrupt, Terminated) as signal:
                 stopped = signal
         self._report()
@@ -94,44 +120,43 @@ class Demo:
         return 0
 
     def _evaluate_start(self) -> None:
-        self.console.print("[bold]start[/bold]: the embedded tiny reasoner, before any training")
+        steps = next(iter(self.recipes.values())).training.max_steps
+        size = f"steps: {steps}; held-out questions: {len(self.task.dataset)}, each {self.samples} times"
+        self.console.print(f"{self.model.name}: {self.model.about}", highlight=False, soft_wrap=True)
+        self.console.print(size, highlight=False, soft_wrap=True)
+        self.console.print("[bold]start[/bold]: before any training")
         directory = RunDirectory(self.output_dir / START)
         directory.set_aside()
-        recipe = {"model_name_or_path": "tiny_reasoner"}
+        recipe = {"model_name_or_path": self.model.name}
         directory.describe(recipe, seed=self.seed, command=sys.argv, device="cpu", name=START)
         directory.keep_until(0)
-        self._evaluate(str(TINY_REASONER), directory.path, START)
+        self._evaluate(self.start, directory.path, START)
 
     def _train(self, name: str, title: str) -> None:
-        flags = ["--output_dir", str(self.output_dir / name), "--seed", str(self.seed), "--run_name", title]
-        flags += ["--disable_tqdm", "true", "--save_strategy", "no", "--report_to", "none"]
-        if self.steps is not None:
-            flags += ["--max_steps", str(self.steps)]
-        recipe = RecipeParser().parse(["--config", str(find_recipe(f"tiny/{name}.yaml")), *flags])
+        recipe = self.recipes[name]
         self.console.print(f"[bold]{title}[/bold]: {recipe.training.max_steps} steps")
         with progress_bar("training", recipe.training.max_steps) as advance:
             run = TrainingRun(recipe, command=sys.argv, callbacks=[_Advance(advance)])
             run.trainer.remove_callback(PrinterCallback)
             run.train()
-        self._evaluate(recipe.training.output_dir, run.directory.path, title)
 
     def _evaluate(self, model_dir: str, directory: Path, title: str) -> None:
-        model, tokenizer = load_model_and_tokenizer(model_dir, device="cpu")
+        model, tokenizer = load_model_and_tokenizer(model_dir, dtype="float32", device="cpu")
         evaluation = evaluate_model(
             model,
             tokenizer,
             self.task,
             samples=self.samples,
             temperature=1.0,
-            max_tokens=MAX_TOKENS,
-            batch_size=256,
+            max_tokens=self.max_tokens,
+            batch_size=self.model.batch_size,
             seed=self.seed,
+            think_end_token=self.think_end_token,
             model_name=title,
         )
         evaluation.save(directory / EVALUATION)
         self.rows.append((title, evaluation))
-        accuracy, thinking = percent(evaluation.avg_at_k), number(evaluation.thinking_tokens, 0)
-        self.console.print(f"  {accuracy} % correct, {thinking} thinking tokens", highlight=False)
+        self.console.print(f"  {_in_short(evaluation)}", highlight=False, soft_wrap=True)
 
     def _report(self) -> None:
         if not self.rows:
@@ -145,6 +170,17 @@ class Demo:
         page = self.output_dir / REPORT
         write_report([load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo")
         self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _in_short(evaluation: Evaluation) -> str:
+    """One line: how often it is right, also on the hardest level, its entropy, and how long it thinks."""
+    parts = [f"{percent(evaluation.avg_at_k)} % correct"]
+    if evaluation.hardest is not None:
+        level, scores = evaluation.hardest
+        k = max(scores.pass_at_k, default=0)
+        parts.append(f"pass@{k} at level {level} {percent(scores.pass_at_k.get(k))} %")
+    parts.append(f"entropy {number(evaluation.entropy)}")
+    return ", ".join([*parts, f"{number(evaluation.thinking_tokens, 0)} thinking tokens"])
 
 
 class _Advance(TrainerCallback):
