@@ -58,7 +58,7 @@ def test_how_much_to_think_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--thinking_tokens", "-1"), "--thinking_tokens must be 0 or more"),
+        (("--thinking_tokens", "-1"), "thinking_tokens must be 0 or more"),
         (("--extra_body", "{top_p: 1}"), "--extra_body '{top_p: 1}' is not JSON"),
         (("--extra_body", '{"model": "m"}'), "extra_body must not set 'model'"),
         (("--reasoning_effort", "hgh"), "did you mean high"),
