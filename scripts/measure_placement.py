@@ -65,7 +65,12 @@ def arguments() -> argparse.Namespace:
     add("--turns", type=int, default=6, help="of a conversation (default: %(default)s)")
     add("--questions", type=int, default=48, help="to measure whether the model follows (default: %(default)s)")
     add("--max_tokens", type=int, default=200, help="of an answer (default: %(default)s)")
-    add("--block_size", type=int, default=16, help="of the prefix cache, in tokens (default: %(default)s)")
+    add(
+        "--block_size",
+        type=int,
+        default=32,
+        help="of the prefix cache, in tokens; a CPU needs a multiple of 32, a GPU has 16 (default: %(default)s)",
+    )
     add("--output", type=Path, help="(default: scripts/results/placement-MODEL.json)")
     add("--note", default="", help="stored in the result")
     return parser.parse_args()
@@ -109,7 +114,9 @@ def process(command: Sequence[str], log: Path, url: str, ready: str, **variables
         deadline = time.monotonic() + 900
         while True:
             if running.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[2]} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+                lines = log.read_text(errors="replace").splitlines()
+                causes = [line for line in lines if "Error" in line] or lines
+                raise SystemExit("\n".join([f"{command[2]} did not start:", *causes[:5]]))
             with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url + ready, timeout=10):
                 break
             time.sleep(0.5)

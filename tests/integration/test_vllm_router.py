@@ -225,9 +225,7 @@ def test_a_limit_on_the_thinking_is_that_of_transformers(
         same = [own.token_ids == their.token_ids for (own,), (their,) in zip(ours, theirs, strict=True)]
         assert sum(same) >= len(prompts) - 1, same  # where two tokens are equally likely, rounding decides
     settings["thinking_tokens"] = None
-    assert [own.token_ids for (own,) in local.sample(prompts[:8], **settings)] != [
-        own.token_ids for (own,) in ours[:8]
-    ]
+    assert [own.token_ids for (own,) in local.sample(prompts[:8], **settings)] != [own.token_ids for (own,) in ours[:8]]
 
     strategies = {"easy": {"thinking_tokens": 5, "extra_body": {"ignore_eos": True}}}
     with router_process(tmp_path, {"backends": [{"url": servers[0].url}], "strategies": strategies}) as router:

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     header = ["", "temperature", "budget", "accuracy (%)", "tokens", "questions"]
-    caption = "→ chosen; on the validation questions that the probe sends there"
+    caption = "→ chosen, on the questions that the probe sends there; budget: share, or ≤ thinking"
     Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
     tasks = ", ".join(f"{task.name}/{task.split}" for task, _ in questions.parts)
     with users(OSError):

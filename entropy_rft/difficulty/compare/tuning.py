@@ -290,6 +290,6 @@ def trial_lines(trials: Mapping[Difficulty, Sequence[Trial]], found: Mapping[Dif
 
 
 def _budget(strategy: Strategy) -> str:
-    """What limits an answer: the thinking, or a share of all tokens."""
+    """What limits an answer: tokens of thinking (≤), or a share of all tokens."""
     limit = strategy.thinking_tokens
-    return f"{strategy.max_tokens_fraction:g}" if limit is None else f"{limit} thinking"
+    return f"{strategy.max_tokens_fraction:g}" if limit is None else f"≤{limit}"

@@ -245,7 +245,7 @@ def test_limits_on_the_thinking_are_tuned_instead_of_shares(limits, model, trace
     assert [t.strategy.temperature for t in trials[1:]] == ([0.2] * 2 + [0.4] * 2 if limits else [0.2, 0.4])
     assert all(call["max_tokens"] == 50 for call in sampler.calls)
     assert all(prompt[0]["role"] == "user" for call in sampler.calls for prompt in call["prompts"])
-    assert trial_lines(tried, probe.strategies)[0][2] == "7 thinking"
+    assert trial_lines(tried, probe.strategies)[0][2] == "≤7"
 
 
 def test_a_collection_that_goes_on_costs_no_answers(model, collect, traces, tmp_path):
