@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.errors import UserValueError, users
 from entropy_rft.tasks import TASK_NAMES
 
 Add = Callable[..., Any]
@@ -59,6 +59,33 @@ def add_sampling(add: Add, samples: int, of: str, *, temperature: bool = True, t
     limit = "limit on one answer" if temperature else "whole budget of an answer"
     add("--max_tokens", type=int, default=1024, metavar="N", help=f"{limit}, in tokens (default: %(default)s)")
     add("--batch_size", type=int, default=64, metavar="N", help="answers sampled at a time (default: %(default)s)")
+
+
+def add_effort(add: Add) -> None:
+    """How much to think: what a strategy may have too."""
+    add("--thinking_tokens", type=int, metavar="N", help="the thinking ends after so many tokens; no limit by default")
+    add("--reasoning_effort", metavar="WORD", help="such as low, for models whose chat template knows it")
+    add("--chat_template_kwargs", metavar="JSON", help='variables of the template, such as {"enable_thinking": false}')
+    add("--extra_body", metavar="JSON", help='further fields of sampling, such as {"top_p": 0.9}')
+
+
+def effort_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_effort` that are given, by a strategy's names.
+
+    Raises:
+        ValueError: one is out of range or is not JSON.
+    """
+    from entropy_rft.effort import EFFORT_FIELDS, checked_effort
+
+    given = {name: getattr(args, name) for name in EFFORT_FIELDS}
+    for name in ("chat_template_kwargs", "extra_body"):
+        if given[name] is not None:
+            try:
+                given[name] = json.loads(given[name])
+            except ValueError as error:
+                raise UserValueError(f"--{name} {given[name]!r} is not JSON: {error}") from None
+    with users(TypeError, ValueError):
+        return checked_effort(**given)
 
 
 def add_probe(add: Add) -> None:
@@ -150,8 +177,17 @@ def sampler_name(args: argparse.Namespace) -> str:
     return "openai" if args.url else "vllm" if args.vllm else "transformers"
 
 
-def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> Any:
+def sampler(
+    args: argparse.Namespace,
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    think_end_token: str = "</think>",
+    limits_thinking: bool = False,
+) -> Any:
     """The sampler of `sampler_name`; `name` is the model's, which a vLLM engine loads itself.
+
+    `limits_thinking` says whether `thinking_tokens` will be asked for: a vLLM engine must know it from the start.
 
     Raises:
         ValueError: the url is not valid, or vLLM cannot use the model.
@@ -161,11 +197,18 @@ def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> 
     if kind == "vllm":
         from entropy_rft.sampling.vllm_sampler import VLLMSampler
 
-        return VLLMSampler(name, tokenizer, dtype=args.dtype, memory=args.vllm_memory, device=device_of(args))
+        return VLLMSampler(
+            name,
+            tokenizer,
+            dtype=args.dtype,
+            memory=args.vllm_memory,
+            device=device_of(args),
+            think_end_token=think_end_token if limits_thinking else None,
+        )
     if kind == "transformers":
         from entropy_rft.sampling import TransformersSampler
 
-        return TransformersSampler(model, tokenizer, batch_size=args.batch_size)
+        return TransformersSampler(model, tokenizer, batch_size=args.batch_size, think_end_token=think_end_token)
     from entropy_rft.sampling.openai_sampler import OpenAISampler
     from entropy_rft.sampling.scoring import vocabulary_size
 
@@ -175,6 +218,7 @@ def sampler(args: argparse.Namespace, name: str, model: Any, tokenizer: Any) -> 
         model=args.served_model,
         concurrency=args.batch_size,
         api_key=os.environ.get("ENTROPY_RFT_API_KEY"),
+        think_end_token=think_end_token,
         vocabulary=vocabulary_size(model),
     )
 

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from entropy_rft.difficulty.states import check_layer, fingerprint, question_states
 from entropy_rft.difficulty.store import ChunkStore, begun_with, check_shard, chunk_seed
 from entropy_rft.difficulty.traces import write_card
+from entropy_rft.effort import checked_effort
 from entropy_rft.sampling import (
     Completion,
     ThinkEndMarker,
     check_settings,
+    encode_prompt,
     progress_bar,
     right_and_scored,
     score_completions,
@@ -56,6 +58,7 @@ def collect_traces(
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_tokens: int = 1024,
+    effort: Mapping[str, Any] | None = None,
     seed: int = 0,
     layer: int = -1,
     think_end_token: str = "</think>",
@@ -83,6 +86,8 @@ def collect_traces(
         source: the arguments with which `load_task` makes the task again; `probe evaluate` needs them.
         level: difficulty level of all questions; by default the task's column `difficulty` or `level`.
         samples, temperature, top_p, max_tokens, seed: of sampling.
+        effort: the last four fields of a strategy, as far as they are set, by their names. They shape the answers; the
+            hidden state stays that of the plain prompt, which is what a probe sees when it is asked.
         layer: of the hidden state; see `question_states`.
         think_end_token: the text that ends the thinking.
         batch_size: answers scored at once.
@@ -97,6 +102,7 @@ def collect_traces(
     check_settings(samples, temperature, top_p, max_tokens, batch_size)
     check_shard(shard, num_shards)
     check_layer(model, layer)
+    asked = checked_effort(**(effort or {}))
     rows = task_rows(task)
     check_prompts(tokenizer, (row["prompt"] for row in rows))
     marker = ThinkEndMarker(tokenizer, think_end_token)
@@ -116,6 +122,7 @@ def collect_traces(
         "max_tokens": max_tokens,
         "seed": seed,
         "think_end_token": think_end_token,
+        **asked,
     }
     store = ChunkStore(output_dir, settings, len(rows), chunk_size)
     schema = trace_schema(rows, settings["width"])
@@ -132,6 +139,7 @@ def collect_traces(
                 temperature=temperature,
                 top_p=top_p,
                 max_tokens=max_tokens,
+                **asked,
                 seed=chunk_seed(seed, chunk),
                 progress=False,
             )
@@ -140,8 +148,12 @@ def collect_traces(
             flat = [completion for group in groups for completion in group]
             scored = iter(score_completions(model, flat, batch_size=batch_size))
             records = [[record_of(completion, next(scored), marker) for completion in group] for group in groups]
-            # As the sampler encoded them, so that the state is of exactly the prompt that was answered.
+            # As the sampler encoded them, so that the state is of exactly the prompt that was answered. Variables of
+            # the template are a strategy's: the probe is asked before there is one.
             prompt_ids = [group[0].prompt_ids for group in groups]
+            if {"reasoning_effort", "chat_template_kwargs"} & asked.keys():
+                own = getattr(sampler, "chat_template_kwargs", None)
+                prompt_ids = [encode_prompt(tokenizer, row["prompt"], own) for row in chosen]
             states = question_states(model, prompt_ids, layer)
             store.write(
                 chunk,

@@ -14,7 +14,7 @@ from entropy_rft.difficulty.metrics import classification_report
 from entropy_rft.difficulty.optimisation import split_groups
 from entropy_rft.difficulty.probe import DifficultyProbe
 from entropy_rft.difficulty.states import is_old
-from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Strategy
+from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.difficulty.traces import Traces
 from entropy_rft.errors import UserValueError
 
@@ -29,6 +29,7 @@ def train_probe(
     hidden_units: int = 256,
     thresholds: Thresholds | None = None,
     strategies: Mapping[Difficulty, Strategy] = DEFAULT_STRATEGIES,
+    placement: Placement = "system",
     test_fraction: float = 0.2,
     min_share: float = 0.05,
     epochs: int = 100,
@@ -50,6 +51,7 @@ def train_probe(
         kind, hidden_units, epochs, learning_rate, seed: of the probe.
         thresholds: of the labels; ``None`` calibrates them.
         strategies: saved with the probe.
+        placement: of their instructions, saved with the probe.
         test_fraction: of the questions.
         min_share: smallest share of a class when thresholds are calibrated.
 
@@ -81,6 +83,7 @@ def train_probe(
         layer=traces.layer,
         thresholds=thresholds,
         strategies=strategies,
+        placement=placement,
         seed=seed,
     )
     targets = [DIFFICULTIES[index] for index in known]

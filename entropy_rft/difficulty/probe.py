@@ -24,7 +24,9 @@ from entropy_rft.difficulty.strategies import (
     DIFFICULTIES,
     NAMES,
     Difficulty,
+    Placement,
     Strategy,
+    check_placement,
     strategies_from,
 )
 from entropy_rft.errors import UserValueError
@@ -44,6 +46,8 @@ class DifficultyProbe:
         layer: of the hidden state, as in transformers' `hidden_states`; -1 is the last, after the final norm.
         thresholds: that made the labels.
         strategies: what to do about each difficulty.
+        placement: where their instructions go. The probe itself reads a question without one, because it is asked
+            before there is one; but its strategies are measured with this placement, and served with no other.
         seed: of the initial weights, the split and the order of the batches.
 
     Attributes:
@@ -66,6 +70,7 @@ class DifficultyProbe:
         layer: int = -1,
         thresholds: Thresholds | None = None,
         strategies: Mapping[Difficulty, Strategy] = DEFAULT_STRATEGIES,
+        placement: Placement = "system",
         seed: int = 0,
     ) -> None:
         if kind not in KINDS:
@@ -82,6 +87,7 @@ class DifficultyProbe:
         self.layer = layer
         self.thresholds = thresholds
         self.strategies = dict(strategies)
+        self.placement = check_placement(placement)
         self.seed = seed
         self.metrics: dict[str, Any] = {}
         self.questions: list[str] = []
@@ -208,6 +214,7 @@ class DifficultyProbe:
             "temperature": self.temperature,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "strategies": {difficulty.value: self.strategies[difficulty].to_dict() for difficulty in DIFFICULTIES},
+            "placement": self.placement,
             "seed": self.seed,
             "metrics": self.metrics,
             "questions": self.questions,
@@ -244,6 +251,7 @@ class DifficultyProbe:
                 layer=data["layer"],
                 thresholds=None if thresholds is None else Thresholds(**thresholds),
                 strategies=strategies_from(data["strategies"]),
+                placement=data.get("placement", "system"),  # which files of earlier versions do not name
                 seed=data["seed"],
             )
             probe.temperature = float(data["temperature"])

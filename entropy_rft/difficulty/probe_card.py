@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
 
 if TYPE_CHECKING:
     from entropy_rft.difficulty.probe import DifficultyProbe
+
+
+_PLACES = {"system": "in the system message", "user_end": "at the end of the last user message"}
 
 
 def model_card(probe: DifficultyProbe) -> str:
@@ -31,6 +35,7 @@ def model_card(probe: DifficultyProbe) -> str:
         f"| layer | {probe.layer}{' (the last, after the final norm)' if probe.layer == -1 else ''} |",
         f"| width | {probe.width} |",
         f"| kind | {probe.kind}{f', {probe.hidden_units} hidden units' if probe.kind == 'mlp' else ''} |",
+        f"| instructions | {_PLACES[probe.placement]} |",
         f"| calibration temperature | {probe.temperature:.3f} |",
         f"| seed | {probe.seed} |",
     ]
@@ -59,5 +64,9 @@ def model_card(probe: DifficultyProbe) -> str:
         lines.append(
             f"| {difficulty.value} | {instruction} | {strategy.temperature:g} | {strategy.max_tokens_fraction:g} |"
         )
+    further = {d.value: probe.strategies[d].effort for d in DIFFICULTIES if probe.strategies[d].effort}
+    if further:
+        lines.append("")
+        lines += [f"Also for {name}: `{json.dumps(fields)}`" for name, fields in further.items()]
     lines += ["", "It is not valid for another model, another layer or questions of another kind.", ""]
     return "\n".join(lines)

@@ -1,16 +1,17 @@
-"""How to answer a question of each difficulty: an instruction, a temperature and a share of the token budget."""
+"""How to answer a question of each difficulty: an instruction, a temperature, and how much to think."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from entropy_rft.atomic import write_text
+from entropy_rft.effort import EFFORT_FIELDS, checked_effort
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks.instructions import DIRECT, STEP_BY_STEP, STOP_EARLY
@@ -33,7 +34,8 @@ DIFFICULTIES = (Difficulty.EASY, Difficulty.NORMAL, Difficulty.HARD)
 
 
 Placement = Literal["system", "user_end"]
-"""Where an instruction goes: the system message, or the end of the user's turn (templates without a system role)."""
+"""Where an instruction goes: the system message, or the end of the last user message."""
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 _INSTRUCTED_ROLES = ("system", "developer")
 
 
@@ -59,6 +61,16 @@ def instructed(messages: Sequence[Mapping[str, Any]], instruction: str, placemen
     return [*messages[:index], _with_ending(messages[index], instruction), *messages[index + 1 :]]
 
 
+def check_placement(placement: Any) -> Placement:
+    """`placement` itself; raises a ValueError unless it is ``system`` or ``user_end``."""
+    if placement not in PLACEMENTS:
+        raise UserValueError(
+            f"placement must be system or user_end, not {placement!r}{did_you_mean(placement, PLACEMENTS)}"
+        )
+    found: Placement = placement
+    return found
+
+
 def _with_ending(message: Mapping[str, Any], text: str) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list):
@@ -72,10 +84,14 @@ class Strategy:
 
     Attributes:
         difficulty: for which questions.
-        instruction: a system message, or the end of the user's turn where the chat template has no system role; "" adds
-            none.
+        instruction: a system message, or the end of the last user message (`Placement`); "" adds none.
         temperature: of sampling; 0 is greedy.
-        max_tokens_fraction: of the tokens that an answer may have, above 0 and at most 1.
+        max_tokens_fraction: of the tokens that an answer may have, above 0 and at most 1. With `thinking_tokens` it is
+            used only where a server does not know a limit on the thinking.
+        thinking_tokens: after so many tokens of thinking its end is forced, and the answer follows; ``None``: no limit.
+        reasoning_effort: a word of `EFFORTS`, for models that know it; ``None``: not sent.
+        chat_template_kwargs: variables of the chat template, such as ``{"enable_thinking": False}``.
+        extra_body: any other fields of a request.
 
     Raises:
         ValueError, TypeError: a field is out of range or of another type.
@@ -85,6 +101,10 @@ class Strategy:
     instruction: str
     temperature: float
     max_tokens_fraction: float
+    thinking_tokens: int | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
+    extra_body: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.difficulty, Difficulty):
@@ -105,10 +125,22 @@ class Strategy:
             raise UserValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
         if not 0 < self.max_tokens_fraction <= 1:
             raise UserValueError(f"max_tokens_fraction must be above 0 and at most 1, got {self.max_tokens_fraction}")
+        checked = checked_effort(**{name: getattr(self, name) for name in EFFORT_FIELDS})
+        for name in EFFORT_FIELDS:
+            object.__setattr__(self, name, checked.get(name))
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        """Those of the last four fields that are set: arguments of a sampler's `sample`."""
+        return {name: getattr(self, name) for name in EFFORT_FIELDS if getattr(self, name) is not None}
 
     def max_tokens(self, budget: int) -> int:
         """The strategy's share of a budget of tokens, at least 1."""
         return max(1, int(self.max_tokens_fraction * budget))
+
+    def answer_tokens(self, budget: int) -> int:
+        """Most tokens of an answer where a limit on the thinking works: with one the whole budget, else the share."""
+        return self.max_tokens(budget) if self.thinking_tokens is None else budget
 
     def prompt(self, prompt: Any, placement: Placement = "system") -> Any:
         """`prompt` with the instruction, where `placement` says (see `instructed`); in plain text it comes first.
@@ -127,11 +159,12 @@ class Strategy:
             "instruction": self.instruction,
             "temperature": self.temperature,
             "max_tokens_fraction": self.max_tokens_fraction,
+            **self.effort,  # nothing where nothing is set, as in files of earlier versions
         }
 
 
 NAMES = tuple(difficulty.value for difficulty in DIFFICULTIES)
-_FIELDS = ("instruction", "temperature", "max_tokens_fraction")
+_FIELDS = ("instruction", "temperature", "max_tokens_fraction", *EFFORT_FIELDS)
 
 DEFAULT_STRATEGIES: Mapping[Difficulty, Strategy] = {
     Difficulty.EASY: Strategy(Difficulty.EASY, DIRECT, 0.5, 0.4),
@@ -161,9 +194,9 @@ def strategies_from(data: Any, where: str = "strategies") -> dict[Difficulty, St
             )
         if not isinstance(fields, Mapping):
             raise UserValueError(f"{where}: {name} must map {', '.join(_FIELDS)} to values, not be {fields!r}")
-        for field in fields:
-            if field not in _FIELDS:
-                raise UserValueError(f"{where}: {name} has no field {field!r}{did_you_mean(field, _FIELDS)}")
+        for key in fields:
+            if key not in _FIELDS:
+                raise UserValueError(f"{where}: {name} has no field {key!r}{did_you_mean(key, _FIELDS)}")
         difficulty = Difficulty(name)
         try:
             strategies[difficulty] = Strategy(difficulty, **{**DEFAULT_STRATEGIES[difficulty].to_dict(), **fields})

@@ -23,7 +23,7 @@ from entropy_rft.router.deadline import timeout
 from entropy_rft.router.errors import RouterError, error_body
 from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
 from entropy_rft.router.generate import OWN_HEADERS, Generate
-from entropy_rft.router.loading import load_probe, strategies_of
+from entropy_rft.router.loading import load_probe, placement_of, strategies_of
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.models import ForwardedModels
 from entropy_rft.router.openapi import document
@@ -62,6 +62,7 @@ class RouterApp:
         self.settings = settings
         self.probe = probe if probe is not None else load_probe(settings)
         self.strategies = strategies_of(settings, self.probe)
+        self.placement = placement_of(settings, self.probe)
         self.keys = Keys(settings.auth.keys())
         for backend in settings.backends:
             backend.api_key()  # a mistake in a key is found before anything starts
@@ -157,7 +158,7 @@ class RouterApp:
             await self.features.start()
         self.metrics.watch(self.pool, self.features)
         knows = self.features.knows_system_role if isinstance(self.features, ProbedFeatures) else None
-        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics, knows)
+        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics, knows, self.placement)
         self._proxy = Proxy(settings, self.pool, self.metrics)
         self.generate = Generate(settings, routing, self._proxy, self.metrics, self.keys, lambda: self.draining)
         self._board = StatusBoard(self.metrics.registry)

@@ -11,8 +11,7 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-import orjson
-
+from entropy_rft.router.asking import Asking
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
@@ -28,18 +27,17 @@ from entropy_rft.router.upstream import Headers
 logger = logging.getLogger("entropy_rft.router")
 
 _DIFFICULTY = DIFFICULTY_HEADER.encode()
+_APPLIED = b"x-entropy-rft-applied"
 OWN_HEADERS = (
     DIFFICULTY_HEADER,
     "x-entropy-rft-confidence",
     "x-entropy-rft-reason",
+    "x-entropy-rft-applied",
     "x-entropy-rft-routing-ms",
 )
 _LINGER_S = 5.0  # how long the rest of a refused body is read, so that its sender can read the error
 _MOST_LINGERING = 256  # such bodies at the same time; a further one's connection is closed at once
 _INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would delay every other request
-_REFUSED = (400, 422)  # backends' statuses for a role that the chat template does not support
-# How backends say that prompt and max_tokens together exceed their context.
-_TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
 
 
 class Exchange:
@@ -180,8 +178,7 @@ class Generate:
         hint = headers.get(_DIFFICULTY)
         decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
         exchange.decision = decision
-        request, limit_is_ours = self._routing.rewritten(body, decision, endpoint)
-        payload = orjson.dumps(request)
+        asking = Asking(self._routing, self._proxy, body, decision, endpoint)
         routing_s = perf_counter() - start
         self._metrics.routing.observe(routing_s)
         name = decision.difficulty.value
@@ -194,26 +191,15 @@ class Generate:
         if self._draining():
             ours.append((b"connection", b"close"))
         if self._log_prompts:
-            logger.info("request", extra={"request_id": identity.decode(), "body": request})
+            logger.info("request", extra={"request_id": identity.decode(), "body": asking.request})
         watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
         upstream = None
         try:
-            upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity))
-            if upstream.status == 400 and limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
-                # The prompt leaves no room for our limit. Without the limit the backend answers, so remove it.
-                del request["max_tokens"]
-                upstream = await self._proxy.ask("POST", path, orjson.dumps(request), passed_on(headers, identity))
-            if upstream.status == 200:
-                self._routing.learn_system_role(body, request, endpoint, known=True)
-            elif upstream.status in _REFUSED:
-                other = self._routing.without_system_role(body, request, decision, endpoint)
-                if other is not None:
-                    again = await self._proxy.ask("POST", path, orjson.dumps(other), passed_on(headers, identity))
-                    if again.status == 200:
-                        self._routing.learn_system_role(body, request, endpoint, known=False)
-                        upstream = again
-                    else:
-                        again.close()
+            upstream = await asking.answer(path, passed_on(headers, identity))
+            found = asking.applied()
+            if found:
+                ours.append((_APPLIED, ", ".join(shown for _, shown in found).encode()))
+            self._metrics.applied(name, (field for field, _ in found))
             exchange.status = str(upstream.status)
             if upstream.stream:
                 self._metrics.first_token.observe(perf_counter() - start)

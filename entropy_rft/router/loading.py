@@ -1,4 +1,4 @@
-"""The probe and the strategies that the settings name."""
+"""The probe and the strategies that the settings name, and where instructions go."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 from entropy_rft.difficulty.strategies import (
     DEFAULT_STRATEGIES,
     Difficulty,
+    Placement,
     Strategy,
     load_strategies,
     strategies_from,
 )
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
 
 
@@ -41,3 +43,20 @@ def strategies_of(settings: RouterSettings, probe: Any) -> Mapping[Difficulty, S
     if settings.strategies is not None:
         return strategies_from(settings.strategies)
     return probe.strategies if probe is not None else DEFAULT_STRATEGIES
+
+
+def placement_of(settings: RouterSettings, probe: Any) -> Placement:
+    """Where instructions go: as the probe's strategies were measured; without a probe as the settings say.
+
+    Raises:
+        ValueError: the settings name another placement than the probe's; one line.
+    """
+    own: Placement = getattr(probe, "placement", "system")
+    if probe is None:
+        return settings.placement or own
+    if settings.placement not in (None, own):
+        raise UserValueError(
+            f"placement: the probe was made for {own}, not {settings.placement}: leave it out, or train the probe "
+            f"again with --placement {settings.placement}"
+        )
+    return own

@@ -65,6 +65,13 @@ class Metrics:
             registry=registry,
         )
         self._bound_fallbacks: dict[str, Any] = {}
+        self._applied = Counter(
+            "entropy_rft_applied",
+            "Answered requests in which the router set this field, by the difficulty's strategy",
+            ["field", "difficulty"],
+            registry=registry,
+        )
+        self._bound_applied: dict[tuple[str, str], Any] = {}
         self.routing = Histogram(
             "entropy_rft_routing_seconds",
             "From a request's last byte to the request for the backend, the features included",
@@ -127,6 +134,14 @@ class Metrics:
             child = self._bound_fallbacks[reason] = self._fallbacks.labels(reason)
         child.inc()
 
+    def applied(self, difficulty: str, fields: Iterable[str]) -> None:
+        """Count what the router set in a request, each field once."""
+        for name in dict.fromkeys(fields):
+            child = self._bound_applied.get((name, difficulty))
+            if child is None:
+                child = self._bound_applied[name, difficulty] = self._applied.labels(name, difficulty)
+            child.inc()
+
     def answered(self, difficulty: str, tail: bytes, answers: int) -> None:
         """Count the tokens of an answer, by the usage near its end, and estimate what was saved.
 
@@ -175,12 +190,18 @@ class _State:
                 _gauge("cooling_seconds", "Seconds left of the pause that it asked for (429)"),
                 lambda b: b.cooling_s(now),
             ),
+            (
+                _gauge("limits_thinking", "Whether it knows thinking_token_budget; absent until that is known"),
+                lambda b: b.limits_thinking,
+            ),
             (_counter("requests", "Sent to it, health checks excluded"), lambda b: b.requests),
             (_counter("failures", "No answer, or a server error"), lambda b: b.failures),
         ]
         for family, value in families:
             for backend in self._pool.backends:
-                family.add_metric([backend.name], float(value(backend)))
+                found = value(backend)
+                if found is not None:
+                    family.add_metric([backend.name], float(found))
             yield family
         if hasattr(self._features, "hits"):
             cache = CounterMetricFamily(

@@ -173,6 +173,10 @@ _HEADERS: dict[str, Any] = {
     "x-entropy-rft-difficulty": {"schema": {"enum": list(CHOICES[1:])}, "description": "The strategy that was used."},
     "x-entropy-rft-confidence": {"schema": {"type": "number"}, "description": "The probe's, 0 to 1."},
     "x-entropy-rft-reason": {"schema": {"type": "string"}, "description": "Why that strategy."},
+    "x-entropy-rft-applied": {
+        "schema": {"type": "string"},
+        "description": "What the router set in the request, separated by commas; the client's own values are not.",
+    },
     "x-entropy-rft-routing-ms": {
         "schema": {"type": "number"},
         "description": "Milliseconds that the router took to decide.",

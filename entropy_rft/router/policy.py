@@ -14,6 +14,9 @@ Endpoint = Literal["chat", "completions"]
 AUTO = "auto"
 DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
 CHOICES = (AUTO, *NAMES)
+EFFORT_DIFFICULTIES = {"low": Difficulty.EASY, "medium": Difficulty.NORMAL, "high": Difficulty.HARD}
+"""What a client's `reasoning_effort` stands for where the settings say that it stands for a difficulty."""
+THINKING_BUDGET = "thinking_token_budget"  # vLLM's field
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
 
@@ -97,8 +100,11 @@ def check_request(body: Any, endpoint: Endpoint) -> dict[str, Any]:
     return body
 
 
-def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty | None:
+def asked_difficulty(body: Mapping[str, Any], header: str | None, takes_effort: bool = False) -> Difficulty | None:
     """What the client wants: the body's `difficulty`, else the header's; ``None`` for auto.
+
+    Without either it is that of the body's `reasoning_effort`, if `takes_effort` and it is one of
+    `EFFORT_DIFFICULTIES`.
 
     Raises:
         RouterError: one of them is not a difficulty, even where the other one is used.
@@ -110,7 +116,15 @@ def asked_difficulty(body: Mapping[str, Any], header: str | None) -> Difficulty 
         header = header.strip().lower()
         _check_choice(header, DIFFICULTY_HEADER)
     value = header if in_body is None else in_body
+    if value is None and takes_effort and stands_for_difficulty(body):
+        return EFFORT_DIFFICULTIES[body["reasoning_effort"]]
     return None if value is None or value == AUTO else Difficulty(value)
+
+
+def stands_for_difficulty(body: Mapping[str, Any]) -> bool:
+    """Whether the client gives a `reasoning_effort` that has a difficulty."""
+    effort = body.get("reasoning_effort")
+    return isinstance(effort, str) and effort in EFFORT_DIFFICULTIES
 
 
 def _check_choice(value: Any, where: str) -> None:
@@ -150,12 +164,17 @@ def rewrite(
     endpoint: Endpoint,
     model: str | None = None,
     placement: Placement = "system",
+    *,
+    thinking: bool = True,
+    takes_effort: bool = False,
 ) -> tuple[dict[str, Any], bool]:
-    """The request for the backend: the strategy's instruction, temperature and share of the budget.
+    """The request for the backend: the strategy's instruction and temperature, and how much to think.
 
-    The client's own values override the strategy's: its temperature, and its token limit unless that is a budget. A
-    prompt of /v1/completions gets no instruction: it is not a conversation, and text put before it would change what
-    is continued. `body` is not changed.
+    The client's own values override the strategy's, field by field; in `chat_template_kwargs` variable by variable. Its
+    token limit does unless that is a budget. A prompt of /v1/completions gets no instruction and no variables of a
+    template: it is not a conversation, and text put before it would change what is continued. `body` is not changed.
+
+    A limit on the thinking takes the place of the share of the budget: a share would cut answers off.
 
     Args:
         body: checked by `check_request`.
@@ -164,30 +183,82 @@ def rewrite(
         endpoint: of the request.
         model: replaces the request's.
         placement: of the instruction; see `instructed`.
+        thinking: the backend knows a limit on the thinking; without it the strategy's share of the budget is set.
+        takes_effort: a client's `reasoning_effort` stands for the difficulty, so it is not passed on.
 
     Returns:
         The new request, and whether only the router set its token limit, so that it may be left out if it does not fit.
     """
     new = dict(body)
     new.pop("difficulty", None)
+    if takes_effort and stands_for_difficulty(body):
+        del new["reasoning_effort"]
     if model is not None:
         new["model"] = model
-    if endpoint == "chat" and strategy.instruction:
-        new["messages"] = instructed(body["messages"], strategy.instruction, placement)
+    for name, value in (strategy.extra_body or {}).items():
+        if new.get(name) is None:
+            new[name] = value
+    if endpoint == "chat":
+        _rewrite_conversation(new, strategy, placement)
     if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
         new["temperature"] = strategy.temperature  # backends refuse n greedy answers, which would all be the same
+    limited = thinking and strategy.thinking_tokens is not None
+    if limited and body.get(THINKING_BUDGET) is None:
+        new[THINKING_BUDGET] = strategy.thinking_tokens
+    share = strategy.answer_tokens if limited else strategy.max_tokens
     given = next((name for name in _LIMITS if body.get(name) is not None), None)
     if given is not None:
         limit = body[given]
         if budget.of_client and type(limit) is int and limit > 0:
-            new[given] = strategy.max_tokens(limit)
+            new[given] = share(limit)
         return new, False
     # A prompt of /v1/completions has a short limit by default (16 tokens in vLLM). A share of the context would give an
     # easy question more than a normal one gets.
-    if not budget.explicit and (strategy.max_tokens_fraction == 1 or endpoint == "completions"):
+    if not budget.explicit and (limited or strategy.max_tokens_fraction == 1 or endpoint == "completions"):
         return new, False
-    new["max_tokens"] = strategy.max_tokens(budget.tokens)
+    new["max_tokens"] = share(budget.tokens)
     return new, True
+
+
+def _rewrite_conversation(new: dict[str, Any], strategy: Strategy, placement: Placement) -> None:
+    """What only a conversation has: the instruction, and what the chat template reads."""
+    if strategy.instruction:
+        new["messages"] = instructed(new["messages"], strategy.instruction, placement)
+    variables, own = strategy.chat_template_kwargs, new.get("chat_template_kwargs")
+    if variables and (own is None or isinstance(own, dict)):  # anything else is the backend's to refuse
+        if new.get("reasoning_effort") is not None:  # the client's, of which vLLM makes this variable
+            variables = {name: value for name, value in variables.items() if name != "enable_thinking"}
+        new["chat_template_kwargs"] = {**variables, **(own or {})}
+    if new.get("reasoning_effort") is None and strategy.reasoning_effort is not None:
+        new["reasoning_effort"] = strategy.reasoning_effort
+
+
+def applied(body: Mapping[str, Any], new: Mapping[str, Any], placement: Placement) -> list[tuple[str, str]]:
+    """What the router set in a request: each field's name, and how it is shown (a value only where it is short).
+
+    Args:
+        body: the client's.
+        new: of `rewrite`.
+        placement: of the instruction in it.
+    """
+    found = []
+    for name, value in new.items():
+        own = body.get(name)
+        if name == "model" or value is own:
+            continue
+        if name == "messages":
+            found.append(("instruction", f"instruction={placement}"))
+        elif name == "chat_template_kwargs":
+            found += [(name, f"{name}.{_word(key)}") for key in value if key not in (own or {})]
+        else:
+            short = isinstance(value, int | float) or name == "reasoning_effort"
+            found.append((_word(name), f"{_word(name)}={value}" if short else _word(name)))
+    return found
+
+
+def _word(name: str) -> str:
+    """A name as a header may hold it."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-.") else "?" for letter in name)
 
 
 def _count(body: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from time import time
 from typing import Any
 
@@ -28,6 +29,9 @@ from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 
+REFUSED = (400, 422)
+"""Statuses of backends for a field or a role that they do not know."""
+_BUDGET = b"thinking_token_budget"
 _DECLINED = (429, 503)  # nothing was generated
 _BROKEN = (500, 502, 503, 504)
 _IDEMPOTENT = ("GET", "HEAD")
@@ -56,10 +60,22 @@ class Proxy:
             for backend in pool.backends
         }
 
-    async def ask(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> Upstream:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        payload: bytes | None,
+        headers: dict[str, str],
+        without_budget: Callable[[], bytes] | None = None,
+    ) -> Upstream:
         """The first answer that is final, or the last one when the attempts are over.
 
         Final is every answer but 429 and 503; for GET, any below 500 but 429.
+
+        Args:
+            method, path, payload, headers: of the request.
+            without_budget: makes the payload for a backend that does not know a limit on the thinking, where `payload`
+                has one. Which backends do is found out once: by a refusal, and an answer to the other payload.
 
         Raises:
             RouterError: no backend may be asked now, or none gave an answer.
@@ -77,7 +93,10 @@ class Proxy:
                 break
             if attempt:
                 self._metrics.retries.inc()
-            outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+            if without_budget is None:
+                outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+            else:
+                outcome, generated = await self._limited(backend, method, path, payload, headers, loop, without_budget)
             if isinstance(outcome, Upstream) and outcome.status not in (429, *_BROKEN):
                 return outcome
             if generated and method not in _IDEMPOTENT:
@@ -86,6 +105,43 @@ class Proxy:
         if isinstance(outcome, Upstream):
             return outcome
         raise outcome or self._unavailable(loop.time())
+
+    async def _limited(
+        self,
+        backend: Backend,
+        method: str,
+        path: str,
+        payload: bytes | None,
+        headers: dict[str, str],
+        loop: asyncio.AbstractEventLoop,
+        without_budget: Callable[[], bytes],
+    ) -> tuple[Upstream | RouterError, bool]:
+        """An attempt with a limit on the thinking; if the backend does not know it, with the other payload."""
+        refusal = None
+        if backend.limits_thinking is not False:
+            outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+            if not isinstance(outcome, Upstream):
+                return outcome, generated
+            named = outcome.status in REFUSED and _BUDGET in outcome.body
+            if not named and not (outcome.status in REFUSED and backend.limits_thinking is None):
+                if outcome.status == 200:
+                    backend.limits_thinking = True
+                return outcome, generated
+            refusal = outcome
+            self._metrics.retries.inc()
+        other, generated = await self._attempt(backend, method, path, without_budget(), headers, loop)
+        if isinstance(other, Upstream):
+            other.thinking_limited = False
+        if refusal is None:
+            return other, generated
+        if isinstance(other, Upstream) and other.status in REFUSED and _BUDGET not in refusal.body:
+            return refusal, True  # it has another cause
+        if _BUDGET in refusal.body or (isinstance(other, Upstream) and other.status == 200):
+            backend.limits_thinking = False
+            logger.info(
+                "a backend does not know thinking_token_budget: it gets max_tokens", extra={"backend": backend.name}
+            )
+        return other, generated
 
     async def _attempt(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy, instructed
+from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.router import policy
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.features import FeatureError, FeatureSource, Question
@@ -32,6 +32,7 @@ class Routing:
         metrics: reasons and latencies go there.
         knows_system_role: whether the model's chat template supports system messages; ``None``: found out from the
             backends' answers.
+        placement: of the instruction, where the chat template supports system messages.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Routing:
         pool: Pool,
         metrics: Metrics,
         knows_system_role: bool | None = None,
+        placement: Placement = "system",
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -51,6 +53,8 @@ class Routing:
         self._deadline_s = settings.features.deadline_ms / 1000
         self._last_complaint = float("-inf")
         self._knows_system_role = knows_system_role
+        self._placement: Placement = placement
+        self._takes_effort = settings.client_reasoning_effort == "difficulty"
         if knows_system_role is False:
             self._say_placement()
 
@@ -60,7 +64,7 @@ class Routing:
         Raises:
             RouterError: the client gives an unknown difficulty.
         """
-        asked = policy.asked_difficulty(body, header)
+        asked = policy.asked_difficulty(body, header, self._takes_effort)
         if asked is not None:
             return Decision(asked, 1.0, "client")
         if self._features is None:
@@ -96,7 +100,20 @@ class Routing:
             logger.warning("the probe could not be asked: routed as normal", extra={"reason": reason, "cause": cause})
         return policy.normal(reason)
 
-    def rewritten(self, body: Mapping[str, Any], decision: Decision, endpoint: Endpoint) -> tuple[dict[str, Any], bool]:
+    @property
+    def placement(self) -> Placement:
+        """Where instructions go."""
+        return "user_end" if self._knows_system_role is False else self._placement
+
+    def rewritten(
+        self,
+        body: Mapping[str, Any],
+        decision: Decision,
+        endpoint: Endpoint,
+        placement: Placement,
+        *,
+        thinking: bool,
+    ) -> tuple[dict[str, Any], bool]:
         """The request for the backend, and whether only the router set its token limit (see `policy.rewrite`)."""
         settings = self._settings
         budget = Budget(
@@ -104,20 +121,16 @@ class Routing:
             settings.max_tokens is not None,
             settings.client_max_tokens == "budget",
         )
-        strategy = self._strategies[decision.difficulty]
-        placement: Placement = "user_end" if self._knows_system_role is False else "system"
-        return policy.rewrite(body, strategy, budget, endpoint, settings.served_model_name, placement)
+        strategy, model = self._strategies[decision.difficulty], settings.served_model_name
+        return policy.rewrite(
+            body, strategy, budget, endpoint, model, placement, thinking=thinking, takes_effort=self._takes_effort
+        )
 
-    def without_system_role(
-        self, body: Mapping[str, Any], request: Mapping[str, Any], decision: Decision, endpoint: Endpoint
-    ) -> dict[str, Any] | None:
-        """The request with our instruction in the user's turn, if the system message may be the cause, or ``None``."""
-        instruction = self._strategies[decision.difficulty].instruction
-        if self._knows_system_role is not None or endpoint != "chat" or not instruction:
-            return None
-        if body["messages"][0]["role"] == request["messages"][0]["role"]:  # the first one is the client's own
-            return None
-        return {**request, "messages": instructed(body["messages"], instruction, "user_end")}
+    def may_lack_system_role(self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint) -> bool:
+        """Whether our system message in `request` may be the cause of its refusal."""
+        if self._knows_system_role is not None or endpoint != "chat":
+            return False
+        return bool(body["messages"][0]["role"] != request["messages"][0]["role"])  # else it is the client's own
 
     def learn_system_role(
         self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint, known: bool

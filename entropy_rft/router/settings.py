@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from entropy_rft.difficulty.strategies import Placement
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.settings_parts import (
     AuthSettings,
@@ -83,6 +84,9 @@ class RouterSettings(BaseSettings):
     """What the backends call the model: it replaces a request's `model`, which is otherwise passed on unchanged."""
     strategies: dict[str, Any] | str | None = None
     """Strategies, or a YAML file of them; the probe's by default."""
+    placement: Placement | None = None
+    """Where a strategy's instruction goes: `system`, the system message, or `user_end`, the end of the last user
+    message. By default the probe's; another one than the probe's is refused. `system` without a probe."""
     backends: Annotated[list[BackendSettings], NoDecode] = Field(default_factory=list)
     """None: the embedded model answers."""
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -100,6 +104,9 @@ class RouterSettings(BaseSettings):
     backends' own default applies."""
     client_max_tokens: Literal["override", "budget"] = "override"
     """A client's max_tokens is passed on unchanged, or is the budget of the fraction, so an upper bound."""
+    client_reasoning_effort: Literal["override", "difficulty"] = "override"
+    """A client's reasoning_effort overrides the strategy's, or low, medium and high stand for easy, normal and hard:
+    they choose the strategy and are not passed on."""
     ready_needs_features: bool = True
     """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
     false where a load balancer would otherwise remove every replica at once."""

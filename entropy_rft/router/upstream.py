@@ -32,6 +32,7 @@ class Upstream:
         complete: nothing more will arrive.
         stream: it is a stream of server-sent events.
         length: of the whole body, where the backend reports it.
+        thinking_limited: it answers the request as it was given, not the one without a limit on the thinking.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Upstream:
         "length",
         "status",
         "stream",
+        "thinking_limited",
     )
 
     def __init__(self, backend: Backend, trial: int, response: aiohttp.ClientResponse, between_s: float) -> None:
@@ -62,6 +64,7 @@ class Upstream:
         self.length = response.content_length
         self.body = b""
         self.complete = False
+        self.thinking_limited = True
         self._response = response
         self._trial: int | None = trial
         self._between_s = between_s

@@ -72,6 +72,28 @@ class ThinkEndMarker:
             answer[row, end:] = valid[row, end:]
         return thinking, answer
 
+    @property
+    def reach(self) -> int:
+        """Most tokens that one occurrence of the marker can have."""
+        return 1 if self._is_one_token else len(self._written)
+
+    def last_end(self, ids: Sequence[int]) -> int:
+        """Position after the last token with a part of the last occurrence in `ids`; -1 where there is none."""
+        if not self.ids:
+            return -1
+        if self._is_one_token:
+            return next((i + 1 for i in reversed(range(len(ids))) if ids[i] == self.ids[0]), -1)
+        pieces = [str(piece) for piece in self._tokenizer.convert_ids_to_tokens(list(ids))]
+        found = "".join(pieces).rfind(self._written)
+        if found < 0:
+            return -1
+        last, position = 0, 0
+        for index, piece in enumerate(pieces):
+            if position < found + len(self._written):
+                last = index
+            position += len(piece)
+        return last + 1
+
     def reward_text(self, text: str, ids: Sequence[int]) -> str:
         """What a reward reads of the completion `ids`: `text`, decoded without special tokens, but with the tags.
 

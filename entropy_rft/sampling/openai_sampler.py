@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from entropy_rft.effort import checked_effort, template_variables
 from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
+from entropy_rft.sampling.thinking import ThinkingTags, longest_thinking
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry, where the server names none
@@ -40,6 +42,7 @@ class OpenAISampler:
         timeout: seconds for one request.
         api_key: sent as a bearer token.
         chat_template_kwargs: further arguments of the chat template.
+        think_end_token: the text that ends the thinking; a limit on the thinking is checked by it.
         vocabulary: number of tokens of the model that the completions are for; ``None`` skips the check.
         max_wait: most seconds that one request waits in total because the server asks for it (`MAX_WAIT_S`).
         transport, sleep, now: httpx's, and the clock's, for tests.
@@ -59,6 +62,7 @@ class OpenAISampler:
         timeout: float = 600.0,
         api_key: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        think_end_token: str = "</think>",
         vocabulary: int | None = None,
         max_wait: float = MAX_WAIT_S,
         transport: Any = None,
@@ -83,6 +87,7 @@ class OpenAISampler:
         self.model = model
         self.concurrency = concurrency
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.think_end_token = think_end_token
         self.vocabulary = vocabulary
         self.max_wait = max_wait
         self._token_ids = True
@@ -107,17 +112,28 @@ class OpenAISampler:
         max_tokens: int = 1024,
         seed: int = 0,
         progress: bool = True,
+        thinking_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> list[list[Completion]]:
         """Sample `samples` completions of each prompt; arguments and result as in `TransformersSampler.sample`.
 
+        `thinking_tokens` is sent as `thinking_token_budget`, and `extra_body` as it is. The other two are variables of
+        the chat template here.
+
         Raises:
-            ValueError: an argument is out of range, a prompt cannot be encoded, or a completion has a token outside the
-                vocabulary.
+            ValueError: an argument is out of range, a prompt cannot be encoded, a completion has a token outside the
+                vocabulary, or the server ignores the limit on the thinking.
             OSError: the server cannot be reached, refuses, or sends an unexpected answer; one line.
         """
         check_settings(samples, temperature, top_p, max_tokens)
+        checked_effort(thinking_tokens, reasoning_effort, chat_template_kwargs, extra_body)
+        limit = {} if thinking_tokens is None else {"thinking_token_budget": thinking_tokens}
+        tags = None if thinking_tokens is None else ThinkingTags(self.tokenizer, self.think_end_token)
         self._failed.clear()
-        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        variables = {**self.chat_template_kwargs, **template_variables(reasoning_effort, chat_template_kwargs)}
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, variables) for prompt in prompts]
         if prompt_ids:
             self.served_model()
         drawn = 1 if temperature == 0 else samples
@@ -131,10 +147,14 @@ class OpenAISampler:
                 "top_p": top_p,
                 "max_tokens": max_tokens,
                 "seed": request_seed(seed, index),
+                **limit,
+                **(extra_body or {}),
             }
             choices = self._completions(body)
             if len(choices) != drawn:
                 raise UserOSError(f"{self.url} gave {len(choices)} completions instead of {drawn}")
+            if tags is not None and thinking_tokens is not None:
+                self._check_thinking(prompt_ids[index], choices, tags, thinking_tokens)
             return [self._completion(prompt_ids[index], choice) for choice in choices]
 
         groups: list[list[Completion]] = []
@@ -173,6 +193,19 @@ class OpenAISampler:
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise UserOSError(f"{self.url} answered without choices: {_message(data)}")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+    def _check_thinking(
+        self, prompt_ids: list[int], choices: Sequence[Mapping[str, Any]], tags: ThinkingTags, limit: int
+    ) -> None:
+        """Raise a ValueError if a completion has more thinking than was allowed: many servers ignore unknown fields."""
+        most = max(limit + len(tags.end.ids) - 1, longest_thinking(tags, prompt_ids, []))
+        for choice in choices:
+            ids = choice.get("token_ids")  # a text's tokens may be others than those that the server counted
+            if ids is not None and longest_thinking(tags, prompt_ids, ids) > most:
+                raise UserValueError(
+                    f"{self.url} ignores thinking_token_budget: start vLLM with --reasoning-parser or "
+                    "--reasoning-config, or measure thinking_tokens without --url"
+                )
 
     def _completion(self, prompt_ids: list[int], choice: dict[str, Any]) -> Completion:
         ids = choice.get("token_ids")

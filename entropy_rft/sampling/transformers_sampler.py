@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from entropy_rft.effort import checked_effort, template_variables
+from entropy_rft.errors import UserValueError
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.shrinking import generate_shrinking
+from entropy_rft.sampling.thinking import ThinkingBudget, ThinkingTags
 
 
 class TransformersSampler:
@@ -30,6 +33,7 @@ class TransformersSampler:
         batch_size: completions generated at the same time.
         device: where the model is moved to; ``None`` leaves it where it is.
         chat_template_kwargs: further arguments of the chat template, as in TRL's config of the same name.
+        think_end_token: the text that ends the thinking, which a limit on the thinking forces.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -43,6 +47,7 @@ class TransformersSampler:
         batch_size: int = 64,
         device: str | torch.device | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        think_end_token: str = "</think>",
     ) -> None:
         check_settings(batch_size=batch_size)
         # The adapter's layers sit inside the base model, whose `generate` honours the generation config given to it.
@@ -52,6 +57,7 @@ class TransformersSampler:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.think_end_token = think_end_token
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -71,6 +77,10 @@ class TransformersSampler:
         max_tokens: int = 1024,
         seed: int = 0,
         progress: bool = True,
+        thinking_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> list[list[Completion]]:
         """Sample `samples` completions of each prompt.
 
@@ -82,16 +92,28 @@ class TransformersSampler:
             max_tokens: limit on one completion, in tokens.
             seed: of the completions' random streams.
             progress: show a bar on stderr, if that is a terminal.
+            thinking_tokens: after so many tokens of thinking its end is forced (:mod:`entropy_rft.sampling.thinking`).
+            reasoning_effort, chat_template_kwargs: variables of the chat template; those given here win.
+            extra_body: of these fields this sampler knows `top_p`, which wins.
 
         Returns:
             For each prompt, in the order given, its completions.
 
         Raises:
-            ValueError: an argument is out of range, or a prompt cannot be encoded.
+            ValueError: an argument is out of range, a prompt cannot be encoded, or `extra_body` has another field.
             FloatingPointError: the model's logits are not finite.
         """
+        checked_effort(thinking_tokens, reasoning_effort, chat_template_kwargs, extra_body)
+        for name, value in (extra_body or {}).items():
+            if name != "top_p":
+                raise UserValueError(
+                    f"extra_body: sampling with transformers has no {name!r}: measure with --vllm or --url instead"
+                )
+            top_p = value
         check_settings(samples, temperature, top_p, max_tokens)
-        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        tags = None if thinking_tokens is None else ThinkingTags(self.tokenizer, self.think_end_token)
+        variables = {**self.chat_template_kwargs, **template_variables(reasoning_effort, chat_template_kwargs)}
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, variables) for prompt in prompts]
         drawn = 1 if temperature == 0 else samples
         # Rows of similar length share a batch, so that little of it is padding; the longest go first, so that a batch
         # which does not fit in memory fails at once.
@@ -112,12 +134,17 @@ class TransformersSampler:
                     top_p,
                     lambda token: advance(0, f"token {token} of at most {max_tokens}"),
                 )
-                for row, completion in zip(batch, self._generate(ids, max_tokens, picker), strict=True):
+                budget = None
+                if tags is not None and thinking_tokens is not None:
+                    budget = ThinkingBudget(tags, ids, max(map(len, ids)), thinking_tokens)
+                for row, completion in zip(batch, self._generate(ids, max_tokens, picker, budget), strict=True):
                     results[row] = completion
                 advance(len(batch), "")
         return [[results[prompt, sample % drawn] for sample in range(samples)] for prompt in range(len(prompt_ids))]
 
-    def _generate(self, prompt_ids: list[list[int]], max_tokens: int, picker: _TokenPicker) -> list[Completion]:
+    def _generate(
+        self, prompt_ids: list[list[int]], max_tokens: int, picker: _TokenPicker, budget: ThinkingBudget | None
+    ) -> list[Completion]:
         eos = self.eos_token_ids
         pad = next(i for i in (self.tokenizer.pad_token_id, *eos, 0) if i is not None)
         width = max(map(len, prompt_ids))
@@ -129,6 +156,12 @@ class TransformersSampler:
         config = GenerationConfig(
             max_new_tokens=max_tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=pad, disable_compile=True
         )
+        processors: list[_TokenPicker | ThinkingBudget] = [picker] if budget is None else [picker, budget]
+
+        def keep(rows: Tensor) -> None:
+            for processor in processors:
+                processor.keep(rows)
+
         own, self.model.generation_config = self.model.generation_config, config
         try:
             output = generate_shrinking(
@@ -136,8 +169,8 @@ class TransformersSampler:
                 input_ids=input_ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
-                on_shrink=picker.keep,
-                logits_processor=LogitsProcessorList([picker]),
+                on_shrink=keep,
+                logits_processor=LogitsProcessorList(processors),
             )
         finally:
             self.model.generation_config = own

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.effort import checked_effort, template_variables
+from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
+from entropy_rft.rewards.tags import opening_tag
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.openai_sampler import request_seed
 
@@ -26,11 +29,13 @@ class VLLMSampler:
         memory: fraction of the GPU's memory that the engine may take; memory already in use counts.
         device: such as ``cuda:1``, one of the GPUs that this process sees; without a number it is the first.
         chat_template_kwargs: further arguments of the chat template.
+        think_end_token: the text that ends the thinking. The engine needs it to limit the thinking; without it
+            `thinking_tokens` is refused.
         engine: a ``vllm.LLM`` to use instead of a new one.
 
     Raises:
-        ValueError: vLLM is not installed or cannot be put on the device, the model is an adapter, or `memory` is out of
-            range.
+        ValueError: vLLM is not installed or cannot be put on the device, the model is an adapter, `memory` is out of
+            range, or `think_end_token` has no opening tag.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class VLLMSampler:
         memory: float = 0.7,
         device: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        think_end_token: str | None = None,
         engine: Any = None,
     ) -> None:
         if not 0 < memory <= 1:
@@ -61,8 +67,9 @@ class VLLMSampler:
             kind, _, number = (device or "").partition(":")
             # The engine is a separate process and takes the first GPU by default.
             place: dict[str, Any] = {"device_ids": [int(number)]} if kind == "cuda" and number else {}
+            thinking = {} if think_end_token is None else {"reasoning_config": _reasoning_config(think_end_token)}
             try:
-                engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0, **place)
+                engine = LLM(name, dtype=dtype, gpu_memory_utilization=memory, seed=0, **place, **thinking)
             except TypeError as error:
                 if "device_ids" not in str(error):
                     raise
@@ -84,23 +91,32 @@ class VLLMSampler:
         max_tokens: int = 1024,
         seed: int = 0,
         progress: bool = True,
+        thinking_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> list[list[Completion]]:
         """Sample `samples` completions of each prompt; arguments and result as in `TransformersSampler.sample`.
 
+        `extra_body` may have every field of vLLM's `SamplingParams`.
+
         Raises:
             ValueError: an argument is out of range, or a prompt cannot be encoded or is too long for the engine.
+            TypeError: `extra_body` has a field that vLLM does not know.
         """
         from vllm import SamplingParams
 
         check_settings(samples, temperature, top_p, max_tokens)
-        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.chat_template_kwargs) for prompt in prompts]
+        checked_effort(thinking_tokens, reasoning_effort, chat_template_kwargs, extra_body)
+        variables = {**self.chat_template_kwargs, **template_variables(reasoning_effort, chat_template_kwargs)}
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, variables) for prompt in prompts]
         drawn = 1 if temperature == 0 else samples
-        settings = [
-            SamplingParams(
-                n=drawn, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=request_seed(seed, index)
-            )
-            for index in range(len(prompt_ids))
-        ]
+        common: dict[str, Any] = {"n": drawn, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        if thinking_tokens is not None:
+            common["thinking_token_budget"] = thinking_tokens
+        common |= extra_body or {}
+        with users(TypeError, ValueError, prefix="extra_body: ") if extra_body else nullcontext():
+            settings = [SamplingParams(**common, seed=request_seed(seed, index)) for index in range(len(prompt_ids))]
         asked = [{"prompt_token_ids": ids} for ids in prompt_ids]
         answers = self.engine.generate(asked, settings, use_tqdm=progress and sys.stderr.isatty()) if asked else []
         groups = [
@@ -113,3 +129,16 @@ class VLLMSampler:
         ids = list(output.token_ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Completion(prompt_ids, ids, text, truncated=output.finish_reason != "stop")
+
+
+def _reasoning_config(think_end_token: str) -> Any:
+    """What vLLM needs to know to limit the thinking."""
+    from vllm.config.reasoning import ReasoningConfig
+
+    opening = opening_tag(think_end_token)
+    if opening is None:
+        raise UserValueError(
+            f"vLLM limits a thinking between two tags, and {think_end_token!r} has no opening one: measure "
+            "thinking_tokens without --vllm"
+        )
+    return ReasoningConfig(reasoning_start_str=opening, reasoning_end_str=think_end_token)

@@ -171,6 +171,25 @@ def test_tuned_strategies_go_into_a_probe(place: Path, trained: Path) -> None:
     assert DifficultyProbe.from_pretrained(place / "tuned").strategies == load_strategies(place / "strategies.yaml")
 
 
+def test_limits_on_the_thinking_and_a_placement_go_into_a_probe(place: Path, trained: Path) -> None:
+    from entropy_rft.difficulty import DifficultyProbe
+
+    flags = ("--probe", trained, "--traces", "train", "--samples", 1, "--max_tokens", 96, "--output", "limited.yaml")
+    out, _ = probe("tune-strategies", *flags, "--temperatures", 0.5, "--thinking_tokens", 3, cwd=place)
+    assert "≤3" in out
+    (place / "limited.yaml").write_text("{easy: {thinking_tokens: 3}, normal: {thinking_tokens: 3}}")
+    words = ("--strategies", "limited.yaml", "--placement", "user_end", "--thresholds", 0.7, 0.3, 0.4)
+    probe("train", "--traces", "train", *words, "--output_dir", "limited", cwd=place)
+    made = DifficultyProbe.from_pretrained(place / "limited")
+    easy, *_ = made.strategies.values()
+    assert (made.placement, easy.thinking_tokens) == ("user_end", 3)
+    flags = ("--probe", "limited", "--traces", "test", "--samples", 1, "--max_tokens", 96, "--output_dir", "short")
+    probe("evaluate", *flags, cwd=place)
+    written = json.loads((place / "short" / "evaluation.json").read_text())
+    assert written["settings"]["placement"] == "user_end"
+    assert written["policies"]["normal"]["tokens"] < 40  # without a limit the thinking alone is longer
+
+
 def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:
     """The server answers; the entropies and the hidden states are the local model's."""
     pytest.importorskip("httpx")
@@ -243,6 +262,7 @@ NEW = ("collect", *COLLECT, "--limit", 4, "--output_dir", "x")
     [
         (("colect",), "invalid choice: 'colect'"),
         ((*NEW, "--samples", 0), "samples must be at least 1, got 0"),
+        ((*NEW, "--thinking_tokens", -1), "thinking_tokens must be 0 or more, got -1"),
         ((*NEW, "--shard", 1), "--shard and --num_shards belong together"),
         ((*NEW, "--shard", 2, "--num_shards", 2), "shard must lie between 0 and 1"),
         ((*NEW, "--layer", 9), "layer must lie between -4 and 3 for this model, got 9"),

@@ -432,6 +432,7 @@ def metric_names() -> set[str]:
 
     class Backend:
         name, up, outstanding, limit, requests, failures = "b", True, 0, 1, 0, 0
+        limits_thinking = True
 
         def breaker(self, now: float) -> int:
             return 0

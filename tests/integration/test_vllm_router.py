@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.integration]
 SERVED = "tiny"
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 MIN_CONFIDENCE = 0.5
+TAGS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # so that the thinking can be limited
 
 
 def vllm_server(log: Path, *options: str) -> ServerProcess:
@@ -51,7 +52,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPr
     """The one that generates, and the one that pools."""
     directory = tmp_path_factory.mktemp("vllm")
     with (
-        vllm_server(directory / "generate.log") as generating,
+        vllm_server(directory / "generate.log", "--reasoning-config", json.dumps(TAGS)) as generating,
         vllm_server(directory / "pooling.log", "--runner", "pooling") as pooling,
     ):
         generating.wait_until_ready()
@@ -211,6 +212,39 @@ def test_a_client_that_leaves_ends_the_generation(
         time.sleep(0.1)  # vLLM tells nobody
     assert metric(servers[0], *finished) == before[0]
     assert metric(servers[0], generated) - before[1] < 400 * 8 / 2
+
+
+def test_a_limit_on_the_thinking_is_that_of_transformers(
+    servers: tuple[ServerProcess, ServerProcess], tmp_path: Path
+) -> None:
+    """vLLM and our own sampler end the same greedy thinking at the same token, and go on alike."""
+    from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
+    from entropy_rft.sampling.openai_sampler import OpenAISampler
+
+    model, tokenizer = load_model_and_tokenizer(str(TINY_REASONER), dtype="float32", device="cpu")
+    local, served = TransformersSampler(model, tokenizer), OpenAISampler(servers[0].url, tokenizer)
+    prompts = [*questions(8), [*questions(1)[0], {"role": "assistant", "content": "<think>"}]]
+    for limit in (0, 12):
+        settings = {"temperature": 0, "max_tokens": 96, "progress": False, "thinking_tokens": limit}
+        ours, theirs = local.sample(prompts, **settings), served.sample(prompts, **settings)
+        cut = [tokenizer.decode(own.token_ids[:-1]).partition("<think>")[2] for (own,) in ours]
+        assert sum(len(tokenizer(text.partition("</think>")[0])["input_ids"]) == limit for text in cut) >= 6, cut
+        same = [own.token_ids == their.token_ids for (own,), (their,) in zip(ours, theirs, strict=True)]
+        assert sum(same) >= len(prompts) - 1, same  # where two tokens are equally likely, rounding decides
+    settings["thinking_tokens"] = None
+    assert [own.token_ids for (own,) in local.sample(prompts[:8], **settings)] != [own.token_ids for (own,) in ours[:8]]
+
+    strategies = {"easy": {"thinking_tokens": 5, "extra_body": {"ignore_eos": True}}}
+    with router_process(tmp_path, {"backends": [{"url": servers[0].url}], "strategies": strategies}) as router:
+        router.wait_until_ready(120)
+        with openai.OpenAI(base_url=f"{router.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+            raw = client.chat.completions.with_raw_response.create(
+                model=SERVED, messages=questions(1)[0], max_tokens=40, extra_body={"difficulty": "easy"}
+            )
+    assert "thinking_token_budget=5" in raw.headers["x-entropy-rft-applied"]
+    assert raw.parse().usage.completion_tokens == 40
+    thinking = raw.parse().choices[0].message.content.partition("<think>")[2].partition("</think>")[0]
+    assert 0 < len(tokenizer(thinking)["input_ids"]) <= 5
 
 
 def test_traces_from_a_real_server(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:

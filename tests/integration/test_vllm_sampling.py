@@ -22,7 +22,7 @@ def test_collect_with_an_engine(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "entropy_rft", "probe", "collect", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK,
          "--limit", "12", "--samples", "4", "--max_tokens", "120", "--output_dir", "traces", "--vllm",
-         "--dtype", "float32"],
+         "--dtype", "float32", "--thinking_tokens", "90"],
         cwd=tmp_path,
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
         capture_output=True,
@@ -32,6 +32,7 @@ def test_collect_with_an_engine(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-6000:]
     traces = load_traces(tmp_path / "traces")
     assert traces.settings[0]["sampler"] == "vllm"
+    assert traces.settings[0]["thinking_tokens"] == 90  # which few answers need; vLLM refuses it without its tags
     assert len(traces) == 12
     assert traces.column("accuracy").mean() > 0.4  # the answers are the model's own
     assert traces.column("entropy").max() < 0.8  # and of its distribution

@@ -17,7 +17,7 @@ PACKAGE = "entropy_rft"
 ORDER = (
     # What any module may use; none of these uses another one of the package.
     ("errors", "suggestions", "signals", "threads", "retry_after", "files", "atomic", "run_files", "entropy", "assets"),
-    ("models",),
+    ("models", "effort"),
     ("rewards",),
     ("tasks", "sampling"),
     ("reporting",),

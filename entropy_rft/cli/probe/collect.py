@@ -32,6 +32,7 @@ def add_parser(parts: Any) -> None:
     add("--level", metavar="NAME", help="difficulty level of all questions; the task's own when not given")
     add("--output_dir", required=True, type=flags.path, metavar="DIR", help="where the traces go")
     flags.add_sampling(add, samples=10, of="question")
+    flags.add_effort(add)
     add(
         "--layer",
         type=int,
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     options = flags.parse_options(args.task_option)
     shard, num_shards = flags.shard_of(args)
     kind = flags.sampler_name(args)
+    effort = flags.effort_of(args)
 
     from entropy_rft.difficulty import collect_traces
     from entropy_rft.difficulty.store import check_shard
@@ -66,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     source = flags.task_source(args, args.task_seed)
     task = load_task(**source, **options)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=flags.device_of(args))
-    sampler = flags.sampler(args, args.model, model, tokenizer)
+    sampler = flags.sampler(
+        args, args.model, model, tokenizer, args.think_end_token, limits_thinking="thinking_tokens" in effort
+    )
     collected = collect_traces(
         model,
         tokenizer,
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         max_tokens=args.max_tokens,
+        effort=effort,
         seed=args.seed,
         layer=args.layer,
         think_end_token=args.think_end_token,

@@ -53,7 +53,12 @@ def prepared(args: argparse.Namespace, tuning: bool = False) -> tuple[Any, Any, 
         raise UserValueError(f"probe {args.probe!r} does not record its base model: give --model")
     model, tokenizer = load_model_and_tokenizer(name, dtype=args.dtype, device=flags.device_of(args))
     DifficultyProbe.from_pretrained(args.probe, base_model=model, force=args.force)  # by its weights, not its name
-    return probe, questions, model, tokenizer, flags.sampler(args, name, model, tokenizer)
+    limits_thinking = bool(getattr(args, "thinking_tokens", None)) or any(
+        strategy.thinking_tokens is not None for strategy in probe.strategies.values()
+    )
+    marker = questions.traces.think_end_token
+    sampler = flags.sampler(args, name, model, tokenizer, marker, limits_thinking)
+    return probe, questions, model, tokenizer, sampler
 
 
 def say(text: str) -> None:

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         served_model=flags.served_model(sampler),
         chunk_size=args.chunk_size,
         marker=ThinkEndMarker(tokenizer, questions.traces.think_end_token),
+        placement=probe.placement,
     )
     settings = {
         "probe": args.probe,
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         "sampler": flags.sampler_name(args),  # not the URL, which may hold a password
         "served_model": flags.served_model(sampler),
         "strategies": {difficulty.value: strategy.to_dict() for difficulty, strategy in probe.strategies.items()},
+        "placement": probe.placement,
     }
     result = evaluate_probe(
         probe,

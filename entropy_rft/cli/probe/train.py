@@ -7,6 +7,7 @@ from typing import Any
 
 from entropy_rft.cli import flags
 from entropy_rft.cli.probe.common import one_line, say
+from entropy_rft.difficulty.strategies import PLACEMENTS
 from entropy_rft.errors import users
 
 
@@ -44,6 +45,13 @@ def add_parser(parts: Any) -> None:
         metavar="FILE",
         help="YAML of the strategies to store with the probe; the default ones when not given",
     )
+    add(
+        "--placement",
+        default="system",
+        choices=PLACEMENTS,
+        help="where the strategies' instructions go: the system message, or the end of the last user message; a "
+        "router with this probe puts them there (default: %(default)s)",
+    )
     add("--test_fraction", type=float, default=0.2, help="of the questions, held out (default: %(default)s)")
     add("--epochs", type=int, default=100, metavar="N", help="at most (default: %(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="of AdamW (default: %(default)s)")
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         hidden_units=args.hidden_units,
         thresholds=thresholds,
         strategies=strategies,
+        placement=args.placement,
         test_fraction=args.test_fraction,
         min_share=args.min_share,
         epochs=args.epochs,

@@ -42,6 +42,14 @@ def add_parser(parts: Any) -> None:
         metavar="F",
         help="shares of the budget (default: 0.3 to 1)",
     )
+    add(
+        "--thinking_tokens",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="limits on the thinking to try instead of shares (default: a strategy's own limit stays, if it has one)",
+    )
     add("--tolerance", type=float, default=0.01, help="accuracy that may be lost (default: %(default)s)")
     flags.add_sampling(add, samples=4, of="question and temperature", temperature=False, top_p=False)
     add_running(add)
@@ -61,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from entropy_rft.difficulty.compare.tuning import check_grid, trial_lines, tune_strategies
     from entropy_rft.reporting.cells import lined_table
 
-    check_grid(args.temperatures, args.fractions, args.tolerance)
+    check_grid(args.temperatures, args.fractions, args.tolerance, args.thinking_tokens)
     probe, questions, _, tokenizer, sampler = prepared(args, tuning=True)
     found, tried = tune_strategies(
         probe,
@@ -72,12 +80,13 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         temperatures=args.temperatures,
         fractions=args.fractions,
+        thinking_tokens=args.thinking_tokens,
         tolerance=args.tolerance,
         min_confidence=args.min_confidence,
         seed=args.seed,
     )
-    header = ["", "temperature", "share of tokens", "accuracy (%)", "tokens", "questions"]
-    caption = "→ chosen; on the validation questions that the probe sends there"
+    header = ["", "temperature", "budget", "accuracy (%)", "tokens", "questions"]
+    caption = "→ chosen, on the questions that the probe sends there; budget: share, or ≤ thinking"
     Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
     tasks = ", ".join(f"{task.name}/{task.split}" for task, _ in questions.parts)
     with users(OSError):

@@ -116,6 +116,7 @@ def answer_questions(
     chunk_size: int = 32,
     progress: bool = True,
     marker: ThinkEndMarker | None = None,
+    placement: Placement = "system",
 ) -> Outcomes:
     """Answer every question with every strategy, with the same seed for each.
 
@@ -138,13 +139,14 @@ def answer_questions(
         chunk_size: questions in a chunk; a killed process loses at most one chunk.
         progress: show a bar, on a terminal.
         marker: ends the thinking; see :func:`~entropy_rft.sampling.verdicts`.
+        placement: of the instruction, the probe's; ``user_end`` in any case if the chat template has no system role.
 
     Raises:
         ValueError: an argument is out of range, or the directory was started with other settings.
     """
     check_settings(samples=samples, top_p=top_p, max_tokens=max_tokens)
     rows: list[dict[str, Any]] = []
-    placement = placement_for(sampler)
+    placement = placement_for(sampler, placement)
     settings = {
         "fingerprint": questions.traces.fingerprint,
         "sampler": sampler_name,
@@ -156,6 +158,8 @@ def answer_questions(
         "seed": seed,
         **({} if placement == "system" else {"placement": placement}),
     }
+    if marker is not None and any(strategy.thinking_tokens is not None for strategy in strategies.values()):
+        settings["think_end_token"] = marker.text  # it decides where a limit cuts
     with progress_bar("questions", len(questions), progress) as advance:
         for task, chosen in questions.parts:
             if not chosen:
@@ -174,7 +178,8 @@ def answer_questions(
                         samples=samples,
                         temperature=strategy.temperature,
                         top_p=top_p,
-                        max_tokens=strategy.max_tokens(max_tokens),
+                        max_tokens=strategy.answer_tokens(max_tokens),
+                        **strategy.effort,
                         # No two parts share random numbers, and part 0 has those of an uninterrupted comparison.
                         seed=chunk_seed(seed, gap.chunk + _CHUNKS_OF_A_PART * gap.part),
                         progress=False,
@@ -198,10 +203,11 @@ def answer_questions(
     )
 
 
-def placement_for(sampler: SamplerLike) -> Placement:
-    """Where a strategy's instruction goes for the model that `sampler` asks, by its chat template; as in the router."""
+def placement_for(sampler: SamplerLike, wanted: Placement = "system") -> Placement:
+    """Where an instruction goes for the model that `sampler` asks: as wanted, if its chat template has a system role;
+    as in the router."""
     tokenizer = getattr(sampler, "tokenizer", None)
-    return "system" if tokenizer is None or knows_system_role(tokenizer) else "user_end"
+    return wanted if tokenizer is None or knows_system_role(tokenizer) else "user_end"
 
 
 def by_level(traces: Traces) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 from entropy_rft.difficulty.store import SETTINGS, ChunkStore, check_same, read_rows, read_settings
 from entropy_rft.sampling.identity import digest, question_id
 
+_OF_A_STORE = ("schema", "questions", "chunk_size", "digest", "ids")  # they follow from its questions
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -54,7 +56,8 @@ class KeptOutcomes:
         self._digest = digest(questions)
         self._chunk_size = chunk_size
         for _, found in self._stores():
-            check_same(directory, {**settings, "task": found["task"]}, found)
+            others = dict.fromkeys(name for name in found if name not in _OF_A_STORE)  # set there and not here
+            check_same(directory, {**others, **settings, "task": found["task"]}, found)
 
     def rows(self) -> list[dict[str, Any] | None]:
         """The stored answers of each wanted question; ``None`` where there are none."""

@@ -1,4 +1,4 @@
-"""A small grid of temperatures and token budgets for each difficulty, tried on questions of a validation split."""
+"""A small grid of temperatures and budgets for each difficulty, tried on questions of a validation split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entropy_rft.difficulty.collect import SamplerLike
 from entropy_rft.difficulty.compare.comparison import Questions, placement_for
 from entropy_rft.difficulty.compare.policies import Outcomes, measure_policies
 from entropy_rft.difficulty.probe import DifficultyProbe, choose
-from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Strategy
+from entropy_rft.difficulty.strategies import DIFFICULTIES, Difficulty, Placement, Strategy
 from entropy_rft.errors import UserValueError
 from entropy_rft.sampling import (
     Completion,
@@ -52,6 +52,7 @@ def tune_strategies(
     max_tokens: int = 1024,
     temperatures: Sequence[float] = TEMPERATURES,
     fractions: Sequence[float] = FRACTIONS,
+    thinking_tokens: Sequence[int] = (),
     tolerance: float = 0.01,
     min_confidence: float = 0.5,
     seed: int = 0,
@@ -61,8 +62,9 @@ def tune_strategies(
 
     Each strategy is tried on the questions that the probe sends to it. The cheapest trial is chosen whose accuracy is
     at most `tolerance` below that of the probe's own Normal strategy, which is a trial too. If no other trial reaches
-    that, the difficulty gets Normal's strategy. Otherwise the instructions are kept. Smaller shares need no new
-    answers: an answer under a smaller limit has the same distribution as the beginning of an answer under a larger one.
+    that, the difficulty gets Normal's strategy. Otherwise all that is not in the grid is kept. Smaller shares need no
+    new answers: an answer under a smaller limit has the same distribution as the beginning of an answer under a larger
+    one. A limit on the thinking changes what follows, so each one is answered anew; it replaces the shares in the grid.
 
     A grid of 24 trials on a hundred questions finds differences of a few points by chance: measure the result with
     `probe evaluate` on questions of another split.
@@ -75,6 +77,8 @@ def tune_strategies(
         samples: answers per question and temperature.
         max_tokens: the whole budget of an answer.
         temperatures, fractions: the grid.
+        thinking_tokens: limits on the thinking to try instead of fractions. Without any, a strategy that has a limit
+            keeps it, and only temperatures are tried.
         tolerance: accuracy that may be lost, as a fraction.
         min_confidence: below it the probe's choice is Normal.
         seed: of sampling.
@@ -87,14 +91,10 @@ def tune_strategies(
         ValueError: an argument is out of range, or the questions are of a test split.
     """
     check_settings(samples=samples, max_tokens=max_tokens)
-    check_grid(temperatures, fractions, tolerance)
+    check_grid(temperatures, fractions, tolerance, thinking_tokens)
     check_splits(questions)
     grid = {
-        difficulty: [
-            replace(probe.strategies[difficulty], temperature=t, max_tokens_fraction=f)
-            for t in temperatures
-            for f in sorted(fractions)
-        ]
+        difficulty: _grid(probe.strategies[difficulty], temperatures, fractions, thinking_tokens)
         for difficulty in DIFFICULTIES
     }
     chosen = choose(probe.predict_proba(questions.traces.hidden), min_confidence)
@@ -107,12 +107,17 @@ def tune_strategies(
             if not own:
                 advance(len(temperatures) + 1, "")
                 continue
-            ask = _Asker(own, sampler, tokenizer, marker, samples, max_tokens, seed)
+            placement = placement_for(sampler, probe.placement)
+            ask = _Asker(own, sampler, tokenizer, marker, samples, max_tokens, seed, placement)
             (normal,) = ask.trials([replace(probe.strategies[Difficulty.NORMAL], difficulty=difficulty)])
             tried[difficulty].append(normal)
             advance(1, difficulty.value)
             for temperature in temperatures:
-                tried[difficulty] += ask.trials([s for s in grid[difficulty] if s.temperature == temperature])
+                same = [strategy for strategy in grid[difficulty] if strategy.temperature == temperature]
+                for limit in dict.fromkeys(strategy.thinking_tokens for strategy in same):
+                    tried[difficulty] += ask.trials(
+                        [strategy for strategy in same if strategy.thinking_tokens == limit]
+                    )
                 advance(1, difficulty.value)
             found[difficulty] = pick(tried[difficulty], normal.accuracy - tolerance).strategy
     return found, tried
@@ -160,7 +165,23 @@ def tune_confidence(
     return min(enough, key=lambda trial: (trial["tokens"], -trial["min_confidence"]))["min_confidence"], trials
 
 
-def check_grid(temperatures: Sequence[float], fractions: Sequence[float], tolerance: float) -> None:
+def _grid(
+    strategy: Strategy, temperatures: Sequence[float], fractions: Sequence[float], thinking_tokens: Sequence[int]
+) -> list[Strategy]:
+    if thinking_tokens:
+        return [
+            replace(strategy, temperature=t, thinking_tokens=limit)
+            for t in temperatures
+            for limit in sorted(thinking_tokens)
+        ]
+    if strategy.thinking_tokens is not None:
+        return [replace(strategy, temperature=t) for t in temperatures]
+    return [replace(strategy, temperature=t, max_tokens_fraction=f) for t in temperatures for f in sorted(fractions)]
+
+
+def check_grid(
+    temperatures: Sequence[float], fractions: Sequence[float], tolerance: float, thinking_tokens: Sequence[int] = ()
+) -> None:
     """Raise a ValueError that names what is out of range; callers use it before slow work."""
     if not temperatures or not fractions:
         raise UserValueError("temperatures and fractions need at least one value each")
@@ -168,6 +189,8 @@ def check_grid(temperatures: Sequence[float], fractions: Sequence[float], tolera
         Strategy(Difficulty.NORMAL, "", temperature, 1.0)
     for fraction in fractions:
         Strategy(Difficulty.NORMAL, "", 0.0, fraction)
+    for limit in thinking_tokens:
+        Strategy(Difficulty.NORMAL, "", 0.0, 1.0, limit)
     if not 0 <= tolerance < 1:
         raise UserValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")
 
@@ -209,24 +232,25 @@ class _Asker:
     samples: int
     max_tokens: int
     seed: int
+    placement: Placement
 
     def trials(self, strategies: Sequence[Strategy]) -> list[Trial]:
         """Strategies that differ in their share of the budget alone, answered once."""
         longest = max(strategies, key=lambda strategy: strategy.max_tokens_fraction)
         right: dict[int, list[float]] = {i: [] for i in range(len(strategies))}
         lengths: dict[int, list[int]] = {i: [] for i in range(len(strategies))}
-        placement = placement_for(self.sampler)
         for task, rows in self.parts:
             groups = self.sampler.sample(
-                [longest.prompt(row["prompt"], placement) for row in rows],
+                [longest.prompt(row["prompt"], self.placement) for row in rows],
                 samples=self.samples,
                 temperature=longest.temperature,
-                max_tokens=longest.max_tokens(self.max_tokens),
+                max_tokens=longest.answer_tokens(self.max_tokens),
+                **longest.effort,
                 seed=self.seed,
                 progress=False,
             )
             for i, strategy in enumerate(strategies):
-                limit = strategy.max_tokens(self.max_tokens)
+                limit = strategy.answer_tokens(self.max_tokens)
                 short = [[shortened(completion, limit, self.tokenizer) for completion in group] for group in groups]
                 for group in verdicts(task.reward_funcs[0], rows, short, self.marker):
                     known, scored = right_and_scored(group)
@@ -255,7 +279,7 @@ def trial_lines(trials: Mapping[Difficulty, Sequence[Trial]], found: Mapping[Dif
         [
             f"{'→ ' if trial.strategy == found[difficulty] else '  '}{difficulty.value}{'' if i else ', as Normal'}",
             f"{trial.strategy.temperature:g}",
-            f"{trial.strategy.max_tokens_fraction:g}",
+            _budget(trial.strategy),
             f"{100 * trial.accuracy:.1f}",
             f"{trial.tokens:.1f}",
             str(trial.questions),
@@ -263,3 +287,9 @@ def trial_lines(trials: Mapping[Difficulty, Sequence[Trial]], found: Mapping[Dif
         for difficulty in DIFFICULTIES
         for i, trial in enumerate(trials[difficulty])
     ]
+
+
+def _budget(strategy: Strategy) -> str:
+    """What limits an answer: tokens of thinking (≤), or a share of all tokens."""
+    limit = strategy.thinking_tokens
+    return f"{strategy.max_tokens_fraction:g}" if limit is None else f"≤{limit}"

@@ -23,6 +23,7 @@ _UNSUPPORTED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("echo", (None, False)),
     ("response_format", (None, {"type": "text"})),
     ("tool_choice", (None, "auto", "none")),
+    ("thinking_token_budget", (None, -1)),
 )
 
 

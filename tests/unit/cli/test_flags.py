@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from entropy_rft.cli.errors import UserError
-from entropy_rft.cli.flags import path
+from entropy_rft.cli.flags import add_effort, effort_of, path
 from entropy_rft.cli.main import build_parser
 
 
@@ -41,3 +41,29 @@ def test_every_flag_that_names_a_file_or_a_directory_takes_one() -> None:
 def test_a_user_without_a_home_is_one_line() -> None:
     with pytest.raises(UserError, match="--output: '~nobody-of-that-name/x' has no home directory"):
         build_parser().parse_args(["report", "run", "--output", "~nobody-of-that-name/x"])
+
+
+def effort(*flags: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_effort(parser.add_argument)
+    return effort_of(parser.parse_args(flags))
+
+
+def test_how_much_to_think_on_the_command_line() -> None:
+    assert effort() == {}
+    found = effort("--thinking_tokens", "0", "--chat_template_kwargs", '{"enable_thinking": false}')
+    assert found == {"thinking_tokens": 0, "chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--thinking_tokens", "-1"), "thinking_tokens must be 0 or more"),
+        (("--extra_body", "{top_p: 1}"), "--extra_body '{top_p: 1}' is not JSON"),
+        (("--extra_body", '{"model": "m"}'), "extra_body must not set 'model'"),
+        (("--reasoning_effort", "hgh"), "did you mean high"),
+    ],
+)
+def test_mistakes_in_how_much_to_think(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        effort(*flags)

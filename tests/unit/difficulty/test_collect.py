@@ -379,3 +379,36 @@ def test_mistakes_leave_nothing_behind(options, message, collect, tmp_path):
     with pytest.raises(ValueError, match=message):
         collect(**options)
     assert not (tmp_path / "traces").exists()
+
+
+def test_how_much_to_think_is_a_setting(collect, task, tmp_path):
+    """The answers change; the hidden state is of the plain prompt, as it is when a probe is asked."""
+    collect("plain")
+    assert not {"thinking_tokens", "chat_template_kwargs"} & set(load_traces(tmp_path / "plain").settings[0])
+    effort = {"thinking_tokens": 2, "chat_template_kwargs": {"bos": "x"}}
+    collect("limited", effort=effort)
+    plain, limited = load_traces(tmp_path / "plain"), load_traces(tmp_path / "limited")
+    assert {name: limited.settings[0][name] for name in effort} == effort
+    assert np.array_equal(plain.hidden, limited.hidden)
+    with pytest.raises(ValueError, match="was started with thinking_tokens = 2, not 3"):
+        collect("limited", effort={**effort, "thinking_tokens": 3})
+    with pytest.raises(ValueError, match="was started with thinking_tokens = 2, not None"):
+        collect("limited", effort={"chat_template_kwargs": {"bos": "x"}})
+    with pytest.raises(ValueError, match="was started with thinking_tokens = None, not 2"):
+        collect("plain", effort={"thinking_tokens": 2})
+    with pytest.raises(ValueError, match="thinking_tokens must be 0 or more"):
+        collect("no", effort={"thinking_tokens": -2})
+
+
+def test_a_state_is_of_the_prompt_without_a_strategys_variables(
+    collect, model_and_tokenizer, task, tmp_path, monkeypatch
+):
+    tokenizer = model_and_tokenizer[1]
+    template = tokenizer.chat_template
+    collect("plain")
+    monkeypatch.setattr(
+        tokenizer, "chat_template", template + "{% if enable_thinking is false %}<think></think>{% endif %}"
+    )
+    collect("without", effort={"chat_template_kwargs": {"enable_thinking": False}})
+    assert np.array_equal(load_traces(tmp_path / "plain").hidden, load_traces(tmp_path / "without").hidden)
+    assert load_traces(tmp_path / "plain").rows != load_traces(tmp_path / "without").rows

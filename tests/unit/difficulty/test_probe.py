@@ -172,6 +172,30 @@ def test_saved_and_loaded_bit_for_bit(fitted, tmp_path):
     assert "kurz \\| knapp" in card
 
 
+def test_the_placement_of_its_instructions(fitted, tmp_path):
+    fitted.placement = "user_end"
+    fitted.save_pretrained(tmp_path)
+    assert DifficultyProbe.from_pretrained(tmp_path).placement == "user_end"
+    assert "at the end of the last user message" in (tmp_path / "README.md").read_text()
+    data = json.loads((tmp_path / "probe.json").read_text())
+    (tmp_path / "probe.json").write_text(json.dumps({**data, "placement": "user"}))
+    with pytest.raises(ValueError, match="malformed: placement must be system or user_end, not 'user'; did you mean"):
+        DifficultyProbe.from_pretrained(tmp_path)
+    del data["placement"]  # made by an earlier version
+    (tmp_path / "probe.json").write_text(json.dumps(data))
+    assert DifficultyProbe.from_pretrained(tmp_path).placement == "system"
+    fitted.placement = "system"
+
+
+def test_how_much_to_think_is_kept_and_on_the_card(fitted, tmp_path):
+    before = fitted.strategies
+    fitted.strategies = {**before, EASY: Strategy(EASY, "", 0.5, 0.4, thinking_tokens=64)}
+    fitted.save_pretrained(tmp_path)
+    assert DifficultyProbe.from_pretrained(tmp_path).strategies[EASY].thinking_tokens == 64
+    assert 'Also for easy: `{"thinking_tokens": 64}`' in (tmp_path / "README.md").read_text()
+    fitted.strategies = before
+
+
 def test_it_does_not_run_what_it_loads(fitted, tmp_path, monkeypatch):
     fitted.save_pretrained(tmp_path)
     import pickle

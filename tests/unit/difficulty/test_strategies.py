@@ -29,6 +29,37 @@ def test_through_a_file(tmp_path):
     assert (tmp_path / "s.yaml").read_text().startswith("# made by hand\n# and by ear\n")
 
 
+def test_how_much_to_think_through_a_file(tmp_path):
+    fields = {
+        "thinking_tokens": 0,
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "extra_body": {"top_p": 0.9, "stop": ["x"]},
+    }
+    strategy = Strategy(EASY, "", 0.5, 0.4, **fields)
+    assert strategy.effort == fields
+    strategies = {**DEFAULT_STRATEGIES, EASY: strategy}
+    save_strategies(strategies, tmp_path / "s.yaml")
+    assert load_strategies(tmp_path / "s.yaml") == strategies
+    assert len({strategy, Strategy(EASY, "", 0.5, 0.4, **fields)}) == 1  # still hashable
+
+
+def test_fields_that_are_not_set_leave_no_trace(tmp_path):
+    """Caches compare strategies by these values: those of earlier versions must stay as they are."""
+    (tmp_path / "s.yaml").write_text(
+        "easy: {thinking_tokens: null, reasoning_effort: null, chat_template_kwargs: {}, extra_body: null}"
+    )
+    assert load_strategies(tmp_path / "s.yaml") == DEFAULT_STRATEGIES
+    assert list(DEFAULT_STRATEGIES[EASY].to_dict()) == ["instruction", "temperature", "max_tokens_fraction"]
+
+
+def test_what_a_strategy_holds_is_its_own():
+    given = {"top_k": [1]}
+    strategy = Strategy(EASY, "", 0.5, 0.4, extra_body=given)
+    given["top_k"].append(2)
+    assert strategy.extra_body == {"top_k": [1]}
+
+
 def test_what_is_left_out_keeps_its_default(tmp_path):
     (tmp_path / "s.yaml").write_text("hard: {temperature: 0.1}\n")
     strategies = load_strategies(tmp_path / "s.yaml")
@@ -47,6 +78,20 @@ def test_what_is_left_out_keeps_its_default(tmp_path):
         ("hard: {max_tokens_fraction: 0}", "max_tokens_fraction must be above 0 and at most 1, got 0"),
         ("hard: {max_tokens_fraction: 1.5}", "max_tokens_fraction must be above 0"),
         ("hard: {instruction: [a]}", "instruction must be text"),
+        ("hard: {thinking_token: 5}", "hard has no field 'thinking_token'; did you mean thinking_tokens?"),
+        ("hard: {thinking_tokens: -1}", "hard: thinking_tokens must be 0 or more, got -1"),
+        ("hard: {thinking_tokens: 1.5}", "hard: thinking_tokens must be a whole number, not 1.5"),
+        ("hard: {thinking_tokens: yes}", "hard: thinking_tokens must be a whole number, not True"),
+        ("hard: {reasoning_effort: lo}", "not 'lo'; did you mean low?"),
+        ("hard: {chat_template_kwargs: [a]}", "hard: chat_template_kwargs must map names to values, not be ['a']"),
+        ("hard: {chat_template_kwargs: {tokenize: no}}", "chat_template_kwargs must not set 'tokenize'"),
+        ("hard: {chat_template_kwargs: {a: 2026-01-01}}", "chat_template_kwargs must hold JSON values"),
+        ("hard: {extra_body: {top_p: .nan}}", "hard: extra_body must hold JSON values"),
+        ("hard: {extra_body: {messages: []}}", "extra_body must not set 'messages': it is not a strategy's to choose"),
+        ("hard: {extra_body: {model: m}}", "extra_body must not set 'model'"),
+        ("hard: {extra_body: {stream: true}}", "extra_body must not set 'stream'"),
+        ("hard: {extra_body: {max_tokens: 5}}", "must not set 'max_tokens': use the strategy's max_tokens_fraction"),
+        ("hard: {extra_body: {thinking_token_budget: 5}}", "use the strategy's thinking_tokens"),
         ("hard: 5", "hard must map instruction"),
         ("- hard", "must map easy, normal and hard"),
         ("a: [", "are not YAML"),
@@ -105,3 +150,5 @@ def test_the_instruction_at_the_end_of_the_users_turn():
 def test_the_share_of_a_budget():
     strategy = Strategy(EASY, "", 0.5, 0.4)
     assert [strategy.max_tokens(budget) for budget in (100, 7, 1)] == [40, 2, 1]
+    assert strategy.answer_tokens(100) == 40
+    assert Strategy(EASY, "", 0.5, 0.4, thinking_tokens=10).answer_tokens(100) == 100

@@ -186,3 +186,14 @@ def test_budget_is_the_shortest_context() -> None:
 )
 def test_model_len(models: bytes, name: str | None, length: int | None) -> None:
     assert context_length(models, name) == length
+
+
+def test_a_backend_that_comes_back_may_know_more() -> None:
+    """It may have been started again with a reasoning parser."""
+    (backend,) = pool_of({}).backends
+    backend.limits_thinking = False
+    backend.checked(True, 0.0)
+    assert backend.limits_thinking is False
+    backend.checked(False, 1.0)
+    backend.checked(True, 2.0)
+    assert backend.limits_thinking is None

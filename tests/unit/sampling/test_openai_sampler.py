@@ -232,3 +232,25 @@ def test_another_vocabulary_is_one_line(serve):
 def test_the_name_of_the_served_model(serve):
     assert serve(None)[0].served_model() == "served"
     assert serve(None, model="mine")[0].served_model() == "mine"
+
+
+def test_how_much_to_think_is_sent(serve, random_tokenizer):
+    answer = [{"token_ids": random_tokenizer("<think>12</think>3")["input_ids"], "finish_reason": "length"}]
+    sampler, seen = serve(lambda body: answer, model="m")
+    effort = {"thinking_tokens": 2, "extra_body": {"top_p": 0.5, "min_p": 0.1}}
+    sampler.sample(["x"], progress=False, **effort)
+    body = seen[0][1]
+    assert (body["thinking_token_budget"], body["top_p"], body["min_p"]) == (2, 0.5, 0.1)
+    sampler.sample(["x"], progress=False)
+    assert not {"thinking_token_budget", "min_p"} & set(seen[1][1])
+
+
+def test_a_server_that_ignores_the_limit_is_noticed(serve, random_tokenizer):
+    """Else the strategy that was measured would not be the one that was asked for."""
+    written = random_tokenizer("<think>1234</think>5")["input_ids"]
+    sampler, _ = serve(lambda body: [{"token_ids": written, "finish_reason": "length"}], model="m")
+    sampler.sample(["x"], progress=False, thinking_tokens=4)
+    with pytest.raises(ValueError, match="http://here:8000 ignores thinking_token_budget: start vLLM with --reasoning"):
+        sampler.sample(["x"], progress=False, thinking_tokens=3)
+    with pytest.raises(ValueError, match="thinking_tokens must be 0 or more"):
+        sampler.sample(["x"], progress=False, thinking_tokens=-3)

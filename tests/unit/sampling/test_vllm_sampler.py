@@ -105,3 +105,34 @@ def test_a_vllm_without_a_choice_of_devices(engine):
     assert VLLMSampler("owner/model", Tokenizer()).engine == "engine"
     with pytest.raises(ValueError, match="this vllm cannot be put on the device 'cuda:1': install vllm"):
         VLLMSampler("owner/model", Tokenizer(), device="cuda:1")
+
+
+def test_how_much_to_think_is_asked_of_the_engine(engine):
+    sampler = VLLMSampler("owner/model", Tokenizer(), engine=engine, think_end_token="</think>")
+    sampler.sample(["a"], thinking_tokens=5, extra_body={"top_k": 3, "top_p": 0.5})
+    ((_, settings),) = engine.asked
+    assert (settings.thinking_token_budget, settings.top_k, settings.top_p) == (5, 3, 0.5)
+    sampler.sample(["a"])
+    assert not hasattr(engine.asked[0][1], "thinking_token_budget")
+
+    def strict(n, temperature, top_p, max_tokens, seed):
+        raise AssertionError("never with an unknown field")
+
+    sys.modules["vllm"].SamplingParams = strict
+    with pytest.raises(TypeError, match=r"extra_body: .*unexpected keyword argument 'top_kk'"):
+        sampler.sample(["a"], extra_body={"top_kk": 3})
+
+
+def test_an_engine_learns_the_tags_only_where_thinking_is_limited(engine, monkeypatch):
+    reasoning = ModuleType("vllm.config.reasoning")
+    reasoning.ReasoningConfig = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.config", ModuleType("vllm.config"))
+    monkeypatch.setitem(sys.modules, "vllm.config.reasoning", reasoning)
+    made = []
+    sys.modules["vllm"].LLM = lambda name, **settings: made.append(settings)
+    VLLMSampler("owner/model", Tokenizer(), think_end_token="[/THINK]")
+    VLLMSampler("owner/model", Tokenizer())
+    assert made[0]["reasoning_config"] == {"reasoning_start_str": "[THINK]", "reasoning_end_str": "[/THINK]"}
+    assert "reasoning_config" not in made[1]
+    with pytest.raises(ValueError, match="'####' has no opening one: measure thinking_tokens without --vllm"):
+        VLLMSampler("owner/model", Tokenizer(), think_end_token="####")

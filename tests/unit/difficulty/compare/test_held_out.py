@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, DifficultyProbe, collect_traces, load_traces
 from entropy_rft.difficulty.compare.comparison import Questions, answer_questions, evaluate_probe, held_out_questions
+from entropy_rft.difficulty.compare.tuning import trial_lines, tune_strategies
 from entropy_rft.difficulty.store import read_rows_and_vectors
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES
-from entropy_rft.sampling import Completion, TransformersSampler
+from entropy_rft.sampling import Completion, ThinkEndMarker, TransformersSampler
 from entropy_rft.tasks import load_task
 
 SOURCE = {"name": DEFAULT_TASK, "split": "validation", "limit": 8}
@@ -82,9 +85,9 @@ def probe_of(directory, count):
     return probe
 
 
-def ask(questions, sampler, directory, **options):
+def ask(questions, sampler, directory, strategies=DEFAULT_STRATEGIES, **options):
     settings = {"samples": 2, "max_tokens": 50, "chunk_size": 2, "progress": False, **options}
-    return answer_questions(questions, DEFAULT_STRATEGIES, sampler, directory, **settings)
+    return answer_questions(questions, strategies, sampler, directory, **settings)
 
 
 def test_fitted_questions_are_left_out(traces):
@@ -190,6 +193,62 @@ def test_answers_are_kept_under_their_questions(traces, tmp_path):
     ).all()
     with pytest.raises(ValueError, match="was started with samples = 2, not 3: continue with the same settings"):
         ask(more, nobody, tmp_path, samples=3)
+
+
+def test_how_much_to_think_reaches_the_sampler_and_the_cache(traces, tmp_path):
+    """Answers under one limit on the thinking are never taken for those under another, or under none."""
+    questions = held_out_questions([traces], probe_of(traces, 3))
+    easy = replace(DEFAULT_STRATEGIES[Difficulty.EASY], thinking_tokens=9, reasoning_effort="low")
+    limited = {**DEFAULT_STRATEGIES, Difficulty.EASY: easy}
+    sampler = Scripted()
+    ask(questions, sampler, tmp_path / "limited", limited)
+    first, second = sampler.calls[:2]
+    assert (first["thinking_tokens"], first["reasoning_effort"], first["max_tokens"]) == (9, "low", 50)
+    assert not {"thinking_tokens", "reasoning_effort"} & set(second)  # samplers of others need not know them
+    nobody = Scripted(lives=0)
+    ask(questions, nobody, tmp_path / "limited", limited)
+    for other in (DEFAULT_STRATEGIES, {**limited, Difficulty.EASY: replace(easy, thinking_tokens=10)}):
+        with pytest.raises(ValueError, match="was started with strategies = "):
+            ask(questions, nobody, tmp_path / "limited", other)
+    marker = ThinkEndMarker(SimpleNamespace(encode=lambda *_, **__: []), "</think>")
+    ask(questions, Scripted(), tmp_path / "marked", limited, marker=marker)
+    assert stored(tmp_path / "marked")["think_end_token"] == "</think>"
+    ask(questions, Scripted(), tmp_path / "plain", marker=marker)
+    known = "schema fingerprint sampler strategies samples max_tokens top_p seed task digest ids questions chunk_size"
+    assert set(stored(tmp_path / "plain")) == set(known.split())  # as in earlier versions
+
+
+def test_answers_with_another_placement_are_not_reused(traces, tmp_path):
+    questions, sampler = held_out_questions([traces], probe_of(traces, 3)), Scripted()
+    ask(questions, sampler, tmp_path / "end", placement="user_end")
+    assert [message["role"] for message in sampler.calls[0]["prompts"][0]] == ["user"]
+    assert sampler.calls[0]["questions"][0].endswith(DEFAULT_STRATEGIES[Difficulty.EASY].instruction)
+    with pytest.raises(ValueError, match="was started with placement = 'user_end', not None"):
+        ask(questions, Scripted(lives=0), tmp_path / "end")
+    ask(questions, Scripted(), tmp_path / "system")
+    with pytest.raises(ValueError, match="was started with placement = None, not 'user_end'"):
+        ask(questions, Scripted(lives=0), tmp_path / "system", placement="user_end")
+
+
+def stored(directory):
+    return json.loads((directory / "part-0" / "settings.json").read_text())
+
+
+@pytest.mark.parametrize("limits", [(), (5, 3)])
+def test_limits_on_the_thinking_are_tuned_instead_of_shares(limits, model, traces):
+    probe, sampler = probe_of(traces, 3), Scripted()
+    probe.strategies = {d: replace(s, thinking_tokens=7) for d, s in probe.strategies.items()}
+    probe.placement = "user_end"
+    _, tried = tune_strategies(
+        probe, held_out_questions([traces], probe), sampler, model[1], samples=2, max_tokens=50,
+        temperatures=(0.2, 0.4), fractions=(0.5, 1.0), thinking_tokens=limits, min_confidence=0, progress=False,
+    )  # fmt: skip
+    trials = next(own for own in tried.values() if own)
+    assert [t.strategy.thinking_tokens for t in trials] == [7, *(sorted(limits) or [7]) * 2]
+    assert [t.strategy.temperature for t in trials[1:]] == ([0.2] * 2 + [0.4] * 2 if limits else [0.2, 0.4])
+    assert all(call["max_tokens"] == 50 for call in sampler.calls)
+    assert all(prompt[0]["role"] == "user" for call in sampler.calls for prompt in call["prompts"])
+    assert trial_lines(tried, probe.strategies)[0][2] == "≤7"
 
 
 def test_a_collection_that_goes_on_costs_no_answers(model, collect, traces, tmp_path):

@@ -1,0 +1,106 @@
+"""Asks the backends for one answer, and again in another form where a refusal shows that the first could not work.
+
+A refused request has cost nothing, so no question is generated twice:
+
+- only our token limit leaves the prompt no room: once more without it;
+- the chat template may have no system role: once more with the instruction in the user's turn;
+- the backend may not know a limit on the thinking: once more with the share of the budget (`Proxy` does that, because
+  it depends on the backend).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+
+from entropy_rft.difficulty.strategies import Placement
+from entropy_rft.router.policy import THINKING_BUDGET, Decision, Endpoint, applied
+from entropy_rft.router.proxy import REFUSED, Proxy
+from entropy_rft.router.routing import Routing
+from entropy_rft.router.upstream import Upstream
+
+# How backends say that prompt and max_tokens together exceed their context.
+_TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
+
+
+class Asking:
+    """One request to the backends.
+
+    Args:
+        routing: rewrites the request.
+        proxy: sends it.
+        body: the client's, checked.
+        decision: about it.
+        endpoint: of it.
+
+    Attributes:
+        request: as it was sent last; before `answer`, as it will be sent first.
+    """
+
+    def __init__(
+        self, routing: Routing, proxy: Proxy, body: Mapping[str, Any], decision: Decision, endpoint: Endpoint
+    ) -> None:
+        self._routing = routing
+        self._proxy = proxy
+        self._body = body
+        self._decision = decision
+        self._endpoint = endpoint
+        self._placement: Placement = routing.placement
+        self._with_limit = True
+        self.request, self._limit_is_ours = self._form(thinking=True)
+        self._payload = orjson.dumps(self.request)
+
+    async def answer(self, path: str, headers: dict[str, str]) -> Upstream:
+        """The backends' answer, open; it is a refusal if no other form of the request is accepted either.
+
+        Raises:
+            RouterError: no backend gave an answer.
+        """
+        upstream = await self._ask(path, headers)
+        if upstream.status == 400 and self._limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
+            # The prompt leaves no room for our limit. Without the limit the backend answers.
+            self._with_limit = False
+            upstream = await self._ask_in_new_form(path, headers)
+        routing, body, endpoint = self._routing, self._body, self._endpoint
+        if upstream.status == 200:
+            routing.learn_system_role(body, self.request, endpoint, known=True)
+        elif upstream.status in REFUSED and routing.may_lack_system_role(body, self.request, endpoint):
+            before, self._placement = (self._placement, self.request), "user_end"
+            again = await self._ask_in_new_form(path, headers)
+            if again.status == 200:
+                routing.learn_system_role(body, before[1], endpoint, known=False)
+                return again
+            again.close()
+            self._placement, self.request = before
+        return upstream
+
+    def applied(self) -> list[tuple[str, str]]:
+        """What the router set in the request that was answered; see `policy.applied`."""
+        return applied(self._body, self.request, self._placement)
+
+    def _form(self, thinking: bool) -> tuple[dict[str, Any], bool]:
+        request, ours = self._routing.rewritten(
+            self._body, self._decision, self._endpoint, self._placement, thinking=thinking
+        )
+        if ours and not self._with_limit:
+            del request["max_tokens"]
+            ours = False
+        return request, ours
+
+    async def _ask_in_new_form(self, path: str, headers: dict[str, str]) -> Upstream:
+        self.request, self._limit_is_ours = self._form(thinking=True)
+        self._payload = orjson.dumps(self.request)
+        return await self._ask(path, headers)
+
+    async def _ask(self, path: str, headers: dict[str, str]) -> Upstream:
+        ours = THINKING_BUDGET in self.request and self._body.get(THINKING_BUDGET) is None
+        without = partial(self._form, thinking=False) if ours else None
+        upstream = await self._proxy.ask(
+            "POST", path, self._payload, headers, None if without is None else lambda: orjson.dumps(without()[0])
+        )
+        if without is not None and not upstream.thinking_limited:
+            self.request, self._limit_is_ours = without()
+        return upstream
