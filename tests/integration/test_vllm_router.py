@@ -221,7 +221,7 @@ def test_a_limit_on_the_thinking_is_that_of_transformers(
     from entropy_rft.sampling import TransformersSampler, load_model_and_tokenizer
     from entropy_rft.sampling.openai_sampler import OpenAISampler
 
-    model, tokenizer = load_model_and_tokenizer(str(TINY_REASONER), dtype="float32", device="cpu")
+    model, tokenizer = load_model_and_tokenizer(DEFAULT_MODEL, dtype="float32", device="cpu")
     local, served = TransformersSampler(model, tokenizer), OpenAISampler(servers[0].url, tokenizer)
     prompts = [*questions(8), [*questions(1)[0], {"role": "assistant", "content": "<think>"}]]
     for limit in (0, 12):
