@@ -96,8 +96,8 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]], note: str | None = 
 def difficulty_table(name: str, evaluation: Evaluation) -> Table:
     """The scores per difficulty of one evaluation, as a rich table."""
     k = evaluation.samples
-    header = ["difficulty", "questions", "avg@k (%)", "95 % interval", f"pass@{k} (%)"]
-    header += ["thinking (tokens)", "entropy, thinking (nats)"]
+    header = ["level", "asked", "avg@k (%)", "95 % interval", f"pass@{k} (%)"]
+    header += ["thinking (tokens)", "thinking entropy (nats)"]
     lines = [
         [
             level,
