@@ -11,6 +11,7 @@ from stub import Stub
 from stub_answers import PLAIN, Behaviour, Request
 from wire import Reply, exchange, request
 
+from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.router.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
@@ -139,7 +140,7 @@ def test_no_limit_of_ours_fits_into_the_context(stub: Stub) -> None:
 
 def test_the_embedded_server_refuses_it_and_answers(stub: Stub) -> None:
     with EmbeddedServer() as server, running_router([server.start()], **LIMITED) as router:
-        reply = ask(router, model="tiny_reasoner")
+        reply = ask(router, model=DEFAULT_MODEL)
         assert reply.status == 200
         assert reply.headers["x-entropy-rft-applied"] == "temperature=0.5, max_tokens=400"
 
