@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from warm import WarmRanks
 
 from entropy_rft.training.launch import Launch, exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
@@ -59,7 +61,42 @@ def needs(engine: str) -> None:
         pytest.importorskip("deepspeed")
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def environment_of(file: Path, *flags: str) -> tuple[argparse.Namespace, dict[str, str]]:
+    """What ``accelerate launch --config_file FILE FLAGS`` makes of them: its arguments, and what it adds to the
+    environment of the processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    args = launch_command_parser().parse_args(["--config_file", str(file), *flags, "-m", "entropy_rft", "train"])
+    args, defaults, _ = _validate_launch_command(args)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        command, environment = prepare_deepspeed_cmd_env(args)
+        assert command is None  # torchrun on each machine, not pdsh
+    else:
+        environment = prepare_multi_gpu_env(args)
+    return args, {name: value for name, value in environment.items() if os.environ.get(name) != value}
+
+
+def two_ranks_refuse(message: str, cwd: Path, *flags: str | Path, **environment: str) -> None:
+    """Two processes in that environment say it, each in one line, and write nothing."""
+    with pytest.MonkeyPatch.context() as inherited:
+        inherited.delenv("ACCELERATE_USE_CPU", raising=False)
+        ranks = WarmRanks(["train", *SHORT, *flags], cwd, {"PYTHONPATH": str(ROOT), **environment}, 2)
+    code, output = ranks.finish(300)
+    assert code == 2, output
+    said = [line for line in output.splitlines() if line.startswith("entropy-rft: error:")]
+    assert said, output
+    assert all(message in line for line in said)
+    assert not (cwd / "run").exists()
+
+
+# Our own flag launches with ddp.yaml below, and with multi_node.yaml, which has the fields of zero3.yaml. The last test
+# checks that each file makes the right environment.
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("ddp", marks=pytest.mark.soak), "zero2", pytest.param("zero3", marks=pytest.mark.soak)],
+)
 def test_accelerate_launch_with_the_shipped_file(engine: str, tmp_path: Path) -> None:
     needs(engine)
     result = launch(
@@ -133,15 +170,25 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_mistake_that_the_processes_find_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    recipe = {name: value for name, value in yaml.safe_load(RECIPE.read_text()).items() if name != "use_cpu"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", RECIPE, *SHORT),
-        *("--num_generations", "3", "--hub_token", "hf_secret"),
+        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", "recipe.yaml", *SHORT),
+        *("--hub_token", "hf_secret"),
         cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
     )
-    # 2 processes x 8: the batch of the world, not of one process.
-    assert "(16) must be divisible by num_generations (3)" in one_line(result)
+    assert "WORLD_SIZE is 2, but accelerate sees no GPU and would train 2 independent copies" in one_line(result)
     assert "hf_secret" not in result.stdout + result.stderr
     assert not (tmp_path / "run").exists()
+    # As alone, a process's 4 completions would be no group of 8: that is not the mistake to name.
+    flags = ("--config", "recipe.yaml", "--per_device_train_batch_size", "4")
+    two_ranks_refuse("would train 2 independent copies; set use_cpu", tmp_path, *flags, CUDA_VISIBLE_DEVICES="")
+
+
+def test_the_batch_is_the_worlds(tmp_path: Path) -> None:
+    message = "(16) must be divisible by num_generations (3)"  # 2 processes x 8
+    two_ranks_refuse(message, tmp_path, "--config", RECIPE, "--num_generations", "3")
 
 
 def test_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
@@ -181,49 +228,17 @@ def test_the_process_that_failed_first_is_named(
     assert said in capsys.readouterr().err
 
 
-def refused(result: subprocess.CompletedProcess[str], message: str) -> None:
-    """Under somebody else's launcher every process says it, among the launcher's own lines."""
-    assert result.returncode != 0
-    said = [line for line in result.stderr.splitlines() if line.startswith("entropy-rft: error:")]
-    assert said, result.stderr[-4000:]
-    assert all(message in line for line in said)
-
-
-def test_independent_copies_are_refused(tmp_path: Path) -> None:
-    recipe = {name: value for name, value in yaml.safe_load(RECIPE.read_text()).items() if name != "use_cpu"}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = ["entropy_rft", "train", "--config", "recipe.yaml", *SHORT]
-    torchrun = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    # As alone, a process's 4 completions would be no group of 8: that is not the mistake to name.
-    result = launch(*torchrun, *command, "--per_device_train_batch_size", "4", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    refused(result, "WORLD_SIZE is 2, but accelerate sees no GPU and would train 2 independent copies; set use_cpu")
-    result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, *command[2:]),
-        cwd=tmp_path,
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert "would train 2 independent copies" in one_line(result)
-    assert not (tmp_path / "run").exists()
-
-
 def test_fsdp_without_a_gpu_is_refused(tmp_path: Path) -> None:
-    result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "fsdp2", *HERE, "--config", RECIPE, *SHORT),
-        cwd=tmp_path,
-    )
-    assert "FSDP needs a GPU: accelerate falls back to DDP on a CPU" in one_line(result)
-    assert not (tmp_path / "run").exists()
+    _, environment = environment_of(CONFIGS / "fsdp2.yaml", *HERE)
+    message = "FSDP needs a GPU: accelerate falls back to DDP on a CPU"
+    two_ranks_refuse(message, tmp_path, "--config", RECIPE, **environment)
 
 
 def test_deepspeed_that_would_silently_be_ddp_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    result = launch(
-        *(*PYTHON, "accelerate.commands.launch", "--config_file", CONFIGS / "zero2.yaml", *HERE),
-        *("-m", "entropy_rft", "train", "--config", RECIPE, *SHORT),
-        cwd=tmp_path,
-        ACCELERATE_USE_CPU="1",
-    )
-    refused(result, "ACCELERATE_USE_CPU is set, with which accelerate runs DDP instead of DeepSpeed")
+    _, environment = environment_of(CONFIGS / "zero2.yaml", *HERE)
+    message = "ACCELERATE_USE_CPU is set, with which accelerate runs DDP instead of DeepSpeed"
+    two_ranks_refuse(message, tmp_path, "--config", RECIPE, **environment, ACCELERATE_USE_CPU="1")
 
 
 @pytest.mark.parametrize(
@@ -300,26 +315,21 @@ CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
 @pytest.mark.parametrize("file", CONFIG_FILES, ids=lambda file: file.stem)
 def test_accelerate_reads_its_files_and_makes_the_right_environment(file: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+    from accelerate.commands.launch import launch_command_parser
 
     config = load_config_from_file(str(file))  # refuses keys that it does not know
     assert file.name in file.read_text()
     flags = ["--main_process_port", "0"] if config.num_machines == 1 else []
-    args = launch_command_parser().parse_args(["--config_file", str(file), *flags, "-m", "entropy_rft", "train"])
-    known = vars(args).keys()
+    known = vars(launch_command_parser().parse_args(["entropy_rft"])).keys()
     # Keys that accelerate's parser does not know would be set and read by nobody.
     assert {key for block in (config.deepspeed_config, config.fsdp_config) for key in block} <= known
-    args, defaults, from_file = _validate_launch_command(args)
-    assert (args.mixed_precision, from_file) == ("bf16", True)
+    args, environment = environment_of(file, *flags)
+    assert args.mixed_precision == "bf16"
     kind = config.distributed_type.value
     assert (args.multi_gpu, args.use_deepspeed, args.use_fsdp) == tuple(
         kind == name for name in ("MULTI_GPU", "DEEPSPEED", "FSDP")
     )
     if kind == "DEEPSPEED":
-        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        command, environment = prepare_deepspeed_cmd_env(args)
-        assert command is None  # torchrun on each machine, not pdsh
         stage = "2" if file.stem == "zero2" else "3"
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
         assert environment["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == str(stage == "3").lower()
@@ -327,8 +337,6 @@ def test_accelerate_reads_its_files_and_makes_the_right_environment(file: Path) 
         assert environment["ACCELERATE_GRADIENT_CLIPPING"] == "auto"
         if stage == "3":
             assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
-    else:
-        environment = prepare_multi_gpu_env(args)
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     if kind == "FSDP":
         expected = {

