@@ -1,11 +1,11 @@
-"""The hot path: POST /v1/chat/completions and /v1/completions, from the first byte to the last."""
+"""The hot path: a POST in any dialect, from the first byte to the last."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from time import perf_counter
@@ -14,16 +14,18 @@ from typing import Any
 import orjson
 
 from entropy_rft.router.deadline import timeout
+from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
+from entropy_rft.router.holders import Holders
 from entropy_rft.router.metrics import Metrics
-from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, Endpoint, answers_wanted, check_request
+from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, answers_wanted, check_request, stripped
 from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
 from entropy_rft.router.settings import RouterSettings
-from entropy_rft.router.upstream import Headers
+from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 
@@ -39,18 +41,20 @@ _MOST_LINGERING = 256  # such bodies at the same time; a further one's connectio
 _INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would delay every other request
 _REFUSED = (400, 422)  # backends' statuses for a role that the chat template does not support
 # How backends say that prompt and max_tokens together exceed their context.
-_TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"context length")
+_TOO_LONG = (b"max_tokens", b"max_completion_tokens", b"max_output_tokens", b"context length")
+_ID_WITHIN = 65_536  # bytes at an answer's beginning that hold its id
 
 
 class Exchange:
     """One request and its answer, with the state that other parts need."""
 
-    __slots__ = ("decision", "gone", "headers", "relay", "scope", "started", "status", "task")
+    __slots__ = ("decision", "dialect", "gone", "headers", "relay", "scope", "started", "status", "task")
 
-    def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers) -> None:
+    def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers, dialect: Dialect) -> None:
         self.scope = scope
         self.headers = headers
-        self.relay = Relay(send, ours)
+        self.dialect = dialect
+        self.relay = Relay(send, ours, dialect)
         self.started = perf_counter()
         self.task = asyncio.current_task()
         self.decision: Decision | None = None
@@ -73,12 +77,13 @@ class Exchange:
 
 
 class Generate:
-    """Answers requests for completions.
+    """Answers requests in every dialect.
 
     Args:
         settings: of the router.
         routing: decides.
         proxy: asks the backends.
+        holders: asks the one that holds a stored answer.
         metrics: counts.
         keys: of the clients.
         draining: whether the router is shutting down, so that connections are not kept alive.
@@ -89,6 +94,7 @@ class Generate:
         settings: RouterSettings,
         routing: Routing,
         proxy: Proxy,
+        holders: Holders,
         metrics: Metrics,
         keys: Keys,
         draining: Callable[[], bool],
@@ -99,6 +105,8 @@ class Generate:
         self._log_prompts = settings.log_prompts
         self._routing = routing
         self._proxy = proxy
+        self._holders = holders
+        self._model = settings.served_model_name
         self._metrics = metrics
         self._keys = keys
         self._draining = draining
@@ -118,23 +126,23 @@ class Generate:
         """The client's own, or a new one."""
         return request_id(headers.get(self.id_header)) or f"{self._prefix}-{next(self._numbers):06x}".encode()
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
-        """Answer one request; `path` is the backend's."""
+    async def __call__(self, scope: Any, receive: Receive, send: Send, dialect: Dialect) -> None:
+        """Answer one request."""
         headers = dict(scope["headers"])
         identity = self.request_id(headers)
         ours: Headers = [(self.id_header, identity)]
         connection = scope.get(CONNECTION)
         if connection is not None and scope["http_version"] == "1.0":
             send = connection.unchunked(send)
-        exchange = Exchange(scope, headers, send, ours)
+        exchange = Exchange(scope, headers, send, ours, dialect)
         if connection is not None:
             connection.on_lost = exchange.leave
         self.exchanges.add(exchange)
         self._metrics.in_flight.inc()
         try:
-            await self._answer(exchange, receive, endpoint, path, identity, ours)
+            await self._answer(exchange, receive, identity, ours)
         except RouterError as error:
-            exchange.status = str(error.status)
+            exchange.status = str(dialect.errors.status(error.status))
             await self._refuse(exchange, error, receive)
         except ClientGone:
             exchange.status = "499"
@@ -156,12 +164,10 @@ class Generate:
             if connection is not None:
                 connection.on_lost = None
             self._leave(exchange)
-            self._account(exchange, endpoint, identity)
+            self._account(exchange, identity)
 
-    async def _answer(
-        self, exchange: Exchange, receive: Receive, endpoint: Endpoint, path: str, identity: bytes, ours: Headers
-    ) -> None:
-        limits, headers, relay = self._limits, exchange.headers, exchange.relay
+    async def _answer(self, exchange: Exchange, receive: Receive, identity: bytes, ours: Headers) -> None:
+        limits, headers, relay, dialect = self._limits, exchange.headers, exchange.relay, exchange.dialect
         self._keys.check(headers)
         if len(self.exchanges) > limits.max_requests:
             raise RouterError(503, "the router is busy: try again later", "router_busy", retry_after=1)
@@ -176,47 +182,38 @@ class Generate:
         else:
             loop = asyncio.get_running_loop()
             parsed = await loop.run_in_executor(self._parser, parse, raw, limits.max_json_depth)
-        body = check_request(parsed, endpoint)
-        hint = headers.get(_DIFFICULTY)
-        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
-        exchange.decision = decision
-        request, limit_is_ours = self._routing.rewritten(body, decision, endpoint)
-        payload = orjson.dumps(request)
-        routing_s = perf_counter() - start
-        self._metrics.routing.observe(routing_s)
-        name = decision.difficulty.value
-        ours += [
-            (_DIFFICULTY, name.encode()),
-            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
-            (b"x-entropy-rft-reason", decision.reason.encode()),
-            (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
-        ]
+        body = check_request(parsed, dialect.name)
+        if dialect.routed:
+            request, limit_is_ours = await self._routed(exchange, body, ours, start)
+        else:
+            request, limit_is_ours = stripped(body, self._model), False
         if self._draining():
             ours.append((b"connection", b"close"))
         if self._log_prompts:
             logger.info("request", extra={"request_id": identity.decode(), "body": request})
+        continued = dialect.continues(body)
+
+        async def ask(request: dict[str, Any]) -> Upstream:
+            what = ("POST", dialect.path, orjson.dumps(request), passed_on(headers, identity), dialect.errors)
+            return await (self._proxy.ask(*what) if continued is None else self._holders.ask(continued, *what))
+
         watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
         upstream = None
         try:
-            upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity))
+            upstream = await ask(request)
             if upstream.status == 400 and limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
                 # The prompt leaves no room for our limit. Without the limit the backend answers, so remove it.
-                del request["max_tokens"]
-                upstream = await self._proxy.ask("POST", path, orjson.dumps(request), passed_on(headers, identity))
-            if upstream.status == 200:
-                self._routing.learn_system_role(body, request, endpoint, known=True)
-            elif upstream.status in _REFUSED:
-                other = self._routing.without_system_role(body, request, decision, endpoint)
-                if other is not None:
-                    again = await self._proxy.ask("POST", path, orjson.dumps(other), passed_on(headers, identity))
-                    if again.status == 200:
-                        self._routing.learn_system_role(body, request, endpoint, known=False)
-                        upstream = again
-                    else:
-                        again.close()
-            exchange.status = str(upstream.status)
+                del request[dialect.limits[-1]]
+                upstream = await ask(request)
+            if exchange.decision is not None:
+                upstream = await self._about_system_role(exchange.decision, body, request, dialect, upstream, ask)
+            exchange.status = str(dialect.errors.status(upstream.status))
             if upstream.stream:
                 self._metrics.first_token.observe(perf_counter() - start)
+            if dialect.answer_id is not None and upstream.status == 200:
+                found = dialect.answer_id.search(upstream.body, 0, _ID_WITHIN)
+                if found:
+                    self._holders.remember(found[1].decode("utf-8", "replace"), upstream.backend)
             await relay.pass_on(upstream)
         finally:
             if upstream is not None:
@@ -225,8 +222,50 @@ class Generate:
                 watch.cancel()
         if relay.died:
             exchange.status = "stream_error"
-        elif upstream.status == 200:
-            self._metrics.answered(name, relay.tail, answers_wanted(body, endpoint))
+        elif upstream.status == 200 and exchange.decision is not None:
+            difficulty = exchange.decision.difficulty.value
+            self._metrics.answered(difficulty, relay.tail, answers_wanted(body, dialect.name))
+
+    async def _routed(
+        self, exchange: Exchange, body: dict[str, Any], ours: Headers, start: float
+    ) -> tuple[dict[str, Any], bool]:
+        """Decide: the request for the backend, and whether only the router set its token limit."""
+        endpoint = exchange.dialect.name
+        hint = exchange.headers.get(_DIFFICULTY)
+        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
+        exchange.decision = decision
+        rewritten = self._routing.rewritten(body, decision, endpoint)
+        routing_s = perf_counter() - start
+        self._metrics.routing.observe(routing_s)
+        ours += [
+            (_DIFFICULTY, decision.difficulty.value.encode()),
+            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
+            (b"x-entropy-rft-reason", decision.reason.encode()),
+            (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
+        ]
+        return rewritten
+
+    async def _about_system_role(
+        self,
+        decision: Decision,
+        body: dict[str, Any],
+        request: dict[str, Any],
+        dialect: Dialect,
+        upstream: Upstream,
+        ask: Callable[[dict[str, Any]], Awaitable[Upstream]],
+    ) -> Upstream:
+        """The answer, or where our system message may be the cause of a refusal, the one without that message."""
+        if upstream.status == 200:
+            self._routing.learn_system_role(body, request, dialect.name, known=True)
+        elif upstream.status in _REFUSED:
+            other = self._routing.without_system_role(body, request, decision, dialect.name)
+            if other is not None:
+                again = await ask(other)
+                if again.status == 200:
+                    self._routing.learn_system_role(body, request, dialect.name, known=False)
+                    return again
+                again.close()
+        return upstream
 
     async def _refuse(self, exchange: Exchange, error: RouterError, receive: Receive) -> None:
         """Send an error, and read the rest of the body, so that its sender reads the answer."""
@@ -238,10 +277,10 @@ class Generate:
             and (given.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in given)
         )
         if not unread:
-            await exchange.relay.whole(error.status, error.headers(), error.body())
+            await exchange.relay.whole(error.status, error.headers(), error.body(exchange.dialect.errors))
             return
         self._leave(exchange)  # a refused request must not count against `max_requests`
-        body = error.body()
+        body = error.body(exchange.dialect.errors)
         relay = exchange.relay
         lingers = self._lingering < _MOST_LINGERING
         headers = [*error.headers(), (b"connection", b"close")]
@@ -265,8 +304,8 @@ class Generate:
             self.exchanges.remove(exchange)
             self._metrics.in_flight.dec()
 
-    def _account(self, exchange: Exchange, endpoint: Endpoint, identity: bytes) -> None:
-        decision = exchange.decision
+    def _account(self, exchange: Exchange, identity: bytes) -> None:
+        endpoint, decision = exchange.dialect.name, exchange.decision
         difficulty = "none" if decision is None else decision.difficulty.value
         self._metrics.ended(endpoint, difficulty, exchange.status)
         seconds = perf_counter() - exchange.started

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy, instructed
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
+from entropy_rft.router.dialects import DIALECTS, Endpoint
 from entropy_rft.router.errors import RouterError
 from entropy_rft.suggestions import did_you_mean
 
-Endpoint = Literal["chat", "completions"]
 AUTO = "auto"
 DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
 CHOICES = (AUTO, *NAMES)
-_LIMITS = ("max_completion_tokens", "max_tokens")
-_TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
 
 REASONS = (
     "probe",  # the probe was asked and its confidence is high enough
     "client",  # the request gives its difficulty itself
     "low_confidence",
     "image",  # a part of a message is not text: the probe is not trained for it
+    "item",  # an item of the input is neither a message, a call of a function or its result, nor reasoning
     "several",  # several prompts in one request: there is one strategy for all
     "prefill",  # the request continues an unfinished answer
     "no_probe",
@@ -83,17 +82,7 @@ def check_request(body: Any, endpoint: Endpoint) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise RouterError(400, "the body must be a JSON object", "invalid_body")
-    if endpoint == "chat":
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise RouterError(400, "messages must be a list of at least one message", "invalid_messages", "messages")
-        for index, message in enumerate(messages):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise RouterError(
-                    400, f"messages[{index}] must be an object with a role", "invalid_messages", f"messages[{index}]"
-                )
-    elif not isinstance(body.get("prompt"), str | list) or body["prompt"] == []:
-        raise RouterError(400, "prompt must be text, token ids, or a list of them", "invalid_prompt", "prompt")
+    DIALECTS[endpoint].check(body)
     return body
 
 
@@ -124,23 +113,16 @@ def _check_choice(value: Any, where: str) -> None:
 
 def unprobed(body: Mapping[str, Any], endpoint: Endpoint) -> str | None:
     """Why the probe cannot be used for this request, or ``None`` if it can."""
-    if endpoint == "completions":
-        prompt = body["prompt"]
-        one = isinstance(prompt, str) or all(type(token) is int for token in prompt) or _one_of_one(prompt)
-        return None if one else "several"
-    if body.get("continue_final_message"):
-        return "prefill"
-    for message in body["messages"]:
-        content = message.get("content")
-        if type(content) is list:
-            for part in content:
-                if isinstance(part, dict) and part.get("type", "text") not in _TEXT_PARTS:
-                    return "image"
-    return None
+    return DIALECTS[endpoint].unprobed(body)
 
 
-def _one_of_one(prompt: list[Any]) -> bool:
-    return len(prompt) == 1
+def stripped(body: Mapping[str, Any], model: str | None = None) -> dict[str, Any]:
+    """The request without what only the router reads, and with the name that the backends give to the model."""
+    new = dict(body)
+    new.pop("difficulty", None)
+    if model is not None:
+        new["model"] = model
+    return new
 
 
 def rewrite(
@@ -168,25 +150,23 @@ def rewrite(
     Returns:
         The new request, and whether only the router set its token limit, so that it may be left out if it does not fit.
     """
-    new = dict(body)
-    new.pop("difficulty", None)
-    if model is not None:
-        new["model"] = model
-    if endpoint == "chat" and strategy.instruction:
-        new["messages"] = instructed(body["messages"], strategy.instruction, placement)
+    dialect = DIALECTS[endpoint]
+    new = stripped(body, model)
+    if strategy.instruction:
+        new.update(dialect.instructed(body, strategy.instruction, placement))
     if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
         new["temperature"] = strategy.temperature  # backends refuse n greedy answers, which would all be the same
-    given = next((name for name in _LIMITS if body.get(name) is not None), None)
+    given = next((name for name in dialect.limits if body.get(name) is not None), None)
     if given is not None:
         limit = body[given]
         if budget.of_client and type(limit) is int and limit > 0:
-            new[given] = strategy.max_tokens(limit)
+            new[given] = min(limit, max(strategy.max_tokens(limit), dialect.least_tokens(body)))
         return new, False
     # A prompt of /v1/completions has a short limit by default (16 tokens in vLLM). A share of the context would give an
     # easy question more than a normal one gets.
     if not budget.explicit and (strategy.max_tokens_fraction == 1 or endpoint == "completions"):
         return new, False
-    new["max_tokens"] = strategy.max_tokens(budget.tokens)
+    new[dialect.limits[-1]] = strategy.max_tokens(budget.tokens)
     return new, True
 
 
