@@ -162,9 +162,7 @@ def rewrite(
         if budget.of_client and type(limit) is int and limit > 0:
             new[given] = min(limit, max(strategy.max_tokens(limit), dialect.least_tokens(body)))
         return new, False
-    # A prompt of /v1/completions has a short limit by default (16 tokens in vLLM). A share of the context would give an
-    # easy question more than a normal one gets.
-    if not budget.explicit and (strategy.max_tokens_fraction == 1 or endpoint == "completions"):
+    if not budget.explicit and (strategy.max_tokens_fraction == 1 or dialect.short_by_default):
         return new, False
     new[dialect.limits[-1]] = strategy.max_tokens(budget.tokens)
     return new, True
@@ -178,6 +176,4 @@ def _count(body: Mapping[str, Any]) -> int:
 
 def answers_wanted(body: Mapping[str, Any], endpoint: Endpoint) -> int:
     """Answers in total: `n` for each prompt."""
-    prompt = body.get("prompt")
-    several = endpoint == "completions" and isinstance(prompt, list) and not all(type(token) is int for token in prompt)
-    return _count(body) * (len(prompt) if several and isinstance(prompt, list) else 1)
+    return _count(body) * DIALECTS[endpoint].prompts(body)

@@ -36,6 +36,9 @@ class Dialect:
         opens_with_system: whether a body's conversation begins with a system message.
         limits: the fields in which a client may set its token limit; the router sets its own in the last one.
         least_tokens: the lowest limit with which a body is valid.
+        short_by_default: without a limit an answer is short, so that a share of the context would be longer than no
+            limit at all.
+        prompts: how many prompts a body holds.
         stream_end: pattern of a line that only the last event of a stream has.
         errors: their shape.
         routed: a request gets a strategy; else it is only passed on.
@@ -53,6 +56,8 @@ class Dialect:
     opens_with_system: Callable[[Body], bool]
     limits: tuple[str, ...]
     least_tokens: Callable[[Body], int] = lambda body: 1
+    short_by_default: bool = False
+    prompts: Callable[[Body], int] = lambda body: 1
     stream_end: re.Pattern[bytes]
     errors: ErrorShape = OPENAI
     routed: bool = True

@@ -29,6 +29,11 @@ def question(body: Body) -> Question:
     return Question(text=prompt) if isinstance(prompt, str) else Question(token_ids=prompt)
 
 
+def prompts(body: Body) -> int:
+    prompt = body["prompt"]
+    return len(prompt) if isinstance(prompt, list) and not all(type(token) is int for token in prompt) else 1
+
+
 def uninstructed(body: Body, instruction: str, placement: Placement) -> dict[str, Any]:
     return {}
 
@@ -43,5 +48,7 @@ COMPLETIONS = Dialect(
     conversation=(),
     opens_with_system=lambda body: False,
     limits=("max_completion_tokens", "max_tokens"),
+    short_by_default=True,  # 16 tokens in vLLM
+    prompts=prompts,
     stream_end=DONE,
 )
