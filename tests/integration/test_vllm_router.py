@@ -33,7 +33,7 @@ MIN_CONFIDENCE = 0.5
 GENERATES = (
     # A tool that the request names is called whatever the model says: its answer is made to fit the schema.
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-    *("--structured-outputs-config", '{"disable_any_whitespace": true}'),
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
     *("--reasoning-config", '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}'),
 )
 SCHEMA: dict[str, Any] = {
