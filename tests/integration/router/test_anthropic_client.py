@@ -192,6 +192,14 @@ def test_a_count_is_passed_on(client: anthropic.Anthropic, stub: Stub, router: R
     router.wait_for_metric(1, "entropy_rft_requests_total", *labels)
 
 
+def test_a_query_changes_nothing(client: anthropic.Anthropic, stub: Stub) -> None:
+    """Clients of beta features add one; vLLM reads none."""
+    answer = client.beta.messages.create(model="m", max_tokens=9, messages=QUESTION, betas=["files-api-2025-04-14"])
+    assert answer.content[0].text == ANSWER
+    assert stub.requests[-1].path == "/v1/messages"
+    assert "anthropic-beta" not in stub.requests[-1].headers
+
+
 def test_the_backends_name_of_the_model(stub: Stub) -> None:
     with running_router([stub.url], served_model_name="theirs") as router, connect(router) as client:
         client.messages.create(model="mine", max_tokens=9, messages=QUESTION)

@@ -135,6 +135,9 @@ def test_a_pause_that_was_asked_for() -> None:
     first.cool(0.0, 30)
     assert pool.choose(1.0) is second
     assert not pool.cooling(1.0)
+    assert pool.cooling(1.0, [first])
+    assert not pool.cooling(1.0, [second])
+    assert [pool.wait_s(1.0, [each]) for each in pool.backends] == [29, 0]
     second.cool(0.0, 10**9)
     assert pool.cooling(1.0)
     assert pool.wait_s(1.0) == 29
