@@ -6,6 +6,8 @@
 | `reasoning_effort` | the same name, as OpenAI's |
 | `chat_template_kwargs` | the same name (vLLM, SGLang): variables of the chat template, such as `enable_thinking` |
 | `extra_body` | its fields, at the top of the request |
+
+These are the names in OpenAI's chat completions; the router's dialects have their own (`entropy_rft.router.dialects`).
 """
 
 from __future__ import annotations

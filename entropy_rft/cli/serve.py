@@ -1,4 +1,4 @@
-"""`entropy-rft serve`: the router, in front of any server with OpenAI's protocol."""
+"""`entropy-rft serve`: the router, in front of any server with OpenAI's or Anthropic's protocol."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def add_parser(subparsers: Any) -> None:
         "serve",
         help="route each question to the strategy for its difficulty: --config router.yaml",
         description=(
-            "Serve OpenAI's protocol in front of one or several backends: a probe estimates each question's "
-            "difficulty, and the request gets its strategy. Without configuration the embedded model answers. The "
-            "environment (ENTROPY_RFT_ROUTER_PORT, ENTROPY_RFT_ROUTER_LIMITS__MAX_BODY_BYTES, ...) overrides the "
-            "file, and flags override both."
+            "Serve OpenAI's and Anthropic's protocols in front of one or several backends: a probe estimates each "
+            "question's difficulty, and the request gets its strategy. Without configuration the embedded model "
+            "answers. The environment (ENTROPY_RFT_ROUTER_PORT, ENTROPY_RFT_ROUTER_LIMITS__MAX_BODY_BYTES, ...) "
+            "overrides the file, and flags override both."
         ),
         allow_abbrev=False,
     )

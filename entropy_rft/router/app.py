@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,25 +21,29 @@ from starlette.routing import Route
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import timeout
-from entropy_rft.router.errors import RouterError, error_body
+from entropy_rft.router.dialects import BY_PATH, DIALECTS, errors_of
+from entropy_rft.router.errors import RouterError
 from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
+from entropy_rft.router.forward import Forwarded
 from entropy_rft.router.generate import OWN_HEADERS, Generate
+from entropy_rft.router.holders import Holders
 from entropy_rft.router.loading import load_probe, placement_of, strategies_of
 from entropy_rft.router.metrics import Metrics
-from entropy_rft.router.models import ForwardedModels
 from entropy_rft.router.openapi import document
-from entropy_rft.router.policy import Endpoint
 from entropy_rft.router.pool import Pool
-from entropy_rft.router.proxy import Proxy
+from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Send
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import Keys, Receive
 from entropy_rft.router.settings import EMBEDDED, BackendSettings, RouterSettings
 from entropy_rft.router.status import StatusBoard, page
+from entropy_rft.router.upstream import Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 
-_GENERATE: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_STORED = DIALECTS["responses"].path + "/{answer}"
+_ANSWER = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_QUERY = re.compile(r"[!-~]*")
 _FEATURES_PATIENCE_S = 2.0
 
 
@@ -75,13 +80,14 @@ class RouterApp:
         self.pool: Pool
         self.generate: Generate
         self._proxy: Proxy
+        self._holders: Holders
         self._board: StatusBoard
         self._web: Any = self._starlette()
         self._hot: Any = self._generate
         if settings.cors_origins:
             cross: dict[str, Any] = {
                 "allow_origins": list(settings.cors_origins),
-                "allow_methods": ["GET", "POST"],
+                "allow_methods": ["GET", "POST", "DELETE"],
                 "allow_headers": ["*"],
                 "expose_headers": [settings.request_id_header, *OWN_HEADERS],
             }
@@ -90,15 +96,14 @@ class RouterApp:
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif scope["type"] == "http" and scope["path"] in _GENERATE and scope["method"] in ("POST", "OPTIONS"):
+        elif scope["type"] == "http" and scope["path"] in BY_PATH and scope["method"] in ("POST", "OPTIONS"):
             await self._hot(scope, receive, send)
         else:
             await self._web(scope, receive, send)
 
     async def _generate(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
-            path = scope["path"]
-            await self.generate(scope, receive, send, _GENERATE[path], path)
+            await self.generate(scope, receive, send, BY_PATH[scope["path"]])
         else:
             await self._web(scope, receive, send)
 
@@ -111,7 +116,10 @@ class RouterApp:
             Route("/status.json", self._status),
             Route("/openapi.json", self._openapi),
             Route("/v1/models", self._models),
-            *(Route(path, _never, methods=["POST"]) for path in _GENERATE),
+            *(Route(path, _never, methods=["POST"]) for path in BY_PATH),
+            Route(_STORED, self._stored, methods=["GET", "DELETE"]),
+            Route(_STORED + "/cancel", self._stored, methods=["POST"]),
+            Route(_STORED + "/input_items", self._stored),
         ]
         handlers: Mapping[Any, Any] = {
             HTTPException: self._http_error,
@@ -159,8 +167,9 @@ class RouterApp:
         self.metrics.watch(self.pool, self.features)
         knows = self.features.knows_system_role if isinstance(self.features, ProbedFeatures) else None
         routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics, knows, self.placement)
-        self._proxy = Proxy(settings, self.pool, self.metrics)
-        self.generate = Generate(settings, routing, self._proxy, self.metrics, self.keys, lambda: self.draining)
+        self._proxy = proxy = Proxy(settings, self.pool, self.metrics)
+        self._holders = holders = Holders(proxy, self.pool)
+        self.generate = Generate(settings, routing, proxy, holders, self.metrics, self.keys, lambda: self.draining)
         self._board = StatusBoard(self.metrics.registry)
         stack.push_async_callback(self.generate.close)
         for work in (self._board.run(), self._keep_readiness()):
@@ -222,9 +231,29 @@ class RouterApp:
     async def _models(self, request: Request) -> Response:
         headers = dict(request.scope["headers"])
         self.keys.check(headers)
-        return ForwardedModels(
-            self._proxy, self.generate.request_id(headers), self.generate.id_header, self.settings.health.timeout_s
-        )
+        identity = self.generate.request_id(headers)
+
+        async def ask() -> Upstream:
+            return await self._proxy.ask("GET", "/v1/models", None, passed_on({}, identity))
+
+        ours = [(self.generate.id_header, identity)]
+        return Forwarded(ask, DIALECTS["chat"], ours, self.settings.health.timeout_s)
+
+    async def _stored(self, request: Request) -> Response:
+        """What concerns a stored answer: only the backend that holds it can say anything."""
+        headers = dict(request.scope["headers"])
+        self.keys.check(headers)
+        answer, query = request.path_params["answer"], request.scope["query_string"].decode("latin-1")
+        if not (_ANSWER.fullmatch(answer) and _QUERY.fullmatch(query)):
+            raise HTTPException(404)
+        path = f"{request.url.path}?{query}" if query else request.url.path
+        method = "GET" if request.method == "HEAD" else request.method
+        identity = self.generate.request_id(headers)
+
+        async def ask() -> Upstream:
+            return await self._holders.ask(answer, method, path, None, passed_on(headers, identity))
+
+        return Forwarded(ask, DIALECTS["responses"], [(self.generate.id_header, identity)])
 
     def _identity(self, request: Request) -> dict[str, str]:
         identity = self.generate.request_id(dict(request.scope["headers"]))
@@ -248,12 +277,14 @@ class RouterApp:
         else:
             message, code = str(error.detail), None
         headers = {"content-type": "application/json", **self._identity(request), **(error.headers or {})}
-        return Response(error_body(error.status_code, message, code), error.status_code, headers)
+        shape = errors_of(request.url.path)
+        return Response(shape.body(error.status_code, message, code, None), error.status_code, headers)
 
     async def _router_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RouterError)
         headers = {name.decode(): value.decode() for name, value in error.headers()}
-        return Response(error.body(), error.status, {**headers, **self._identity(request)})
+        shape = errors_of(request.url.path)
+        return Response(error.body(shape), shape.status(error.status), {**headers, **self._identity(request)})
 
     async def _own_error(self, request: Request, error: Exception) -> Response:
         return await self._router_error(request, RouterError(500, "the router failed", "internal_error"))

@@ -14,7 +14,7 @@ class Backend:
     Attributes:
         outstanding: requests that it has not answered completely.
         up: what the last health check found; ``None`` before the first.
-        limits_thinking: whether it knows `thinking_token_budget`; ``None``: unknown.
+        limits_thinking: for each path, whether it knows a limit on the thinking there; absent: unknown.
         max_model_len: context length that its /v1/models reports, in tokens.
         requests, failures: totals.
     """
@@ -29,7 +29,7 @@ class Backend:
         self.weight = settings.weight
         self.outstanding = 0
         self.up: bool | None = None
-        self.limits_thinking: bool | None = None
+        self.limits_thinking: dict[str, bool] = {}
         self.max_model_len: int | None = None
         self.requests = 0
         self.failures = 0
@@ -96,7 +96,7 @@ class Backend:
     def checked(self, healthy: bool, now: float) -> None:
         """Save a health check's result. A healthy backend may be tried at once although its breaker is open."""
         if healthy and self.up is False:
-            self.limits_thinking = None  # it may have been started again in another way
+            self.limits_thinking.clear()  # it may have been started again in another way
         self.up = healthy
         if healthy and self._open_until is not None:
             self._open_until = min(self._open_until, now)

@@ -1,4 +1,4 @@
-"""The hot path: POST /v1/chat/completions and /v1/completions, from the first byte to the last."""
+"""The hot path: a POST in any dialect, from the first byte to the last."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-from entropy_rft.router.asking import Asking
+import orjson
+
+from entropy_rft.router.asking import Asking, Sender
 from entropy_rft.router.deadline import timeout
+from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.guard import CONNECTION
+from entropy_rft.router.holders import Holders
 from entropy_rft.router.metrics import Metrics
-from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, Endpoint, answers_wanted, check_request
+from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, answers_wanted, check_request, stripped
 from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
@@ -38,17 +42,19 @@ OWN_HEADERS = (
 _LINGER_S = 5.0  # how long the rest of a refused body is read, so that its sender can read the error
 _MOST_LINGERING = 256  # such bodies at the same time; a further one's connection is closed at once
 _INLINE_BYTES = 2**18  # a longer body is checked and parsed in a thread: it would delay every other request
+_ID_WITHIN = 65_536  # bytes at an answer's beginning that hold its id
 
 
 class Exchange:
     """One request and its answer, with the state that other parts need."""
 
-    __slots__ = ("decision", "gone", "headers", "relay", "scope", "started", "status", "task")
+    __slots__ = ("decision", "dialect", "gone", "headers", "relay", "scope", "started", "status", "task")
 
-    def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers) -> None:
+    def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers, dialect: Dialect) -> None:
         self.scope = scope
         self.headers = headers
-        self.relay = Relay(send, ours)
+        self.dialect = dialect
+        self.relay = Relay(send, ours, dialect)
         self.started = perf_counter()
         self.task = asyncio.current_task()
         self.decision: Decision | None = None
@@ -71,12 +77,13 @@ class Exchange:
 
 
 class Generate:
-    """Answers requests for completions.
+    """Answers requests in every dialect.
 
     Args:
         settings: of the router.
         routing: decides.
         proxy: asks the backends.
+        holders: asks the one that holds a stored answer.
         metrics: counts.
         keys: of the clients.
         draining: whether the router is shutting down, so that connections are not kept alive.
@@ -87,6 +94,7 @@ class Generate:
         settings: RouterSettings,
         routing: Routing,
         proxy: Proxy,
+        holders: Holders,
         metrics: Metrics,
         keys: Keys,
         draining: Callable[[], bool],
@@ -97,6 +105,8 @@ class Generate:
         self._log_prompts = settings.log_prompts
         self._routing = routing
         self._proxy = proxy
+        self._holders = holders
+        self._model = settings.served_model_name
         self._metrics = metrics
         self._keys = keys
         self._draining = draining
@@ -116,23 +126,23 @@ class Generate:
         """The client's own, or a new one."""
         return request_id(headers.get(self.id_header)) or f"{self._prefix}-{next(self._numbers):06x}".encode()
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
-        """Answer one request; `path` is the backend's."""
+    async def __call__(self, scope: Any, receive: Receive, send: Send, dialect: Dialect) -> None:
+        """Answer one request."""
         headers = dict(scope["headers"])
         identity = self.request_id(headers)
         ours: Headers = [(self.id_header, identity)]
         connection = scope.get(CONNECTION)
         if connection is not None and scope["http_version"] == "1.0":
             send = connection.unchunked(send)
-        exchange = Exchange(scope, headers, send, ours)
+        exchange = Exchange(scope, headers, send, ours, dialect)
         if connection is not None:
             connection.on_lost = exchange.leave
         self.exchanges.add(exchange)
         self._metrics.in_flight.inc()
         try:
-            await self._answer(exchange, receive, endpoint, path, identity, ours)
+            await self._answer(exchange, receive, identity, ours)
         except RouterError as error:
-            exchange.status = str(error.status)
+            exchange.status = str(dialect.errors.status(error.status))
             await self._refuse(exchange, error, receive)
         except ClientGone:
             exchange.status = "499"
@@ -154,12 +164,10 @@ class Generate:
             if connection is not None:
                 connection.on_lost = None
             self._leave(exchange)
-            self._account(exchange, endpoint, identity)
+            self._account(exchange, identity)
 
-    async def _answer(
-        self, exchange: Exchange, receive: Receive, endpoint: Endpoint, path: str, identity: bytes, ours: Headers
-    ) -> None:
-        limits, headers, relay = self._limits, exchange.headers, exchange.relay
+    async def _answer(self, exchange: Exchange, receive: Receive, identity: bytes, ours: Headers) -> None:
+        limits, headers, relay, dialect = self._limits, exchange.headers, exchange.relay, exchange.dialect
         self._keys.check(headers)
         if len(self.exchanges) > limits.max_requests:
             raise RouterError(503, "the router is busy: try again later", "router_busy", retry_after=1)
@@ -174,35 +182,29 @@ class Generate:
         else:
             loop = asyncio.get_running_loop()
             parsed = await loop.run_in_executor(self._parser, parse, raw, limits.max_json_depth)
-        body = check_request(parsed, endpoint)
-        hint = headers.get(_DIFFICULTY)
-        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
-        exchange.decision = decision
-        asking = Asking(self._routing, self._proxy, body, decision, endpoint)
-        routing_s = perf_counter() - start
-        self._metrics.routing.observe(routing_s)
-        name = decision.difficulty.value
-        ours += [
-            (_DIFFICULTY, name.encode()),
-            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
-            (b"x-entropy-rft-reason", decision.reason.encode()),
-            (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
-        ]
+        body = check_request(parsed, dialect.name)
+        send = Sender(self._proxy, self._holders, dialect, body, passed_on(headers, identity))
+        asking = await self._routed(exchange, body, send, ours, start) if dialect.routed else None
+        request = stripped(body, self._model) if asking is None else asking.request
         if self._draining():
             ours.append((b"connection", b"close"))
         if self._log_prompts:
-            logger.info("request", extra={"request_id": identity.decode(), "body": asking.request})
+            logger.info("request", extra={"request_id": identity.decode(), "body": request})
         watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
         upstream = None
         try:
-            upstream = await asking.answer(path, passed_on(headers, identity))
-            found = asking.applied()
-            if found:
-                ours.append((_APPLIED, ", ".join(shown for _, shown in found).encode()))
-            self._metrics.applied(name, (field for field, _ in found))
-            exchange.status = str(upstream.status)
+            if asking is None:
+                upstream = await send(orjson.dumps(request))
+            else:
+                upstream = await asking.answer()
+                self._note_applied(exchange, asking, ours)
+            exchange.status = str(dialect.errors.status(upstream.status))
             if upstream.stream:
                 self._metrics.first_token.observe(perf_counter() - start)
+            if dialect.answer_id is not None and upstream.status == 200:
+                found = dialect.answer_id.search(upstream.body, 0, _ID_WITHIN)
+                if found:
+                    self._holders.remember(found[1].decode("utf-8", "replace"), upstream.backend)
             await relay.pass_on(upstream)
         finally:
             if upstream is not None:
@@ -211,8 +213,36 @@ class Generate:
                 watch.cancel()
         if relay.died:
             exchange.status = "stream_error"
-        elif upstream.status == 200:
-            self._metrics.answered(name, relay.tail, answers_wanted(body, endpoint))
+        elif upstream.status == 200 and exchange.decision is not None:
+            difficulty = exchange.decision.difficulty.value
+            self._metrics.answered(difficulty, relay.tail, answers_wanted(body, dialect.name))
+
+    async def _routed(
+        self, exchange: Exchange, body: dict[str, Any], send: Sender, ours: Headers, start: float
+    ) -> Asking:
+        """Decide, and make the request for the backends."""
+        endpoint = exchange.dialect.name
+        hint = exchange.headers.get(_DIFFICULTY)
+        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
+        exchange.decision = decision
+        asking = Asking(self._routing, send, body, decision, exchange.dialect)
+        routing_s = perf_counter() - start
+        self._metrics.routing.observe(routing_s)
+        ours += [
+            (_DIFFICULTY, decision.difficulty.value.encode()),
+            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
+            (b"x-entropy-rft-reason", decision.reason.encode()),
+            (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
+        ]
+        return asking
+
+    def _note_applied(self, exchange: Exchange, asking: Asking, ours: Headers) -> None:
+        """Show and count what the router set in the request that was answered."""
+        found = asking.applied()
+        if found:
+            ours.append((_APPLIED, ", ".join(shown for _, shown in found).encode()))
+        if exchange.decision is not None:
+            self._metrics.applied(exchange.decision.difficulty.value, (field for field, _ in found))
 
     async def _refuse(self, exchange: Exchange, error: RouterError, receive: Receive) -> None:
         """Send an error, and read the rest of the body, so that its sender reads the answer."""
@@ -224,10 +254,10 @@ class Generate:
             and (given.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in given)
         )
         if not unread:
-            await exchange.relay.whole(error.status, error.headers(), error.body())
+            await exchange.relay.whole(error.status, error.headers(), error.body(exchange.dialect.errors))
             return
         self._leave(exchange)  # a refused request must not count against `max_requests`
-        body = error.body()
+        body = error.body(exchange.dialect.errors)
         relay = exchange.relay
         lingers = self._lingering < _MOST_LINGERING
         headers = [*error.headers(), (b"connection", b"close")]
@@ -251,8 +281,8 @@ class Generate:
             self.exchanges.remove(exchange)
             self._metrics.in_flight.dec()
 
-    def _account(self, exchange: Exchange, endpoint: Endpoint, identity: bytes) -> None:
-        decision = exchange.decision
+    def _account(self, exchange: Exchange, identity: bytes) -> None:
+        endpoint, decision = exchange.dialect.name, exchange.decision
         difficulty = "none" if decision is None else decision.difficulty.value
         self._metrics.ended(endpoint, difficulty, exchange.status)
         seconds = perf_counter() - exchange.started

@@ -32,8 +32,9 @@ _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30
 _WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 USAGE_TAIL = 4096  # bytes at an answer's end that hold its usage, if it reports one
-_PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
-_COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
+# As OpenAI's chat names them, and as its Responses and Anthropic do.
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})')
+_COMPLETION = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})')
 
 
 class Metrics:
@@ -191,8 +192,11 @@ class _State:
                 lambda b: b.cooling_s(now),
             ),
             (
-                _gauge("limits_thinking", "Whether it knows thinking_token_budget; absent until that is known"),
-                lambda b: b.limits_thinking,
+                _gauge(
+                    "limits_thinking",
+                    "Whether it knows a limit on the thinking, at each path tried; absent until that is known",
+                ),
+                lambda b: all(b.limits_thinking.values()) if b.limits_thinking else None,
             ),
             (_counter("requests", "Sent to it, health checks excluded"), lambda b: b.requests),
             (_counter("failures", "No answer, or a server error"), lambda b: b.failures),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from entropy_rft import __version__
+from entropy_rft.router.dialects import DIALECTS, Dialect, Endpoint
 from entropy_rft.router.policy import CHOICES, DIFFICULTY_HEADER
 from entropy_rft.router.settings_parts import AuthSettings
 
@@ -16,25 +17,17 @@ def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
         auth: which paths are public although there are keys.
         with_keys: whether there are keys.
     """
-    answers = {
-        "400": _error("The request cannot be understood."),
-        "408": _error("The body came too slowly."),
-        "413": _error("The body is too large."),
-        "415": _error("The body is compressed."),
-        "429": _error("Every backend asks for a pause.", retry=True),
-        "500": _error("The router or a backend failed."),
-        "502": _error("No backend gave an answer."),
-        "503": _error("No backend is free or up.", retry=True),
-        "504": _error("A backend did not answer in time."),
-    }
     unlocked = {"401": _error("The key is missing or wrong.")} if with_keys else {}
+    answers = {**_answers(DIALECTS["chat"]), **unlocked}
+    stored = {**answers, "404": _error("No backend holds the answer.")}
     paths: dict[str, Any] = {
-        "/v1/chat/completions": {
-            "post": _generate("createChatCompletion", "Answer a conversation", _CHAT, {**answers, **unlocked})
+        **{dialect.path: {"post": _generate(dialect, with_keys)} for dialect in DIALECTS.values()},
+        "/v1/responses/{id}": {
+            "get": _stored("retrieveResponse", "Return a stored answer", stored),
+            "delete": _stored("deleteResponse", "Delete a stored answer", stored),
         },
-        "/v1/completions": {
-            "post": _generate("createCompletion", "Continue a prompt", _COMPLETION, {**answers, **unlocked})
-        },
+        "/v1/responses/{id}/cancel": {"post": _stored("cancelResponse", "Cancel an answer in the background", stored)},
+        "/v1/responses/{id}/input_items": {"get": _stored("listInputItems", "The input of a stored answer", stored)},
         "/v1/models": {
             "get": {
                 "operationId": "listModels",
@@ -94,14 +87,17 @@ def document(auth: AuthSettings, with_keys: bool = False) -> dict[str, Any]:
         "info": {
             "title": "entropy_rft router",
             "version": __version__,
-            "description": "OpenAI's protocol; each question gets the strategy for its difficulty.",
+            "description": "OpenAI's and Anthropic's protocols; each question gets the strategy for its difficulty.",
         },
         "paths": paths,
-        "components": {"schemas": {"Error": _ERROR}},
+        "components": {"schemas": {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}},
     }
     if with_keys:
-        spec["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        spec["security"] = [{"key": []}]
+        spec["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "anthropic_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        spec["security"] = [{"key": []}, {"anthropic_key": []}]
     return spec
 
 
@@ -119,6 +115,19 @@ _ERROR: dict[str, Any] = {
                 "code": {"type": ["string", "integer", "null"]},
             },
         }
+    },
+}
+
+_ANTHROPIC_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
     },
 }
 
@@ -169,6 +178,58 @@ _COMPLETION: dict[str, Any] = {
     "additionalProperties": True,
 }
 
+_RESPONSE: dict[str, Any] = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "input": {
+            "anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object"}}],
+            "description": "Text, or items.",
+        },
+        "previous_response_id": {"description": "A stored answer; the backend that holds it is asked."},
+        "difficulty": _DIFFICULTY,
+        "temperature": {"description": "Overrides the strategy's."},
+        "max_output_tokens": {"description": "Overrides the strategy's share, or is the budget of it, as configured."},
+        "reasoning": {"description": "Its effort overrides the strategy's, or chooses the difficulty, as configured."},
+    },
+    "additionalProperties": True,
+}
+
+_COUNT: dict[str, Any] = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {"messages": _CHAT["properties"]["messages"]},
+    "additionalProperties": True,
+}
+
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["messages", "max_tokens"],
+    "properties": {
+        "messages": _CHAT["properties"]["messages"],
+        "difficulty": _DIFFICULTY,
+        "temperature": {"description": "Overrides the strategy's."},
+        "max_tokens": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "Overrides the strategy's share, or is the budget of it, as configured.",
+        },
+        "thinking": {"description": "Overrides the strategy's limit on the thinking."},
+        "output_config": {
+            "description": "Its effort overrides the strategy's, or chooses the difficulty, as configured."
+        },
+    },
+    "additionalProperties": True,
+}
+
+_POSTED: dict[Endpoint, tuple[str, str, dict[str, Any]]] = {
+    "chat": ("createChatCompletion", "Answer a conversation", _CHAT),
+    "completions": ("createCompletion", "Continue a prompt", _COMPLETION),
+    "responses": ("createResponse", "Answer a conversation, as OpenAI's Responses", _RESPONSE),
+    "messages": ("createMessage", "Answer a conversation, as Anthropic's Messages", _MESSAGE),
+    "count_tokens": ("countTokens", "Count the tokens of a conversation", _COUNT),
+}
+
 _HEADERS: dict[str, Any] = {
     "x-entropy-rft-difficulty": {"schema": {"enum": list(CHOICES[1:])}, "description": "The strategy that was used."},
     "x-entropy-rft-confidence": {"schema": {"type": "number"}, "description": "The probe's, 0 to 1."},
@@ -185,31 +246,68 @@ _HEADERS: dict[str, Any] = {
 }
 
 
-def _generate(operation: str, summary: str, body: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+_ANY: dict[str, Any] = {
+    "application/json": {"schema": {"type": "object"}},
+    "text/event-stream": {"schema": {"type": "string"}},
+}
+
+
+def _answers(dialect: Dialect) -> dict[str, Any]:
+    """What the router may answer instead of a backend."""
+    name = "AnthropicError" if dialect.errors is DIALECTS["messages"].errors else "Error"
+    described = {
+        400: "The request cannot be understood.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        415: "The body is compressed.",
+        429: "Every backend asks for a pause.",
+        500: "The router or a backend failed.",
+        502: "No backend gave an answer.",
+        503: "No backend is free or up.",
+        504: "A backend did not answer in time.",
+    }
+    return {
+        str(dialect.errors.status(status)): _error(text, name, retry=status in (429, 503))
+        for status, text in described.items()
+    }
+
+
+def _generate(dialect: Dialect, with_keys: bool) -> dict[str, Any]:
+    operation, summary, body = _POSTED[dialect.name]
+    hint = {
+        "name": DIFFICULTY_HEADER,
+        "in": "header",
+        "required": False,
+        "schema": {"enum": list(CHOICES)},
+        "description": "As `difficulty` in the body, which overrides it.",
+    }
+    answers = _answers(dialect)
+    if with_keys:
+        name = "AnthropicError" if dialect.errors is DIALECTS["messages"].errors else "Error"
+        answers["401"] = _error("The key is missing or wrong.", name)
     return {
         "operationId": operation,
         "summary": summary,
-        "parameters": [
-            {
-                "name": DIFFICULTY_HEADER,
-                "in": "header",
-                "required": False,
-                "schema": {"enum": list(CHOICES)},
-                "description": "As `difficulty` in the body, which overrides it.",
-            }
-        ],
+        **({"parameters": [hint]} if dialect.routed else {}),
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {
                 "description": "The backend's answer, unchanged.",
-                "headers": _HEADERS,
-                "content": {
-                    "application/json": {"schema": {"type": "object"}},
-                    "text/event-stream": {"schema": {"type": "string"}},
-                },
+                **({"headers": _HEADERS} if dialect.routed else {}),
+                "content": _ANY,
             },
             **answers,
         },
+    }
+
+
+def _stored(operation: str, summary: str, answers: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,200}$"}
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": schema}],
+        "responses": {"200": {"description": "The backend's answer, unchanged.", "content": _ANY}, **answers},
     }
 
 
@@ -226,8 +324,8 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _error(description: str, retry: bool = False) -> dict[str, Any]:
-    answer = _json(description, {"$ref": "#/components/schemas/Error"})
+def _error(description: str, name: str = "Error", retry: bool = False) -> dict[str, Any]:
+    answer = _json(description, {"$ref": f"#/components/schemas/{name}"})
     if retry:
         answer["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return answer

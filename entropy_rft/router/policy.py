@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy, instructed
+from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
+from entropy_rft.router.dialects import DIALECTS, Dialect, Endpoint
 from entropy_rft.router.errors import RouterError
 from entropy_rft.suggestions import did_you_mean
 
-Endpoint = Literal["chat", "completions"]
 AUTO = "auto"
 DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
 CHOICES = (AUTO, *NAMES)
 EFFORT_DIFFICULTIES = {"low": Difficulty.EASY, "medium": Difficulty.NORMAL, "high": Difficulty.HARD}
-"""What a client's `reasoning_effort` stands for where the settings say that it stands for a difficulty."""
-THINKING_BUDGET = "thinking_token_budget"  # vLLM's field
-_LIMITS = ("max_completion_tokens", "max_tokens")
-_TEXT_PARTS = ("text", "refusal", "thinking", "reasoning")
+"""What a client's effort of reasoning stands for where the settings say that it stands for a difficulty."""
 
 REASONS = (
     "probe",  # the probe was asked and its confidence is high enough
     "client",  # the request gives its difficulty itself
     "low_confidence",
     "image",  # a part of a message is not text: the probe is not trained for it
+    "item",  # an item of the input is neither a message, a call of a function or its result, nor reasoning
     "several",  # several prompts in one request: there is one strategy for all
     "prefill",  # the request continues an unfinished answer
     "no_probe",
@@ -86,25 +84,15 @@ def check_request(body: Any, endpoint: Endpoint) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise RouterError(400, "the body must be a JSON object", "invalid_body")
-    if endpoint == "chat":
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise RouterError(400, "messages must be a list of at least one message", "invalid_messages", "messages")
-        for index, message in enumerate(messages):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise RouterError(
-                    400, f"messages[{index}] must be an object with a role", "invalid_messages", f"messages[{index}]"
-                )
-    elif not isinstance(body.get("prompt"), str | list) or body["prompt"] == []:
-        raise RouterError(400, "prompt must be text, token ids, or a list of them", "invalid_prompt", "prompt")
+    DIALECTS[endpoint].check(body)
     return body
 
 
-def asked_difficulty(body: Mapping[str, Any], header: str | None, takes_effort: bool = False) -> Difficulty | None:
+def asked_difficulty(body: Mapping[str, Any], header: str | None, effort: Any = None) -> Difficulty | None:
     """What the client wants: the body's `difficulty`, else the header's; ``None`` for auto.
 
-    Without either it is that of the body's `reasoning_effort`, if `takes_effort` and it is one of
-    `EFFORT_DIFFICULTIES`.
+    Without either it is that of `effort`, the client's effort of reasoning where it stands for a difficulty, if it is
+    one of `EFFORT_DIFFICULTIES`.
 
     Raises:
         RouterError: one of them is not a difficulty, even where the other one is used.
@@ -116,14 +104,13 @@ def asked_difficulty(body: Mapping[str, Any], header: str | None, takes_effort: 
         header = header.strip().lower()
         _check_choice(header, DIFFICULTY_HEADER)
     value = header if in_body is None else in_body
-    if value is None and takes_effort and stands_for_difficulty(body):
-        return EFFORT_DIFFICULTIES[body["reasoning_effort"]]
+    if value is None and stands_for_difficulty(effort):
+        return EFFORT_DIFFICULTIES[effort]
     return None if value is None or value == AUTO else Difficulty(value)
 
 
-def stands_for_difficulty(body: Mapping[str, Any]) -> bool:
-    """Whether the client gives a `reasoning_effort` that has a difficulty."""
-    effort = body.get("reasoning_effort")
+def stands_for_difficulty(effort: Any) -> bool:
+    """Whether a client's effort of reasoning has a difficulty."""
     return isinstance(effort, str) and effort in EFFORT_DIFFICULTIES
 
 
@@ -138,23 +125,16 @@ def _check_choice(value: Any, where: str) -> None:
 
 def unprobed(body: Mapping[str, Any], endpoint: Endpoint) -> str | None:
     """Why the probe cannot be used for this request, or ``None`` if it can."""
-    if endpoint == "completions":
-        prompt = body["prompt"]
-        one = isinstance(prompt, str) or all(type(token) is int for token in prompt) or _one_of_one(prompt)
-        return None if one else "several"
-    if body.get("continue_final_message"):
-        return "prefill"
-    for message in body["messages"]:
-        content = message.get("content")
-        if type(content) is list:
-            for part in content:
-                if isinstance(part, dict) and part.get("type", "text") not in _TEXT_PARTS:
-                    return "image"
-    return None
+    return DIALECTS[endpoint].unprobed(body)
 
 
-def _one_of_one(prompt: list[Any]) -> bool:
-    return len(prompt) == 1
+def stripped(body: Mapping[str, Any], model: str | None = None) -> dict[str, Any]:
+    """The request without what only the router reads, and with the name that the backends give to the model."""
+    new = dict(body)
+    new.pop("difficulty", None)
+    if model is not None:
+        new["model"] = model
+    return new
 
 
 def rewrite(
@@ -172,7 +152,8 @@ def rewrite(
 
     The client's own values override the strategy's, field by field; in `chat_template_kwargs` variable by variable. Its
     token limit does unless that is a budget. A prompt of /v1/completions gets no instruction and no variables of a
-    template: it is not a conversation, and text put before it would change what is continued. `body` is not changed.
+    template: it is not a conversation, and text put before it would change what is continued. Where each field of the
+    strategy goes is the dialect's; a field that it does not have is left out. `body` is not changed.
 
     A limit on the thinking takes the place of the share of the budget: a share would cut answers off.
 
@@ -184,72 +165,86 @@ def rewrite(
         model: replaces the request's.
         placement: of the instruction; see `instructed`.
         thinking: the backend knows a limit on the thinking; without it the strategy's share of the budget is set.
-        takes_effort: a client's `reasoning_effort` stands for the difficulty, so it is not passed on.
+        takes_effort: a client's effort of reasoning stands for the difficulty, so it is not passed on.
 
     Returns:
         The new request, and whether only the router set its token limit, so that it may be left out if it does not fit.
     """
-    new = dict(body)
-    new.pop("difficulty", None)
-    if takes_effort and stands_for_difficulty(body):
-        del new["reasoning_effort"]
-    if model is not None:
-        new["model"] = model
+    dialect = DIALECTS[endpoint]
+    new = stripped(body, model)
+    if takes_effort and stands_for_difficulty(dialect.effort(body)):
+        _change(new, dialect.with_effort(new, None))
     for name, value in (strategy.extra_body or {}).items():
-        if new.get(name) is None:
+        if (dialect.extra is None or name in dialect.extra) and new.get(name) is None:
             new[name] = value
-    if endpoint == "chat":
-        _rewrite_conversation(new, strategy, placement)
+    if dialect.conversation:
+        _set_variables(new, strategy, dialect)
+    if strategy.reasoning_effort is not None and dialect.effort(new) is None:
+        _change(new, dialect.with_effort(new, strategy.reasoning_effort))
+    if strategy.instruction:
+        new.update(dialect.instructed(body, strategy.instruction, placement))
     if body.get("temperature") is None and not (strategy.temperature == 0 and _count(body) > 1):
         new["temperature"] = strategy.temperature  # backends refuse n greedy answers, which would all be the same
-    limited = thinking and strategy.thinking_tokens is not None
-    if limited and body.get(THINKING_BUDGET) is None:
-        new[THINKING_BUDGET] = strategy.thinking_tokens
-    share = strategy.answer_tokens if limited else strategy.max_tokens
-    given = next((name for name in _LIMITS if body.get(name) is not None), None)
+    tokens = strategy.thinking_tokens if thinking else None
+    limit_on_thinking = {} if tokens is None else dialect.with_thinking_limit(new, tokens)
+    new.update(limit_on_thinking)
+    share = strategy.answer_tokens if limit_on_thinking else strategy.max_tokens
+    given = next((name for name in dialect.limits if body.get(name) is not None), None)
     if given is not None:
         limit = body[given]
         if budget.of_client and type(limit) is int and limit > 0:
-            new[given] = share(limit)
+            new[given] = min(limit, max(share(limit), dialect.least_tokens(body)))
         return new, False
-    # A prompt of /v1/completions has a short limit by default (16 tokens in vLLM). A share of the context would give an
-    # easy question more than a normal one gets.
-    if not budget.explicit and (limited or strategy.max_tokens_fraction == 1 or endpoint == "completions"):
+    # A share of the context would give an easy question of a dialect with short answers more than a normal one gets.
+    as_it_is = limit_on_thinking or strategy.max_tokens_fraction == 1 or dialect.short_by_default
+    if not budget.explicit and as_it_is:
         return new, False
-    new["max_tokens"] = share(budget.tokens)
+    new[dialect.limits[-1]] = share(budget.tokens)
     return new, True
 
 
-def _rewrite_conversation(new: dict[str, Any], strategy: Strategy, placement: Placement) -> None:
-    """What only a conversation has: the instruction, and what the chat template reads."""
-    if strategy.instruction:
-        new["messages"] = instructed(new["messages"], strategy.instruction, placement)
+def _change(new: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Set fields, and remove those that are ``None``."""
+    for name, value in fields.items():
+        if value is None:
+            new.pop(name, None)
+        else:
+            new[name] = value
+
+
+def _set_variables(new: dict[str, Any], strategy: Strategy, dialect: Dialect) -> None:
+    """Set what the chat template reads."""
     variables, own = strategy.chat_template_kwargs, new.get("chat_template_kwargs")
-    if variables and (own is None or isinstance(own, dict)):  # anything else is the backend's to refuse
-        if new.get("reasoning_effort") is not None:  # the client's, of which vLLM makes this variable
-            variables = {name: value for name, value in variables.items() if name != "enable_thinking"}
-        new["chat_template_kwargs"] = {**variables, **(own or {})}
-    if new.get("reasoning_effort") is None and strategy.reasoning_effort is not None:
-        new["reasoning_effort"] = strategy.reasoning_effort
+    if not variables or not (own is None or isinstance(own, dict)):  # anything else is the backend's to refuse
+        return
+    if dialect.says_thinking(new):  # vLLM makes this variable of what the client says
+        variables = {name: value for name, value in variables.items() if name != "enable_thinking"}
+    new["chat_template_kwargs"] = {**variables, **(own or {})}
 
 
-def applied(body: Mapping[str, Any], new: Mapping[str, Any], placement: Placement) -> list[tuple[str, str]]:
+def applied(
+    body: Mapping[str, Any], new: Mapping[str, Any], placement: Placement, endpoint: Endpoint
+) -> list[tuple[str, str]]:
     """What the router set in a request: each field's name, and how it is shown (a value only where it is short).
 
     Args:
         body: the client's.
         new: of `rewrite`.
         placement: of the instruction in it.
+        endpoint: of the request.
     """
-    found = []
+    dialect, found = DIALECTS[endpoint], []
     for name, value in new.items():
         own = body.get(name)
         if name == "model" or value is own:
             continue
-        if name == "messages":
+        if name in dialect.conversation:
             found.append(("instruction", f"instruction={placement}"))
         elif name == "chat_template_kwargs":
             found += [(name, f"{name}.{_word(key)}") for key in value if key not in (own or {})]
+        elif name in dialect.objects:
+            ours = [(key, each) for key, each in value.items() if own is None or own.get(key) != each]
+            found += [(f"{name}.{key}", f"{name}.{key}={each}") for key, each in ours]
         else:
             short = isinstance(value, int | float) or name == "reasoning_effort"
             found.append((_word(name), f"{_word(name)}={value}" if short else _word(name)))
@@ -269,6 +264,4 @@ def _count(body: Mapping[str, Any]) -> int:
 
 def answers_wanted(body: Mapping[str, Any], endpoint: Endpoint) -> int:
     """Answers in total: `n` for each prompt."""
-    prompt = body.get("prompt")
-    several = endpoint == "completions" and isinstance(prompt, list) and not all(type(token) is int for token in prompt)
-    return _count(body) * (len(prompt) if several and isinstance(prompt, list) else 1)
+    return _count(body) * DIALECTS[endpoint].prompts(body)

@@ -84,13 +84,14 @@ class Pool:
                 best, best_load = backend, load
         return best
 
-    def wait_s(self, now: float) -> float:
-        """Seconds after which a backend may be asked again."""
-        return min((backend.blocked_s(now) for backend in self.backends), default=1.0)
+    def wait_s(self, now: float, among: Collection[Backend] | None = None) -> float:
+        """Seconds after which a backend, of all or `among` these, may be asked again."""
+        return min((backend.blocked_s(now) for backend in among or self.backends), default=1.0)
 
-    def cooling(self, now: float) -> bool:
-        """Whether every backend has asked for a pause (429)."""
-        return bool(self.backends) and all(backend.cooling_s(now) > 0 for backend in self.backends)
+    def cooling(self, now: float, among: Collection[Backend] | None = None) -> bool:
+        """Whether every backend, of all or `among` these, has asked for a pause (429)."""
+        backends = among or self.backends
+        return bool(backends) and all(backend.cooling_s(now) > 0 for backend in backends)
 
     def any_up(self) -> bool:
         """Whether at least one backend answered its last check."""

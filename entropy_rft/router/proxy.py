@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import time
 from typing import Any
 
@@ -21,7 +21,8 @@ from yarl import URL
 
 from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.router.backends import Backend
-from entropy_rft.router.errors import RouterError, in_openai_shape
+from entropy_rft.router.dialects import BY_PATH
+from entropy_rft.router.errors import OPENAI, ErrorShape, RouterError
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
@@ -31,7 +32,8 @@ logger = logging.getLogger("entropy_rft.router")
 
 REFUSED = (400, 422)
 """Statuses of backends for a field or a role that they do not know."""
-_BUDGET = b"thinking_token_budget"
+# How a refusal names a limit on the thinking.
+_BUDGET = (b"thinking_token_budget", b"budget_tokens")
 _DECLINED = (429, 503)  # nothing was generated
 _BROKEN = (500, 502, 503, 504)
 _IDEMPOTENT = ("GET", "HEAD")
@@ -54,7 +56,11 @@ class Proxy:
         self._backoff_s = settings.retries.backoff_s
         self._between_s = settings.timeouts.between_bytes_s
         self._limit = settings.limits.max_buffered_bytes
-        self._urls: dict[tuple[Backend, str], URL] = {}
+        self._urls = {
+            (backend, path): URL(backend.url + path, encoded=True)
+            for backend in pool.backends
+            for path in (*BY_PATH, "/v1/models")
+        }
         self._heads = {
             backend: CIMultiDict({"content-type": "application/json", "accept": "*/*", **backend.headers})
             for backend in pool.backends
@@ -66,6 +72,8 @@ class Proxy:
         path: str,
         payload: bytes | None,
         headers: dict[str, str],
+        errors: ErrorShape = OPENAI,
+        among: Collection[Backend] | None = None,
         without_budget: Callable[[], bytes] | None = None,
     ) -> Upstream:
         """The first answer that is final, or the last one when the attempts are over.
@@ -73,7 +81,12 @@ class Proxy:
         Final is every answer but 429 and 503; for GET, any below 500 but 429.
 
         Args:
-            method, path, payload, headers: of the request.
+            method: of HTTP.
+            path: the backend's, with its query.
+            payload: the body.
+            headers: of the request, beside the backend's own.
+            errors: their shape, for a backend's error.
+            among: the only backends that may be asked; ``None``: all.
             without_budget: makes the payload for a backend that does not know a limit on the thinking, where `payload`
                 has one. Which backends do is found out once: by a refusal, and an answer to the other payload.
 
@@ -81,22 +94,25 @@ class Proxy:
             RouterError: no backend may be asked now, or none gave an answer.
         """
         loop = asyncio.get_running_loop()
-        tried: list[Backend] = []
+        others = [] if among is None else [each for each in self._pool.backends if each not in among]
+        tried = list(others)
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
             backend = self._pool.choose(loop.time(), tried)
-            if backend is None and tried:  # no other one is left: retry the same ones, after a pause
+            if backend is None and len(tried) > len(others):  # no other one is left: retry the same ones, after a pause
                 await self._pause(attempt)
-                tried.clear()
-                backend = self._pool.choose(loop.time())
+                tried = list(others)
+                backend = self._pool.choose(loop.time(), tried)
             if backend is None:
                 break
             if attempt:
                 self._metrics.retries.inc()
             if without_budget is None:
-                outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+                outcome, generated = await self._attempt(backend, method, path, payload, headers, errors, loop)
             else:
-                outcome, generated = await self._limited(backend, method, path, payload, headers, loop, without_budget)
+                outcome, generated = await self._limited(
+                    backend, method, path, payload, headers, errors, loop, without_budget
+                )
             if isinstance(outcome, Upstream) and outcome.status not in (429, *_BROKEN):
                 return outcome
             if generated and method not in _IDEMPOTENT:
@@ -104,7 +120,7 @@ class Proxy:
             tried.append(backend)
         if isinstance(outcome, Upstream):
             return outcome
-        raise outcome or self._unavailable(loop.time())
+        raise outcome or self._unavailable(loop.time(), among)
 
     async def _limited(
         self,
@@ -113,33 +129,37 @@ class Proxy:
         path: str,
         payload: bytes | None,
         headers: dict[str, str],
+        errors: ErrorShape,
         loop: asyncio.AbstractEventLoop,
         without_budget: Callable[[], bytes],
     ) -> tuple[Upstream | RouterError, bool]:
-        """An attempt with a limit on the thinking; if the backend does not know it, with the other payload."""
-        refusal = None
-        if backend.limits_thinking is not False:
-            outcome, generated = await self._attempt(backend, method, path, payload, headers, loop)
+        """An attempt with a limit on the thinking; if the backend does not know it, with the other payload.
+
+        What a backend knows is remembered for each path: the field of the limit is another one in each dialect.
+        """
+        refusal, known = None, backend.limits_thinking.get(path)
+        if known is not False:
+            outcome, generated = await self._attempt(backend, method, path, payload, headers, errors, loop)
             if not isinstance(outcome, Upstream):
                 return outcome, generated
-            named = outcome.status in REFUSED and _BUDGET in outcome.body
-            if not named and not (outcome.status in REFUSED and backend.limits_thinking is None):
+            if not (outcome.status in REFUSED and (known is None or _names_budget(outcome))):
                 if outcome.status == 200:
-                    backend.limits_thinking = True
+                    backend.limits_thinking[path] = True
                 return outcome, generated
             refusal = outcome
             self._metrics.retries.inc()
-        other, generated = await self._attempt(backend, method, path, without_budget(), headers, loop)
+        other, generated = await self._attempt(backend, method, path, without_budget(), headers, errors, loop)
         if isinstance(other, Upstream):
             other.thinking_limited = False
         if refusal is None:
             return other, generated
-        if isinstance(other, Upstream) and other.status in REFUSED and _BUDGET not in refusal.body:
+        if isinstance(other, Upstream) and other.status in REFUSED and not _names_budget(refusal):
             return refusal, True  # it has another cause
-        if _BUDGET in refusal.body or (isinstance(other, Upstream) and other.status == 200):
-            backend.limits_thinking = False
+        if _names_budget(refusal) or (isinstance(other, Upstream) and other.status == 200):
+            backend.limits_thinking[path] = False
             logger.info(
-                "a backend does not know thinking_token_budget: it gets max_tokens", extra={"backend": backend.name}
+                "a backend does not know a limit on the thinking: it gets a limit on the answer",
+                extra={"backend": backend.name, "path": path},
             )
         return other, generated
 
@@ -150,12 +170,13 @@ class Proxy:
         path: str,
         payload: bytes | None,
         headers: dict[str, str],
+        errors: ErrorShape,
         loop: asyncio.AbstractEventLoop,
     ) -> tuple[Upstream | RouterError, bool]:
         """The result, and whether something can have been generated."""
         url = self._urls.get((backend, path))
         if url is None:
-            url = self._urls[backend, path] = URL(backend.url + path, encoded=True)
+            url = URL(backend.url + path, encoded=True)
         head = self._heads[backend]
         if headers:
             head = head.copy()
@@ -166,7 +187,7 @@ class Proxy:
             response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
             upstream = Upstream(backend, trial, response, self._between_s)
             await upstream.fill(self._limit)
-            return self._judged(upstream, loop.time())
+            return self._judged(upstream, errors, loop.time())
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             self._end(backend, trial, upstream)
             backend.failed(loop.time())
@@ -180,7 +201,7 @@ class Proxy:
             raise
 
     @staticmethod
-    def _judged(upstream: Upstream, now: float) -> tuple[Upstream | RouterError, bool]:
+    def _judged(upstream: Upstream, errors: ErrorShape, now: float) -> tuple[Upstream | RouterError, bool]:
         """Update the backend's state by its answer: the result, and whether something can have been generated."""
         backend, status = upstream.backend, upstream.status
         if 300 <= status < 400:  # it is not followed: requests go only to the configured addresses
@@ -199,8 +220,8 @@ class Proxy:
                 backend.cool(now, pause)
         elif status >= 500:
             logger.warning("a backend answered with an error", extra={"backend": backend.name, "status": status})
-        # Errors are small: they are sent whole, in OpenAI's shape, and the backend is released before.
-        upstream.body = in_openai_shape(status, upstream.body)
+        # Errors are small: they are sent whole, in the client's dialect, and the backend is released before.
+        upstream.body = errors.backend(status, upstream.body)
         upstream.headers = [(n, v) for n, v in upstream.headers if n not in (b"content-type", b"content-encoding")]
         upstream.headers.append((b"content-type", b"application/json"))
         upstream.stream = False
@@ -219,13 +240,17 @@ class Proxy:
         seconds = min(self._backoff_s * 2 ** (attempt - 1), _SLOWEST_BACKOFF_S)
         await asyncio.sleep(seconds * random.uniform(0.5, 1.0))
 
-    def _unavailable(self, now: float) -> RouterError:
-        wait = self._pool.wait_s(now)
-        if self._pool.cooling(now):
+    def _unavailable(self, now: float, among: Collection[Backend] | None) -> RouterError:
+        wait = self._pool.wait_s(now, among)
+        if self._pool.cooling(now, among):
             return RouterError(429, "every backend asks for a pause: try again later", "rate_limited", retry_after=wait)
-        if all(backend.outstanding >= backend.limit for backend in self._pool.backends):
+        if all(backend.outstanding >= backend.limit for backend in among or self._pool.backends):
             return RouterError(503, "every backend is busy: try again later", "backends_busy", retry_after=wait)
         return RouterError(503, "no backend is available: try again later", "no_backend", retry_after=wait)
+
+
+def _names_budget(refusal: Upstream) -> bool:
+    return any(name in refusal.body for name in _BUDGET)
 
 
 def _failure(backend: Backend, error: BaseException) -> RouterError:

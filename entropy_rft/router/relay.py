@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from entropy_rft.router.errors import error_event
+from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.metrics import USAGE_TAIL
 from entropy_rft.router.upstream import Headers, Upstream
 
@@ -30,6 +30,7 @@ class Relay:
     Args:
         send: of ASGI.
         headers: ours, the request's id first; added to the backend's.
+        dialect: the client's.
 
     Attributes:
         started: its head has been sent.
@@ -38,9 +39,10 @@ class Relay:
         tail: the answer's last bytes.
     """
 
-    __slots__ = ("_headers", "_loop", "_send", "died", "finished", "started", "tail")
+    __slots__ = ("_dialect", "_headers", "_loop", "_send", "died", "finished", "started", "tail")
 
-    def __init__(self, send: Send, headers: Headers) -> None:
+    def __init__(self, send: Send, headers: Headers, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._send = send
         self._headers = headers
         self._loop = asyncio.get_running_loop()
@@ -91,7 +93,7 @@ class Relay:
             except (aiohttp.ClientError, asyncio.TimeoutError) as error:
                 self._lost(upstream, error)
                 raise Truncated from error
-        if upstream.ended_early(b""):
+        if upstream.ends_with_connection():
             self._lost(upstream, None)
             raise Truncated
         upstream.close()
@@ -103,12 +105,14 @@ class Relay:
         await self._start(upstream.status, upstream.headers)
         piece, held = upstream.body, b""
         inside = False  # an event that is too long to be buffered
+        at_end = False  # the last event has arrived: then nothing is lost, even if the connection breaks
         upstream.body = b""
         error: BaseException | None = None
         while piece:
             self._remember(piece)
             if held:
                 piece, held = held + piece, b""
+            at_end = at_end or self._dialect.stream_end.search(piece) is not None
             if not piece.endswith(_EVENT_ENDS) and len(piece) < _LONGEST_EVENT:
                 end = _events_end(piece)
                 piece, held = piece[:end], piece[end:]
@@ -120,13 +124,13 @@ class Relay:
             except (aiohttp.ClientError, asyncio.TimeoutError) as caught:
                 error = caught
                 break
-        at_end = self.tail.rstrip().endswith(b"[DONE]")  # then nothing is lost, even if the connection broke
-        if (error is not None or upstream.ended_early(self.tail)) and not at_end:
+        if (error is not None or upstream.ends_with_connection()) and not at_end:
             self._lost(upstream, error)
+            name, event = upstream.backend.name, self._dialect.errors.event
             if isinstance(error, asyncio.TimeoutError):
-                what = error_event(504, f"backend {upstream.backend.name} sent nothing for too long", "backend_timeout")
+                what = event(504, f"backend {name} sent nothing for too long", "backend_timeout", self.tail)
             else:
-                what = error_event(502, f"backend {upstream.backend.name} died in the middle", "backend_died")
+                what = event(502, f"backend {name} died in the middle", "backend_died", self.tail)
             upstream.close()
             self.finished = True
             await self._piece(b"\n\n" + what if inside else what, more=False)
@@ -148,6 +152,7 @@ class Relay:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
+        status = self._dialect.errors.status(status)
         own = self._headers[0][0]  # the header of the request's id: ours replaces the backend's
         headers = [header for header in headers if header[0] != own]
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})

@@ -11,7 +11,8 @@ from typing import Any
 from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.router import policy
 from entropy_rft.router.deadline import timeout
-from entropy_rft.router.features import FeatureError, FeatureSource, Question
+from entropy_rft.router.dialects import DIALECTS
+from entropy_rft.router.features import FeatureError, FeatureSource
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
 from entropy_rft.router.pool import Pool
@@ -64,7 +65,8 @@ class Routing:
         Raises:
             RouterError: the client gives an unknown difficulty.
         """
-        asked = policy.asked_difficulty(body, header, self._takes_effort)
+        effort = DIALECTS[endpoint].effort(body) if self._takes_effort else None
+        asked = policy.asked_difficulty(body, header, effort)
         if asked is not None:
             return Decision(asked, 1.0, "client")
         if self._features is None:
@@ -82,7 +84,7 @@ class Routing:
         start = perf_counter()
         try:
             async with timeout(self._deadline_s):
-                proba = await features.proba(question(body, endpoint))
+                proba = await features.proba(DIALECTS[endpoint].question(body))
         except asyncio.TimeoutError:
             return self._unknown("feature_timeout", f"no answer within {1000 * self._deadline_s:g} ms")
         except FeatureError as error:
@@ -128,34 +130,24 @@ class Routing:
 
     def may_lack_system_role(self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint) -> bool:
         """Whether our system message in `request` may be the cause of its refusal."""
-        if self._knows_system_role is not None or endpoint != "chat":
-            return False
-        return bool(body["messages"][0]["role"] != request["messages"][0]["role"])  # else it is the client's own
+        return self._knows_system_role is None and self._added_system(body, request, endpoint)
 
     def learn_system_role(
         self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint, known: bool
     ) -> None:
         """Save what an answer shows: our system message was accepted (`known`), or it was the cause of a refusal."""
-        if self._knows_system_role is not None or endpoint != "chat":
-            return
-        if known and body["messages"][0]["role"] == request["messages"][0]["role"]:
+        if self._knows_system_role is not None or (known and not self._added_system(body, request, endpoint)):
             return
         self._knows_system_role = known
         if not known:
             self._say_placement()
 
     @staticmethod
+    def _added_system(body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint) -> bool:
+        """Whether the request has a system message that is not the client's."""
+        opens = DIALECTS[endpoint].opens_with_system
+        return opens(request) and not opens(body)
+
+    @staticmethod
     def _say_placement() -> None:
         logger.info("the chat template does not support a system role: instructions go to the end of the user's turn")
-
-
-def question(body: Mapping[str, Any], endpoint: Endpoint) -> Question:
-    """The question for the probe, without an instruction of the router."""
-    if endpoint == "chat":
-        return Question(
-            messages=body["messages"], tools=body.get("tools"), chat_template_kwargs=body.get("chat_template_kwargs")
-        )
-    prompt = body["prompt"]
-    if isinstance(prompt, list) and not all(type(token) is int for token in prompt):
-        prompt = prompt[0]
-    return Question(text=prompt) if isinstance(prompt, str) else Question(token_ids=prompt)

@@ -27,7 +27,7 @@ class ClientGone(Exception):
 
 
 class Keys:
-    """The accepted bearer keys; without keys every client is accepted.
+    """The accepted keys, given as OpenAI's clients or as Anthropic's do; without keys every client is accepted.
 
     Digests are compared, all of them and in constant time, so that the time of a refusal shows neither a key's length
     nor how much of it is right.
@@ -48,12 +48,14 @@ class Keys:
         if not self._digests:
             return
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
         given = hashlib.sha256(key.strip()).digest()
         matches = 0
         for digest in self._digests:
             matches |= hmac.compare_digest(digest, given)
-        if not matches or scheme.lower() != b"bearer":
-            raise RouterError(401, "give a valid key: Authorization: Bearer KEY", "invalid_api_key")
+        if not matches:
+            raise RouterError(401, "give a valid key: Authorization: Bearer KEY, or x-api-key: KEY", "invalid_api_key")
 
 
 def request_id(given: bytes | None) -> bytes | None:

@@ -105,8 +105,9 @@ class RouterSettings(BaseSettings):
     client_max_tokens: Literal["override", "budget"] = "override"
     """A client's max_tokens is passed on unchanged, or is the budget of the fraction, so an upper bound."""
     client_reasoning_effort: Literal["override", "difficulty"] = "override"
-    """A client's reasoning_effort overrides the strategy's, or low, medium and high stand for easy, normal and hard:
-    they choose the strategy and are not passed on."""
+    """A client's reasoning_effort (reasoning.effort of Responses, output_config.effort of Messages) overrides the
+    strategy's, or low, medium and high stand for easy, normal and hard: they choose the strategy and are not passed
+    on."""
     ready_needs_features: bool = True
     """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
     false where a load balancer would otherwise remove every replica at once."""

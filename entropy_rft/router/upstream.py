@@ -93,7 +93,7 @@ class Upstream:
             pieces.append(piece)
             size += len(piece)
         self.body = b"".join(pieces)
-        if self.complete and self._ends_with_connection() and not _is_json(self.body):
+        if self.complete and self.ends_with_connection() and not _is_json(self.body):
             raise aiohttp.ClientPayloadError("the connection ended in the middle of the answer")
 
     async def read(self) -> bytes:
@@ -106,9 +106,10 @@ class Upstream:
         self.complete = not piece
         return piece
 
-    def ended_early(self, tail: bytes) -> bool:
-        """Whether a stream ended with its connection alone, and without the mark of its end in `tail`."""
-        return self._ends_with_connection() and b"[DONE]" not in tail
+    def ends_with_connection(self) -> bool:
+        """Neither a length nor chunks mark the end, so that a lost connection looks like the end."""
+        chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
+        return self.length is None and not chunked
 
     def close(self) -> None:
         """Release the connection, or close it when the answer is not complete. May be called again."""
@@ -135,11 +136,6 @@ class Upstream:
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._between_s
             connection.protocol.start_timeout()
-
-    def _ends_with_connection(self) -> bool:
-        """Neither a length nor chunks mark the end, so that a lost connection looks like the end."""
-        chunked = b"chunked" in self._response.headers.get("transfer-encoding", "").lower().encode()
-        return self.length is None and not chunked
 
 
 def _named(response: aiohttp.ClientResponse) -> set[bytes]:

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import anthropic
 import openai
 from processes import ServerProcess, router_process
 
@@ -28,9 +29,21 @@ from entropy_rft.tasks import load_task
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]
 
 SERVED = "tiny"
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 MIN_CONFIDENCE = 0.5
 TAGS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # so that the thinking can be limited
+GENERATES = (
+    # A tool that the request names is called whatever the model says: its answer is made to fit the schema.
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+    *("--reasoning-config", json.dumps(TAGS)),
+)
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"operation": {"enum": ["add", "subtract"]}},
+    "required": ["operation"],
+    "additionalProperties": False,
+}
 
 
 def vllm_server(log: Path, *options: str) -> ServerProcess:
@@ -43,7 +56,7 @@ def vllm_server(log: Path, *options: str) -> ServerProcess:
     ]
     command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
     return ServerProcess(
-        [*command, "--enforce-eager", "--max-model-len", "512", *options], log, environment=ENVIRONMENT
+        [*command, "--enforce-eager", "--max-model-len", "2048", *options], log, environment=ENVIRONMENT
     )
 
 
@@ -52,7 +65,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPr
     """The one that generates, and the one that pools."""
     directory = tmp_path_factory.mktemp("vllm")
     with (
-        vllm_server(directory / "generate.log", "--reasoning-config", json.dumps(TAGS)) as generating,
+        vllm_server(directory / "generate.log", *GENERATES) as generating,
         vllm_server(directory / "pooling.log", "--runner", "pooling") as pooling,
     ):
         generating.wait_until_ready()
@@ -80,6 +93,12 @@ def router(
 @pytest.fixture
 def client(router: ServerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{router.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(router: ServerProcess) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=router.url, api_key="unused", max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -192,6 +211,147 @@ def test_what_a_client_may_ask_of_vllm(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [SERVED]
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="another", messages=messages)
+
+
+CONVERSATIONS: list[list[Any]] = [
+    *questions(4),
+    [{"role": "system", "content": "Think."}, *questions(1)[0]],
+    [*questions(1)[0], {"role": "assistant", "content": "5"}, *questions(2)[1]],
+]
+
+
+@pytest.mark.parametrize("difficulty", ["auto", "hard"])
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_the_same_question_in_every_dialect(
+    client: openai.OpenAI, claude: anthropic.Anthropic, messages: list[Any], difficulty: str
+) -> None:
+    """The same decision, with the same confidence, and vLLM counts the same tokens: the prompts are equal."""
+    how: dict[str, Any] = {"model": SERVED, "extra_headers": {"x-entropy-rft-difficulty": difficulty}}
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    spoken = messages[1:] if system else messages
+    chat = client.chat.completions.with_raw_response.create(messages=messages, max_tokens=4, **how)
+    instructions = {"instructions": system} if system else {}
+    response = client.responses.with_raw_response.create(input=spoken, max_output_tokens=4, **instructions, **how)
+    items = client.responses.with_raw_response.create(input=messages, max_output_tokens=4, **how)
+    given = {"system": system} if system else {}
+    message = claude.messages.with_raw_response.create(messages=spoken, max_tokens=4, **given, **how)
+    raws = (chat, response, items, message)
+    for name in ("difficulty", "reason", "confidence"):
+        assert len({raw.headers[f"x-entropy-rft-{name}"] for raw in raws}) == 1, name
+    usages = [raw.parse().usage for raw in raws]
+    assert len({usages[0].prompt_tokens, *(usage.input_tokens for usage in usages[1:])}) == 1
+    assert [usages[0].completion_tokens, *(usage.output_tokens for usage in usages[1:])] == [4] * 4
+
+
+def test_responses_streamed(client: openai.OpenAI) -> None:
+    question: Any = questions(1)[0]
+    plain = client.responses.create(model=SERVED, input=question, max_output_tokens=40, temperature=0)
+    how: dict[str, Any] = {"reasoning": {"effort": "low"}}
+    events = list(
+        client.responses.create(
+            model=SERVED, input=question, max_output_tokens=40, temperature=0, stream=True, extra_body=how
+        )
+    )
+    assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == plain.output_text
+    assert text
+    assert events[-1].response.reasoning.effort == "low"
+    assert events[-1].response.usage.output_tokens > 1
+
+
+def test_responses_are_stored_and_continued(client: openai.OpenAI, router: ServerProcess) -> None:
+    question = questions(1)[0][0]["content"]
+    first = client.responses.create(model=SERVED, input=question, max_output_tokens=8)
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    second = client.responses.create(model=SERVED, input=question, max_output_tokens=8, previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    assert second.usage.input_tokens > first.usage.input_tokens
+    with pytest.raises(openai.NotFoundError, match="not found"):
+        client.responses.create(model=SERVED, input=question, previous_response_id="resp_nowhere")
+    with pytest.raises(openai.BadRequestError, match="Cannot cancel"):
+        client.responses.cancel(first.id)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_in_responses(client: openai.OpenAI, stream: bool) -> None:
+    how: dict[str, Any] = {
+        "model": SERVED,
+        "input": questions(1)[0],
+        "tools": [{"type": "function", "name": "calculate", "parameters": SCHEMA}],
+        "tool_choice": {"type": "function", "name": "calculate"},
+        "max_output_tokens": 60,
+    }
+    if stream:
+        answer = list(client.responses.create(stream=True, **how))[-1].response
+    else:
+        answer = client.responses.create(**how)
+    (call,) = (item for item in answer.output if item.type == "function_call")
+    assert call.name == "calculate"
+    assert json.loads(call.arguments)["operation"] in ("add", "subtract")
+    own = {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments}
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "4"}
+    how |= {"input": [*how["input"], own, result], "tool_choice": "none"}
+    assert client.responses.create(**how).output_text
+
+
+def test_messages_streamed(claude: anthropic.Anthropic) -> None:
+    how: dict[str, Any] = {"model": SERVED, "messages": questions(1)[0], "max_tokens": 40}
+    greedy = {"extra_body": {"temperature": 0}}
+    plain = claude.messages.create(**how, **greedy)
+    with claude.messages.stream(**how, **greedy) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text
+    assert text == plain.content[0].text
+    assert (final.usage, final.stop_reason) == (plain.usage, plain.stop_reason)
+    assert claude.messages.count_tokens(model=SERVED, messages=how["messages"]).input_tokens > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_in_messages(claude: anthropic.Anthropic, stream: bool) -> None:
+    how: dict[str, Any] = {
+        "model": SERVED,
+        "messages": questions(1)[0],
+        "tools": [{"name": "calculate", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "tool", "name": "calculate"},
+        "max_tokens": 60,
+    }
+    if stream:
+        with claude.messages.stream(**how) as events:
+            answer = events.get_final_message()
+    else:
+        answer = claude.messages.create(**how)
+    (use,) = (block for block in answer.content if block.type == "tool_use")
+    assert use.name == "calculate"
+    assert use.input["operation"] in ("add", "subtract")
+    said = {"type": "tool_use", "id": use.id, "name": use.name, "input": use.input}
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "4"}
+    turns = [{"role": "assistant", "content": [said]}, {"role": "user", "content": [result]}]
+    how |= {"messages": [*how["messages"], *turns], "tool_choice": {"type": "none"}}
+    assert claude.messages.create(**how).content[0].text
+
+
+def test_a_budget_for_thinking_reaches_vllm(claude: anthropic.Anthropic) -> None:
+    how: dict[str, Any] = {"model": SERVED, "messages": questions(1)[0]}
+    thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+    assert claude.messages.create(max_tokens=1100, thinking=thinking, **how).content[0].text
+    with pytest.raises(anthropic.BadRequestError, match="budget_tokens must be less than max_tokens") as refusal:
+        claude.messages.create(max_tokens=1000, thinking=thinking, **how)
+    assert refusal.value.type == "invalid_request_error"
+
+
+def test_vllms_errors_in_each_dialect(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    question: Any = questions(1)[0]
+    with pytest.raises(openai.NotFoundError, match="another"):
+        client.responses.create(model="another", input=question)
+    with pytest.raises(anthropic.NotFoundError, match="another") as missing:
+        claude.messages.create(model="another", messages=question, max_tokens=4)
+    assert missing.value.type == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError, match="tool_choice") as refusal:
+        claude.messages.create(model=SERVED, messages=question, max_tokens=4, extra_body={"tool_choice": {"type": "x"}})
+    assert refusal.value.type == "invalid_request_error"
 
 
 def test_a_client_that_leaves_ends_the_generation(

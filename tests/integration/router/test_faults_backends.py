@@ -303,11 +303,11 @@ def test_429_with_a_pause_that_is_none(router: RunningRouter, stub: Stub) -> Non
 def test_a_mistake_of_ours_keeps_no_place_at_a_backend(
     router: RunningRouter, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mistaken(*_: object) -> bytes:
+    def mistaken(*_: object) -> float:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr("entropy_rft.router.proxy.in_openai_shape", mistaken)
-    stub.script(Behaviour.error(404))
+    monkeypatch.setattr("entropy_rft.router.proxy.retry_after_s", mistaken)
+    stub.script(Behaviour.error(429))
     reply = exchange(router.port, request())
     assert (reply.status, reply.error["code"]) == (500, "internal_error")
 

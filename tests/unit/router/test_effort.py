@@ -107,10 +107,10 @@ def test_a_prompt_has_no_template() -> None:
 )
 def test_an_effort_that_stands_for_a_difficulty(effort: Any, difficulty: Difficulty | None) -> None:
     body = chat(reasoning_effort=effort)
-    assert policy.asked_difficulty(body, None, True) is difficulty
+    assert policy.asked_difficulty(body, None, effort) is difficulty
     assert policy.asked_difficulty(body, None) is None
-    assert policy.asked_difficulty({**body, "difficulty": "hard"}, None, True) is Difficulty.HARD
-    assert policy.asked_difficulty(body, "auto", True) is None
+    assert policy.asked_difficulty({**body, "difficulty": "hard"}, None, effort) is Difficulty.HARD
+    assert policy.asked_difficulty(body, "auto", effort) is None
     new = rewritten(body, LIMITED, takes_effort=True)
     assert ("reasoning_effort" in new) == (difficulty is None)
     if difficulty is not None:
@@ -120,7 +120,7 @@ def test_an_effort_that_stands_for_a_difficulty(effort: Any, difficulty: Difficu
 def test_what_was_set_is_named() -> None:
     body = chat(top_p=0.5, chat_template_kwargs={"depth": 2})
     new = rewritten(body, FULL, EXPLICIT, model="theirs")
-    assert {shown for _, shown in applied(body, new, "system")} == {
+    assert {shown for _, shown in applied(body, new, "system", "chat")} == {
         "instruction=system",
         "chat_template_kwargs.enable_thinking",
         "stop",
@@ -133,7 +133,7 @@ def test_what_was_set_is_named() -> None:
 
 def test_a_name_fits_into_a_header() -> None:
     odd = replace(LIMITED, extra_body={"grüße\r\nx: y": 1})
-    shown = [text for _, text in applied(chat(), rewritten(chat(), odd), "system")]
+    shown = [text for _, text in applied(chat(), rewritten(chat(), odd), "system", "chat")]
     assert "gr??e??x??y=1" in shown
 
 

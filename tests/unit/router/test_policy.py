@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from entropy_rft.difficulty import DEFAULT_STRATEGIES, Difficulty, Strategy
+from entropy_rft.difficulty.strategies import instructed
 from entropy_rft.router import policy
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.policy import Budget
@@ -185,19 +186,19 @@ def test_the_model_is_renamed() -> None:
     ],
 )
 def test_instructed_is_what_the_probe_was_trained_with(messages: list[dict[str, Any]]) -> None:
-    assert policy.instructed(messages, HARD.instruction) == HARD.prompt(messages)
+    assert instructed(messages, HARD.instruction) == HARD.prompt(messages)
 
 
 def test_instructed_where_a_system_message_has_parts() -> None:
     parts = [{"type": "text", "text": "Be kind."}]
-    first, second = policy.instructed([{"role": "developer", "content": parts, "name": "n"}, USER], "Be brief.")
+    first, second = instructed([{"role": "developer", "content": parts, "name": "n"}, USER], "Be brief.")
     assert first == {
         "role": "developer",
         "name": "n",
         "content": [*parts, {"type": "text", "text": "\n\nBe brief."}],
     }
     assert second is USER
-    assert policy.instructed([{"role": "system", "content": None}], "Be brief.")[0]["content"] == "Be brief."
+    assert instructed([{"role": "system", "content": None}], "Be brief.")[0]["content"] == "Be brief."
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,9 @@ def test_a_pause_that_was_asked_for() -> None:
     first.cool(0.0, 30)
     assert pool.choose(1.0) is second
     assert not pool.cooling(1.0)
+    assert pool.cooling(1.0, [first])
+    assert not pool.cooling(1.0, [second])
+    assert [pool.wait_s(1.0, [each]) for each in pool.backends] == [29, 0]
     second.cool(0.0, 10**9)
     assert pool.cooling(1.0)
     assert pool.wait_s(1.0) == 29
@@ -191,9 +194,9 @@ def test_model_len(models: bytes, name: str | None, length: int | None) -> None:
 def test_a_backend_that_comes_back_may_know_more() -> None:
     """It may have been started again with a reasoning parser."""
     (backend,) = pool_of({}).backends
-    backend.limits_thinking = False
+    backend.limits_thinking["/v1/chat/completions"] = False
     backend.checked(True, 0.0)
-    assert backend.limits_thinking is False
+    assert backend.limits_thinking == {"/v1/chat/completions": False}
     backend.checked(False, 1.0)
     backend.checked(True, 2.0)
-    assert backend.limits_thinking is None
+    assert backend.limits_thinking == {}

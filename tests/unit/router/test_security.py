@@ -21,6 +21,14 @@ def test_keys_let_in(given: bytes) -> None:
     Keys(["one", "two"]).check({b"authorization": given})
 
 
+@pytest.mark.parametrize("other", [{}, {b"authorization": b"Basic dXNlcg=="}])
+def test_keys_let_in_as_anthropics_clients_send_them(other: dict[bytes, bytes]) -> None:
+    Keys(["one", "two"]).check({b"x-api-key": b" two", **other})
+    for wrong in (b"", b"Bearer two", b"tw"):
+        with pytest.raises(RouterError, match="x-api-key"):
+            Keys(["one", "two"]).check({b"x-api-key": wrong, **other})
+
+
 @pytest.mark.parametrize(
     "given", [None, b"", b"Bearer", b"Bearer ", b"Bearer on", b"Basic one", b"one", b"Bearer \xff"]
 )

@@ -1,40 +1,44 @@
-"""GET /v1/models of a backend, passed on unchanged."""
+"""Requests that are passed on unchanged, apart from the hot path: GET /v1/models, and what concerns stored answers."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.responses import Response
 
 from entropy_rft.router.deadline import timeout
+from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.errors import RouterError
 from entropy_rft.router.generate import Exchange
 from entropy_rft.router.guard import CONNECTION
-from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Send, Truncated
 from entropy_rft.router.security import Receive
+from entropy_rft.router.upstream import Headers, Upstream
 
 
-class ForwardedModels(Response):
+class Forwarded(Response):
     """Asks a backend and passes its answer on. When the client disconnects, the request is cancelled.
 
     Args:
-        proxy: asks the backends.
-        request_id: of the request.
-        id_header: the name of its header.
-        timeout_s: for the whole answer, which is a short one.
+        ask: asks the backends.
+        dialect: of the client.
+        headers: ours: the request's id and the name of its header.
+        timeout_s: for the whole answer, where it is a short one.
     """
 
-    def __init__(self, proxy: Proxy, request_id: bytes, id_header: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, ask: Callable[[], Awaitable[Upstream]], dialect: Dialect, headers: Headers, timeout_s: float | None = None
+    ) -> None:
         super().__init__()
-        self._proxy = proxy
-        self._request_id = request_id
-        self._id_header = id_header
+        self._ask = ask
+        self._dialect = dialect
+        self._ours = headers
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, {}, send, [(self._id_header, self._request_id)])
+        exchange = Exchange(scope, {}, send, self._ours, self._dialect)
         connection = scope.get(CONNECTION)
         if connection is not None:
             connection.on_lost = exchange.leave
@@ -57,13 +61,15 @@ class ForwardedModels(Response):
         except asyncio.TimeoutError:
             if relay.started:
                 raise Truncated from None
-            late = RouterError(504, "no backend named its models in time", "backend_timeout")
-            await relay.whole(late.status, late.headers(), late.body())
+            await self._refuse(exchange, RouterError(504, "no backend answered in time", "backend_timeout"))
         except RouterError as error:
-            await relay.whole(error.status, error.headers(), error.body())
+            await self._refuse(exchange, error)
+
+    async def _refuse(self, exchange: Exchange, error: RouterError) -> None:
+        await exchange.relay.whole(error.status, error.headers(), error.body(self._dialect.errors))
 
     async def _pass_on(self, exchange: Exchange) -> None:
-        upstream = await self._proxy.ask("GET", "/v1/models", None, passed_on({}, self._request_id))
+        upstream = await self._ask()
         try:
             await exchange.relay.pass_on(upstream)
         finally:
