@@ -198,7 +198,7 @@ class Generate:
         watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
         upstream = None
         try:
-            upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity))
+            upstream = await self._proxy.ask("POST", path, payload, passed_on(headers, identity), decision.backend)
             if upstream.status == 400 and limit_is_ours and any(words in upstream.body for words in _TOO_LONG):
                 # The prompt leaves no room for our limit. Without the limit the backend answers, so remove it.
                 del request["max_tokens"]

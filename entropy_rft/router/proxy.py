@@ -56,10 +56,18 @@ class Proxy:
             for backend in pool.backends
         }
 
-    async def ask(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> Upstream:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        payload: bytes | None,
+        headers: dict[str, str],
+        first: Backend | None = None,
+    ) -> Upstream:
         """The first answer that is final, or the last one when the attempts are over.
 
-        Final is every answer but 429 and 503; for GET, any below 500 but 429.
+        Final is every answer but 429 and 503; for GET, any below 500 but 429. The backend `first` is asked first, if it
+        may be asked now.
 
         Raises:
             RouterError: no backend may be asked now, or none gave an answer.
@@ -68,7 +76,8 @@ class Proxy:
         tried: list[Backend] = []
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
-            backend = self._pool.choose(loop.time(), tried)
+            backend = None if attempt or first is None or first.blocked_s(loop.time()) > 0 else first
+            backend = backend or self._pool.choose(loop.time(), tried)
             if backend is None and tried:  # no other one is left: retry the same ones, after a pause
                 await self._pause(attempt)
                 tried.clear()
