@@ -28,9 +28,9 @@ def install(directory: str) -> None:
     Raises:
         ValueError: the probe cannot be loaded; one line.
     """
+    load_probe(directory)  # a wrong directory is found before a model is loaded
     from vllm.v1.worker.worker_base import WorkerBase
 
-    load_probe(directory)  # a wrong directory is found before a model is loaded
     if getattr(WorkerBase.__init__, "entropy_rft", False):  # vLLM may load its plugins twice
         return
     original = WorkerBase.__init__

@@ -39,6 +39,10 @@ _CLASSES, _BYTES = 3, 3
 _TOP = 256**_BYTES - 1
 _SLACK = 0.05  # of a difference from a whole number; float32's rounding makes less than 0.001
 _PREFIX = "token_id:"
+_NO_PROBE = (
+    "the server evaluates no probe: start vLLM with ENTROPY_RFT_PROBE=DIR where entropy_rft is installed, and name "
+    "entropy_rft_probe in VLLM_PLUGINS if that is set"
+)
 _REASONS = {
     STATUS_ADAPTER: "the request uses a LoRA adapter, but the probe was made for the model without it",
     STATUS_NOT_FINITE: "the model's hidden state is not finite",
@@ -107,7 +111,7 @@ def decoded(answer: Any) -> tuple[tuple[float, float, float], str]:
     whole = [round(value) if abs(value) < 1e3 else -1 for value in differences]
     exact = all(abs(value - number) < _SLACK for value, number in zip(differences, whole, strict=True))
     if not exact or not all(0 <= number <= 255 for number in whole) or len(values) != TOKENS:
-        raise UserValueError("the server evaluates no probe")
+        raise UserValueError(_NO_PROBE)
     status, body = whole[1], bytes(whole[2:])
     if status != STATUS_OK:
         raise UserValueError(_REASONS.get(status, f"the server gives the unknown status {status}: update this package"))
@@ -116,5 +120,5 @@ def decoded(answer: Any) -> tuple[tuple[float, float, float], str]:
         int.from_bytes(body[size + _BYTES * index :][:_BYTES], "big") / _TOP for index in range(_CLASSES)
     )
     if abs(easy + normal + hard - 1) > 1e-5:
-        raise UserValueError("the server evaluates no probe")
+        raise UserValueError(_NO_PROBE)
     return (easy, normal, hard), body[:size].hex()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from entropy_rft.difficulty import DifficultyProbe
-from entropy_rft.difficulty.served import ENV
+from entropy_rft.difficulty.served import ENV, register
 from entropy_rft.difficulty.served.attach import ServedProbe, refusal
 from entropy_rft.difficulty.served.wire import MARK, TOKENS, decoded
 
@@ -234,3 +234,10 @@ def test_without_the_variable_nothing_is_imported(monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_directory_without_a_probe_stops_the_server(monkeypatch, tmp_path):
+    """vLLM calls this before it loads a model, and its error ends the process."""
+    monkeypatch.setenv(ENV, str(tmp_path))
+    with pytest.raises(ValueError, match="has no probe.json: give a directory that save_pretrained wrote"):
+        register()
