@@ -12,6 +12,7 @@ version 2 later, in ``sample_tokens``, with the batch that ``execute_model`` has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from entropy_rft.difficulty.probe import DifficultyProbe
@@ -106,6 +107,8 @@ def refusal(probe: DifficultyProbe, *, hidden_size: int, layers: int, vocabulary
         return f"the model has {vocabulary} tokens, and a result needs {TOKENS}"
     if getattr(runner, "is_pooling_model", False):
         return "a pooling server makes no logits: unset ENTROPY_RFT_PROBE and set features.kind to vllm_pooling"
+    if getattr(getattr(runner, "speculative_config", None), "method", None) == "ngram_gpu":
+        return "speculative decoding with ngram_gpu is not supported: use ngram"
     if getattr(runner, "batch_sharder", None) is not None:
         return "batch-sharded sampling is not supported: start without enable_batch_sharded_sampling"
     if getattr(runner, "pcp_manager", None) is not None:
@@ -173,19 +176,23 @@ class ServedProbe:
         return logits
 
     def _rows(self, step: Any, count: int) -> dict[int, int]:
-        """The status of each row of a marked request: a request's last one."""
+        """The status of each row that gets a result, by its number.
+
+        A request has a row for its last token, and with speculative decoding one more for each draft that follows. A
+        new prompt has drafts too where all but its last token is cached: placeholders, which make all requests equally
+        long. So the row of its last token is its first one.
+        """
         if self._second:
             if self._batch is None:
                 return {}
             names: Sequence[str] = self._batch.req_ids
-            ends = [int(end) for end in self._batch.cu_num_logits_np[1 : len(names) + 1]]
+            starts = [int(start) for start in self._batch.cu_num_logits_np[: len(names) + 1]]
         else:
-            names, drafts, ends = self._runner.input_batch.req_ids, step.scheduled_spec_decode_tokens, []
-            for name in names:  # one for each draft of speculative decoding, and one more
-                ends.append((ends[-1] if ends else 0) + len(drafts.get(name, ())) + 1)
-        if not ends or ends[-1] != count:  # never seen: an ordinary answer, which the router refuses
+            names, drafts = self._runner.input_batch.req_ids, step.scheduled_spec_decode_tokens
+            starts = [0, *accumulate(len(drafts.get(name, ())) + 1 for name in names)]
+        if starts[-1] != count:  # never seen; the answer is then an ordinary one, which the router refuses
             return {}
-        return {end - 1: self.marked[name] for name, end in zip(names, ends, strict=True) if name in self.marked}
+        return {start: self.marked[name] for name, start in zip(names, starts, strict=False) if name in self.marked}
 
     def _write(self, logits: Tensor, hidden_states: Tensor, found: dict[int, int]) -> None:
         import torch

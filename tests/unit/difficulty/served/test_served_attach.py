@@ -164,6 +164,15 @@ def test_beside_drafts_of_speculative_decoding(runner, probe):
     assert runner.logits[others].equal(plain(runner)[others])
 
 
+def test_a_prompt_that_is_cached_but_for_its_last_token(runner, probe):
+    """vLLM then gives it placeholders for drafts, after that token."""
+    ServedProbe(runner, probe, "cpu")
+    run(runner, step("ab", [request("b")], drafts={"a": [1, 2], "b": [-1, -1]}))
+    assert result(runner.logits[3])[0] == pytest.approx(probe.predict_proba(runner.hidden)[3].tolist(), abs=1e-6)
+    others = [0, 1, 2, 4, 5]
+    assert runner.logits[others].equal(plain(runner)[others])
+
+
 def test_a_request_with_an_adapter_is_refused(runner, probe):
     ServedProbe(runner, probe, "cpu")
     run(runner, step("a", [request("a", lora=object())]))
@@ -206,6 +215,7 @@ SIZES = {"hidden_size": WIDTH, "layers": 4, "vocabulary": VOCABULARY}
         ({"hidden_size": 8}, {}, -1, f"it reads the width {WIDTH}, but the model has 8"),
         ({"vocabulary": 10}, {}, -1, "the model has 10 tokens, and a result needs 14"),
         ({}, {"is_pooling_model": True}, -1, "unset ENTROPY_RFT_PROBE and set features.kind to vllm_pooling"),
+        ({}, {"speculative_config": SimpleNamespace(method="ngram_gpu")}, -1, "ngram_gpu is not supported: use ngram"),
         ({}, {"batch_sharder": object()}, -1, "start without enable_batch_sharded_sampling"),
         ({}, {"pcp_manager": object()}, -1, "prefill context parallelism is not supported"),
     ],
@@ -239,5 +249,5 @@ def test_without_the_variable_nothing_is_imported(monkeypatch):
 def test_a_directory_without_a_probe_stops_the_server(monkeypatch, tmp_path):
     """vLLM calls this before it loads a model, and its error ends the process."""
     monkeypatch.setenv(ENV, str(tmp_path))
-    with pytest.raises(ValueError, match="has no probe.json: give a directory that save_pretrained wrote"):
+    with pytest.raises(ValueError, match=r"has no probe\.json: give a directory that save_pretrained wrote"):
         register()
