@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,30 @@ class DifficultyProbe:
                 f"hidden has the width {states.shape[1]}, but this probe reads {self.width}{self._whose()}"
             )
         return (logits(self._tensors, states) / self.temperature).softmax(-1)
+
+    def on(self, device: Any) -> Callable[[Tensor], Tensor]:
+        """`predict_proba` on another device: (N, D) floats there to (N, 3) float32 there.
+
+        Nothing is checked or copied to the CPU: a state that is not finite gives NaN. The device gets its own weights.
+
+        Raises:
+            ValueError: the probe is not fitted.
+        """
+        if not self._tensors:
+            raise UserValueError("the probe is not fitted: call fit, or load one with from_pretrained")
+        tensors, temperature = {name: tensor.to(device) for name, tensor in self._tensors.items()}, self.temperature
+
+        def predict(states: Tensor) -> Tensor:
+            return (logits(tensors, states.float()) / temperature).softmax(-1)
+
+        return predict
+
+    def digest(self) -> str:
+        """64 hex digits of what its results depend on: kind, layer, temperature and weights."""
+        found = hashlib.sha256(repr((self.kind, self.layer, self.temperature)).encode())
+        for name, tensor in self._tensors.items():
+            found.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def predict(self, hidden: Any, min_confidence: float = 0.0) -> list[Difficulty]:
         """The difficulty of each state, as :func:`choose` of its probabilities."""

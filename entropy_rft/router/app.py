@@ -61,7 +61,7 @@ class RouterApp:
     def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
         if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
             raise UserValueError(
-                "features.kind is missing: a probe needs hidden states: set local, or vllm_pooling and its url "
+                "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
                 "(none: only clients choose the difficulty)"
             )
         self.settings = settings

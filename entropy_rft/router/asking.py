@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from entropy_rft.difficulty.strategies import Placement
+from entropy_rft.router.backends import Backend
 from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.holders import Holders
 from entropy_rft.router.policy import Decision, applied
@@ -48,15 +49,19 @@ class Sender:
         self._headers = headers
         self._continued = dialect.continues(body)
 
-    async def __call__(self, payload: bytes, without_budget: Callable[[], bytes] | None = None) -> Upstream:
-        """As `Proxy.ask`.
+    async def __call__(
+        self, payload: bytes, without_budget: Callable[[], bytes] | None = None, first: Backend | None = None
+    ) -> Upstream:
+        """As `Proxy.ask`; an answer that is continued is asked of the backend that holds it, not of `first`.
 
         Raises:
             RouterError: no backend gave an answer.
         """
         path, headers, errors = self._dialect.path, self._headers, self._dialect.errors
         if self._continued is None:
-            return await self._proxy.ask("POST", path, payload, headers, errors, without_budget=without_budget)
+            return await self._proxy.ask(
+                "POST", path, payload, headers, errors, without_budget=without_budget, first=first
+            )
         return await self._holders.ask(self._continued, "POST", path, payload, headers, errors, without_budget)
 
 
@@ -133,7 +138,8 @@ class Asking:
         limits = self._dialect.limits_thinking
         ours = limits(self.request) and not limits(self._body)
         without = partial(self._form, thinking=False) if ours else None
-        upstream = await self._send(self._payload, None if without is None else lambda: orjson.dumps(without()[0]))
+        other = None if without is None else lambda: orjson.dumps(without()[0])
+        upstream = await self._send(self._payload, other, self._decision.backend)
         if without is not None and not upstream.thinking_limited:
             self.request, self._limit_is_ours = without()
         return upstream

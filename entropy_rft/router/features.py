@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import orjson
 from cachetools import LRUCache
@@ -69,6 +69,20 @@ class HiddenStates(Protocol):
         ...
 
 
+class ServedProbes(Protocol):
+    """Servers that evaluate the probe themselves."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ready(self) -> bool: ...
+
+    async def probabilities(self, token_ids: list[int], server: str | None) -> Probabilities:
+        """Of EASY, NORMAL and HARD; raises FeatureError. `server`: the address of the one to ask; by default any."""
+        ...
+
+
 class NoFeatures:
     """For a router whose clients give the difficulty themselves."""
 
@@ -87,6 +101,7 @@ class NoFeatures:
 class _Flight:
     """A question in progress, and how many requests wait for it."""
 
+    server: str | None = None
     waiters: int = 0
     task: asyncio.Task[Probabilities] | None = field(default=None, repr=False)
 
@@ -100,8 +115,8 @@ class ProbedFeatures:
 
     Args:
         tokenize: tokens of a question; raises FeatureError.
-        states: where hidden states come from.
-        probe: fitted, and made for that model.
+        states: where hidden states come from, or servers that evaluate the probe themselves.
+        probe: fitted, and made for that model; ``None`` where servers have it.
         cache_size: questions in the cache; 0 is none.
         knows_system_role: whether the model's chat template supports system messages; ``None`` where unknown.
 
@@ -116,8 +131,8 @@ class ProbedFeatures:
     def __init__(
         self,
         tokenize: Callable[[Question], list[int]],
-        states: HiddenStates,
-        probe: DifficultyProbe,
+        states: HiddenStates | ServedProbes,
+        probe: DifficultyProbe | None,
         cache_size: int = 10_000,
         knows_system_role: bool | None = None,
     ) -> None:
@@ -182,7 +197,7 @@ class ProbedFeatures:
             return found
         self.misses += 1
         while True:
-            flight = self._flights.get(key) or self._launch(key, token_ids)
+            flight = self._flights.get(key) or self._launch(key, token_ids, request.server)
             assert flight.task is not None
             flight.waiters += 1
             try:
@@ -210,10 +225,10 @@ class ProbedFeatures:
         finally:
             self._tokenizing -= 1
 
-    def _launch(self, key: bytes, token_ids: list[int]) -> _Flight:
+    def _launch(self, key: bytes, token_ids: list[int], server: str | None) -> _Flight:
         if len(self._flights) >= _MAX_FLIGHTS:
             raise FeatureError(f"{_MAX_FLIGHTS} questions are waiting for their features already")
-        flight = _Flight()
+        flight = _Flight(server)
         flight.task = asyncio.get_running_loop().create_task(self._fly(key, token_ids, flight))
         self._flights[key] = flight
 
@@ -228,15 +243,20 @@ class ProbedFeatures:
 
     async def _fly(self, key: bytes, token_ids: list[int], flight: _Flight) -> Probabilities:
         try:
-            state = await self.states.state(token_ids, lambda: flight.waiters > 0)
-            easy, normal, hard = self.probe.predict_proba(state)[0].tolist()
+            found = await self._ask(token_ids, flight)
         except FeatureError:
             raise
         except Exception as error:
             raise FeatureError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-        found = (easy, normal, hard)
         _remember(self._probabilities, key, found)
         return found
+
+    async def _ask(self, token_ids: list[int], flight: _Flight) -> Probabilities:
+        if self.probe is None:
+            return await cast("ServedProbes", self.states).probabilities(token_ids, flight.server)
+        state = await cast("HiddenStates", self.states).state(token_ids, lambda: flight.waiters > 0)
+        easy, normal, hard = self.probe.predict_proba(state)[0].tolist()
+        return easy, normal, hard
 
 
 def _remember(cache: LRUCache[bytes, Any], key: bytes, value: Any) -> None:
@@ -264,7 +284,7 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
     model = settings.model or probe.base_model
     if not model:
         raise UserValueError("the probe does not name its base model: set model to its name or directory")
-    states: HiddenStates
+    states: HiddenStates | ServedProbes
     if wanted.kind == "local":
         from entropy_rft.router.local_states import LocalStates
 
@@ -289,7 +309,20 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
             width=probe.width,
             batch_size=wanted.batch_size,
         )
+    elif wanted.kind == "vllm":
+        from entropy_rft.router.vllm_served import VLLMServed
+
+        servers = {each.url: each.api_key() for each in settings.backends}
+        if wanted.url is not None:
+            servers = {wanted.url: wanted.api_key()}
+        if not servers:
+            raise UserValueError(
+                "features.kind vllm asks the backends, and there are none: give backends, or features.url"
+            )
+        named = wanted.model or settings.served_model_name
+        states = VLLMServed(servers, model=named, digest=probe.digest())
     else:
-        raise UserValueError(f"features.kind must be vllm_pooling, local or none, not {wanted.kind!r}")
+        raise UserValueError(f"features.kind must be vllm, vllm_pooling, local or none, not {wanted.kind!r}")
     tokenize = ChatTokenizer.from_pretrained(model)
-    return ProbedFeatures(tokenize, states, probe, wanted.cache_size, tokenize.knows_system_role)
+    local = None if wanted.kind == "vllm" else probe
+    return ProbedFeatures(tokenize, states, local, wanted.cache_size, tokenize.knows_system_role)

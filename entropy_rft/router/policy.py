@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.router.dialects import DIALECTS, Dialect, Endpoint
 from entropy_rft.router.errors import RouterError
 from entropy_rft.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from entropy_rft.router.backends import Backend
 
 AUTO = "auto"
 DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
@@ -41,11 +44,13 @@ class Decision:
         confidence: the probability that the probe gave its first choice; 1 where the client chose; ``None`` where
             the probe was not asked.
         reason: one of `REASONS`.
+        backend: that was asked for the difficulty, and is to answer: it has the question in its prefix cache.
     """
 
     difficulty: Difficulty
     confidence: float | None
     reason: str
+    backend: Backend | None = None
 
 
 @dataclass(frozen=True, slots=True)

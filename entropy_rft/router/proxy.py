@@ -75,6 +75,7 @@ class Proxy:
         errors: ErrorShape = OPENAI,
         among: Collection[Backend] | None = None,
         without_budget: Callable[[], bytes] | None = None,
+        first: Backend | None = None,
     ) -> Upstream:
         """The first answer that is final, or the last one when the attempts are over.
 
@@ -89,6 +90,7 @@ class Proxy:
             among: the only backends that may be asked; ``None``: all.
             without_budget: makes the payload for a backend that does not know a limit on the thinking, where `payload`
                 has one. Which backends do is found out once: by a refusal, and an answer to the other payload.
+            first: the backend that is asked first, if it may be asked now.
 
         Raises:
             RouterError: no backend may be asked now, or none gave an answer.
@@ -98,7 +100,8 @@ class Proxy:
         tried = list(others)
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
-            backend = self._pool.choose(loop.time(), tried)
+            backend = None if attempt or first is None or first.blocked_s(loop.time()) > 0 else first
+            backend = backend or self._pool.choose(loop.time(), tried)
             if backend is None and len(tried) > len(others):  # no other one is left: retry the same ones, after a pause
                 await self._pause(attempt)
                 tried = list(others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -53,6 +54,7 @@ class Routing:
         self._metrics = metrics
         self._deadline_s = settings.features.deadline_ms / 1000
         self._last_complaint = float("-inf")
+        self._asks_backends = settings.features.kind == "vllm" and settings.features.url is None
         self._knows_system_role = knows_system_role
         self._placement: Placement = placement
         self._takes_effort = settings.client_reasoning_effort == "difficulty"
@@ -82,9 +84,13 @@ class Routing:
 
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         start = perf_counter()
+        asked = DIALECTS[endpoint].question(body)
+        backend = self._pool.choose(asyncio.get_running_loop().time()) if self._asks_backends else None
+        if backend is not None:
+            asked = replace(asked, server=backend.url)
         try:
             async with timeout(self._deadline_s):
-                proba = await features.proba(DIALECTS[endpoint].question(body))
+                proba = await features.proba(asked)
         except asyncio.TimeoutError:
             return self._unknown("feature_timeout", f"no answer within {1000 * self._deadline_s:g} ms")
         except FeatureError as error:
@@ -93,7 +99,7 @@ class Routing:
             return self._unknown("feature_error", f"{type(error).__name__}: {error}")
         finally:
             self._metrics.feature.observe(perf_counter() - start)
-        return policy.from_probabilities(proba, self._settings.min_confidence)
+        return replace(policy.from_probabilities(proba, self._settings.min_confidence), backend=backend)
 
     def _unknown(self, reason: str, cause: str) -> Decision:
         now = perf_counter()

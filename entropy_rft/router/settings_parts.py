@@ -94,11 +94,12 @@ class HealthSettings(Part):
 class FeatureSettings(Part):
     """Where the hidden state of a question comes from."""
 
-    kind: Literal["vllm_pooling", "local", "none"] = "none"
+    kind: Literal["vllm", "vllm_pooling", "local", "none"] = "none"
     url: str | None = None
-    """Of the pooling server (`vllm_pooling`)."""
+    """Of the pooling server (`vllm_pooling`). With `vllm` each question is asked at the backend that will answer it;
+    give the address of another server that evaluates the probe to ask that one instead."""
     model: str | None = None
-    """What the pooling server calls the model; the first one that it names when not given."""
+    """What the server calls the model; the first one that it names when not given."""
     api_key_env: str | None = None
     api_key_file: str | None = None
     deadline_ms: float = Field(default=200.0, gt=0)
@@ -116,6 +117,8 @@ class FeatureSettings(Part):
     def _url_when_needed(self) -> FeatureSettings:
         if self.kind == "vllm_pooling" and not (self.url or "").startswith(("http://", "https://")):
             raise UserValueError("vllm_pooling needs url, the address of a server started with --runner pooling")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise UserValueError("url must be an address such as http://10.0.0.1:8000")
         return self
 
     def api_key(self) -> str | None:

@@ -27,6 +27,7 @@ class Question:
         token_ids: a prompt's tokens.
         tools: as OpenAI's; the chat template shows them to the model.
         chat_template_kwargs: further variables of the chat template, such as ``enable_thinking``.
+        server: the address of the backend that is to answer, where that one is asked for the difficulty too.
     """
 
     messages: list[dict[str, Any]] | None = None
@@ -34,6 +35,7 @@ class Question:
     token_ids: list[int] | None = None
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    server: str | None = None
 
 
 class ChatTokenizer:

@@ -7,13 +7,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
-
-if TYPE_CHECKING:
-    import aiohttp
+from entropy_rft.router.json_client import JSONClient, said
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +60,11 @@ class VLLMPooling:
                 f"the probe reads layer {layer}, but a pooling server gives only the last one (-1): "
                 "set features.kind to local, or collect traces with --layer -1"
             )
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self._client = JSONClient(url, api_key, timeout)
+        self.url = self._client.url
         self.model = model
         self.width = width
         self.max_tokens: int | None = None
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
         self._checked = False
         self._checking = asyncio.Lock()
         self._refused: str | None = None
@@ -83,14 +79,7 @@ class VLLMPooling:
         Raises:
             ValueError: the probe cannot read its states.
         """
-        import aiohttp
-
-        self._session = aiohttp.ClientSession(
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=self._timeout, connect=min(3.0, self._timeout)),
-            connector=aiohttp.TCPConnector(limit=0),
-            auto_decompress=False,
-        )
+        self._client.open()
         try:
             await self._check()
         except FeatureError as error:
@@ -101,8 +90,7 @@ class VLLMPooling:
 
     async def close(self) -> None:
         await self._batcher.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def ready(self) -> bool:
         try:
@@ -130,9 +118,9 @@ class VLLMPooling:
 
     async def _look(self) -> None:
         await self._check()
-        status, data = await self._request("GET", "/health", parse=False)
+        status, data = await self._client.request("GET", "/health", parse=False)
         if status != 200:
-            raise FeatureError(f"{self.url}/health gave status {status}{_message(data)}")
+            raise FeatureError(f"{self.url}/health gave status {status}{said(data)}")
 
     async def _check(self) -> None:
         """Read the model's name and limit, and check that the probe can read a state; once."""
@@ -149,18 +137,11 @@ class VLLMPooling:
     async def _first_look(self) -> None:
         if self._refused is not None:
             raise FeatureError(self._refused)
-        status, data = await self._request("GET", "/v1/models")
-        try:
-            if status != 200:
-                raise UserValueError(f"status {status}{_message(data)}")
-            named = {str(entry["id"]): entry for entry in data["data"]}
-            model = self.model or next(iter(named))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise FeatureError(f"{self.url} does not name its model ({error}): set features.model") from error
+        named = await self._client.models()
+        model = self.model or next(iter(named))
         if model not in named:
             self._refuse(f"features.model: {self.url} has no model {model!r}, only {', '.join(named)}")
-        limit = named[model].get("max_model_len")
-        self.model, self.max_tokens = model, limit if isinstance(limit, int) else None
+        self.model, self.max_tokens = model, named[model]
         (state,) = await self._ask([_PROBE_TOKENS])
         if self.width is not None and len(state) != self.width:
             self._refuse(
@@ -205,10 +186,10 @@ class VLLMPooling:
             "encoding_format": "base64",
             "add_special_tokens": False,
         }
-        status, data = await self._request("POST", "/pooling", body)
+        status, data = await self._client.request("POST", "/pooling", body)
         if status != 200:
             kind = _Refused if status in (400, 413, 422) else FeatureError
-            raise kind(f"{self.url}/pooling gave status {status}{_message(data)}")
+            raise kind(f"{self.url}/pooling gave status {status}{said(data)}")
         try:
             entries = sorted(data["data"], key=lambda entry: entry["index"])
             states = [np.frombuffer(base64.b64decode(entry["data"], validate=True), "<f4") for entry in entries]
@@ -218,34 +199,6 @@ class VLLMPooling:
             raise FeatureError(f"{self.url}/pooling gave something other than states ({error})") from error
         return states
 
-    async def _request(self, method: str, path: str, body: Any = None, parse: bool = True) -> tuple[int, Any]:
-        import aiohttp
-        import orjson
-
-        if self._session is None or self._session.closed:
-            raise FeatureError("the feature source is not started")
-        content = None if body is None else orjson.dumps(body)
-        headers = {"Content-Type": "application/json"} if content else None
-        try:
-            async with self._session.request(
-                method, self.url + path, data=content, headers=headers, allow_redirects=False
-            ) as response:
-                text = await response.read()
-                return response.status, orjson.loads(text) if parse else None
-        except asyncio.TimeoutError as error:
-            raise FeatureError(f"{self.url} did not answer in {self._timeout:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise FeatureError(f"{self.url} cannot be reached: {' '.join(str(error).split())}") from error
-        except orjson.JSONDecodeError as error:
-            raise FeatureError(f"{self.url}{path} gave status {response.status} without JSON") from error
-
 
 class _Refused(FeatureError):
     """The server refuses the question itself."""
-
-
-def _message(data: Any) -> str:
-    """What the server says went wrong, shortened to one line."""
-    inner = data.get("error", data) if isinstance(data, dict) else data
-    message = inner.get("message", "") if isinstance(inner, dict) else inner
-    return f": {' '.join(str(message).split())[:200]}" if message else ""

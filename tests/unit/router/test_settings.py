@@ -76,7 +76,10 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_not_ours(monkeypatch
         ("min_confidence: 1.5", "min_confidence: input should be less than or equal to 1, got 1.5"),
         ("backends: [ftp://a]", "backends[0].url: must be an address such as http://10.0.0.1:8000, got 'ftp://a'"),
         ("backends: [http://a, http://a]", "backends: 'a' occurs twice: give each a name of its own"),
-        ("features: {kind: vllm}", "features.kind: input should be 'vllm_pooling', 'local' or 'none', got 'vllm'"),
+        (
+            "features: {kind: vlm}",
+            "features.kind: input should be 'vllm', 'vllm_pooling', 'local' or 'none', got 'vlm'",
+        ),
         ("features: {kind: vllm_pooling}", "features: vllm_pooling needs url, the address of a server"),
         ("features: {kind: local}", "probe is missing: features need a probe that reads them"),
         ("- a", "must map names to values, not be a list"),

@@ -1,0 +1,157 @@
+"""Probabilities from the vLLM servers that answer: each evaluates the probe (`entropy_rft.difficulty.served`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+
+from entropy_rft.difficulty.served.wire import DIGEST_DIGITS, decoded, request_body
+from entropy_rft.errors import UserValueError
+from entropy_rft.router.batching import FeatureError
+from entropy_rft.router.json_client import JSONClient, said
+
+logger = logging.getLogger(__name__)
+
+_TOKENS = [1]  # any one token: sent once, to check that a server evaluates the probe
+_READY_SECONDS = 2.0
+_PATIENCE_SECONDS = 1.0  # before a server that failed its check is checked again
+
+
+class VLLMServed:
+    """Asks ``POST URL/v1/completions`` for one token of a marked request, whose log-probabilities hold the result.
+
+    The prompt is given as token ids, so the server's chat template is not used. vLLM batches these requests with all
+    others, and puts the prompt into its prefix cache, so the answer's own request begins where this one ended.
+
+    Args:
+        servers: their addresses, with or without ``/v1``, each with its key or ``None``; at least one.
+        model: what the servers call the model; ``None`` takes the first one that each names.
+        digest: of the probe. A server with another one is refused.
+        timeout: seconds for one request.
+    """
+
+    def __init__(
+        self, servers: Mapping[str, str | None], *, model: str | None = None, digest: str, timeout: float = 10.0
+    ) -> None:
+        self._servers = {url: _Server(JSONClient(url, key, timeout), model, digest) for url, key in servers.items()}
+
+    def open(self) -> None:
+        """Open the connections without asking; needs a running event loop."""
+        for server in self._servers.values():
+            server.client.open()
+
+    async def start(self) -> None:
+        """Check the servers that are reachable already.
+
+        Raises:
+            ValueError: a server evaluates no probe, or another one.
+        """
+        self.open()
+        for server in self._servers.values():
+            try:
+                await server.check()
+            except _Mistake as error:
+                await self.close()
+                raise UserValueError(str(error)) from error
+            except FeatureError as error:
+                logger.warning("the feature source is not reachable yet: %s", error)
+
+    async def check(self) -> None:
+        """Check every server that is not checked yet; raises FeatureError."""
+        for server in self._servers.values():
+            await server.check()
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.client.close()
+
+    async def ready(self) -> bool:
+        """Whether one of the servers would answer now: the balancer takes care of those that are down."""
+        looks = [asyncio.wait_for(server.healthy(), _READY_SECONDS) for server in self._servers.values()]
+        return True in await asyncio.gather(*looks, return_exceptions=True)
+
+    async def probabilities(self, token_ids: list[int], server: str | None = None) -> tuple[float, float, float]:
+        """Probabilities of EASY, NORMAL and HARD.
+
+        Args:
+            token_ids: of the question.
+            server: the address of the one that is to answer; by default the first.
+
+        Raises:
+            FeatureError: the server cannot be reached, refuses, or evaluates no probe or another one.
+        """
+        chosen = self._servers.get(server or "") or next(iter(self._servers.values()))
+        return await chosen.probabilities(token_ids)
+
+
+class _Mistake(FeatureError):
+    """The server was started or is named wrongly."""
+
+
+class _Server:
+    """One server, which is checked before it is asked the first question."""
+
+    def __init__(self, client: JSONClient, model: str | None, digest: str) -> None:
+        self.client = client
+        self._model = model
+        self._digest = digest[:DIGEST_DIGITS]
+        self._max_tokens: int | None = None
+        self._checked = False
+        self._checking = asyncio.Lock()
+        self._failure, self._failed_at = "", -math.inf
+
+    async def check(self) -> None:
+        """Read the model's name and limit, and ask for one result; once."""
+        async with self._checking:
+            if self._checked:
+                return
+            try:
+                named = await self.client.models()
+                model = self._model or next(iter(named))
+                if model not in named:
+                    listed = ", ".join(named)
+                    raise _Mistake(f"features.model: {self.client.url} has no model {model!r}, only {listed}")
+                self._model, self._max_tokens = model, named[model]
+                await self._ask(_TOKENS)
+            except FeatureError as error:
+                self._failure, self._failed_at = str(error), time.monotonic()
+                raise
+            self._checked = True
+
+    async def healthy(self) -> bool:
+        await self.check()
+        status, _ = await self.client.request("GET", "/health", parse=False)
+        return status == 200
+
+    async def probabilities(self, token_ids: list[int]) -> tuple[float, float, float]:
+        if not self._checked:
+            # Only one question at a time checks a server that is not reachable yet: the others do not wait for it.
+            if self._checking.locked():
+                raise FeatureError(f"{self.client.url} is being checked for the first time")
+            if time.monotonic() - self._failed_at < _PATIENCE_SECONDS:
+                raise FeatureError(self._failure)
+            await self.check()
+        if self._max_tokens is not None and len(token_ids) >= self._max_tokens:  # one token is generated
+            raise FeatureError(
+                f"the question has {len(token_ids)} tokens, the server takes less than {self._max_tokens}"
+            )
+        return await self._ask(token_ids)
+
+    async def _ask(self, token_ids: list[int]) -> tuple[float, float, float]:
+        url = self.client.url
+        status, data = await self.client.request("POST", "/v1/completions", request_body(self._model, token_ids))
+        if status != 200:
+            raise FeatureError(f"{url}/v1/completions gave status {status}{said(data)}")
+        try:
+            found, digest = decoded(data)
+        except ValueError as error:
+            raise _Mistake(f"{url}: {error}") from error
+        if digest != self._digest:
+            raise _Mistake(
+                f"{url} evaluates the probe {digest}, but the router has {self._digest}: set ENTROPY_RFT_PROBE of the "
+                "server and probe of the router to the same one"
+            )
+        return found

@@ -1,0 +1,234 @@
+"""A real vLLM server that generates and evaluates the probe, on the CPU; beside it, what the same server answers
+without the probe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+pytest.importorskip("aiohttp")
+
+from processes import ServerProcess, router_process
+
+from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.difficulty import DifficultyProbe, choose, question_states
+from entropy_rft.difficulty.served import ENV
+from entropy_rft.difficulty.served.wire import decoded, request_body
+from entropy_rft.router.features import Question, build_features
+from entropy_rft.router.settings import load_settings
+from entropy_rft.sampling import encode_prompt, load_model_and_tokenizer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.integration]
+
+BLOCK = 32  # tokens of a block of the prefix cache
+BUDGET = 64  # tokens of one step: a longer prompt is computed in parts
+QUESTIONS = [f"What is {a} + {b}{' - 3' * (4 * b % 31)}?" for a in (1, 20, 99) for b in (2, 13, 19, 23)]
+LONG = "What is 1{}?".format(" + 2 - 1" * 30)
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 1, "seed": 7},
+    {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "presence_penalty": 0.3, "seed": 3},
+]
+
+
+def server(log: Path, probe: str) -> ServerProcess:
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
+    command += ["--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    command += ["--block-size", str(BLOCK), "--max-num-batched-tokens", str(BUDGET), "--max-num-seqs", "16"]
+    command += ["--host", "127.0.0.1", "--port", "{port}"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", ENV: probe}
+    return ServerProcess(command, log, environment=environment)
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def counter(url: str, name: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def ordinary(url: str) -> list[Any]:
+    """Tokens and log-probabilities of ordinary requests, each after the other."""
+    found = []
+    for question in QUESTIONS[::3]:
+        for options in SAMPLING:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 60, **options}
+            answer = post(f"{url}/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": 5})
+            found.append(answer["choices"][0]["logprobs"]["content"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Of a server without the probe, which does not run beside the other one."""
+    with server(tmp_path_factory.mktemp("without") / "server.log", "") as plain:
+        plain.wait_until_ready()
+        with pytest.raises(ValueError, match="the server evaluates no probe"):
+            decoded(post(f"{plain.url}/v1/completions", request_body("tiny", [5])))
+        return ordinary(plain.url)
+
+
+@pytest.fixture(scope="module")
+def served(without: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server(tmp_path_factory.mktemp("served") / "server.log", str(TINY_PROBE)) as serving:
+        serving.wait_until_ready()
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer() -> tuple[Any, Any]:
+    return load_model_and_tokenizer(str(TINY_REASONER), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def probe() -> DifficultyProbe:
+    return DifficultyProbe.from_pretrained(TINY_PROBE)
+
+
+def conversation(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def test_the_probabilities_of_a_plain_forward(
+    served: ServerProcess, model_and_tokenizer: tuple[Any, Any], probe: DifficultyProbe
+) -> None:
+    """All at once, with prompts in one step and in several, and again out of the prefix cache."""
+    model, tokenizer = model_and_tokenizer
+    prompts = [encode_prompt(tokenizer, conversation(question)) for question in QUESTIONS] + [[5], [5] * 511]
+    assert sum(len(prompt) > BUDGET for prompt in prompts) > 3
+    expected = probe.predict_proba(question_states(model, prompts)).numpy()
+
+    def ask(prompt: list[int]) -> tuple[float, float, float]:
+        found, digest = decoded(post(f"{served.url}/v1/completions", request_body("tiny", prompt)))
+        assert probe.digest().startswith(digest)
+        return found
+
+    for _ in range(2):
+        hits = counter(served.url, "vllm:prefix_cache_hits_total")
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            found = np.array(list(threads.map(ask, prompts)))
+        assert np.abs(found - expected).max() < 1e-4
+    assert counter(served.url, "vllm:prefix_cache_hits_total") > hits
+
+
+def test_ordinary_requests_are_those_of_a_server_without_the_probe(
+    served: ServerProcess, without: list[Any], model_and_tokenizer: tuple[Any, Any]
+) -> None:
+    """Tokens and log-probabilities bit for bit, alone and while marked requests are in the same batches."""
+    assert sum(len(answer) for answer in without) > 300
+    assert ordinary(served.url) == without
+    body, stop = request_body("tiny", [5] * 9), False
+
+    def keep_asking() -> int:
+        count = 0
+        while not stop:
+            decoded(post(f"{served.url}/v1/completions", body))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(keep_asking) for _ in range(2)]
+        try:
+            beside = ordinary(served.url)
+        finally:
+            stop = True
+        assert sum(each.result() for each in asking) > 20
+    assert [[token["token"] for token in answer] for answer in beside] == [
+        [token["token"] for token in answer] for answer in without
+    ]
+    # A larger batch may round differently, with or without the probe.
+    assert np.abs(np.array(logprobs(beside)) - np.array(logprobs(without))).max() < 1e-5
+
+
+def logprobs(answers: list[Any]) -> list[float]:
+    return [token["logprob"] for answer in answers for token in answer]
+
+
+def test_the_router_asks_and_the_answer_reuses_the_prefix(
+    served: ServerProcess,
+    model_and_tokenizer: tuple[Any, Any],
+    probe: DifficultyProbe,
+    tmp_path: Path,
+) -> None:
+    model, tokenizer = model_and_tokenizer
+    strategy = {"instruction": "", "temperature": 0, "max_tokens_fraction": 1.0}
+    settings = {
+        "probe": str(TINY_PROBE),
+        "backends": [served.url],
+        "features": {"kind": "vllm", "deadline_ms": 20_000},
+        "strategies": dict.fromkeys(("easy", "normal", "hard"), strategy),
+        "min_confidence": 0.0,
+    }
+    prompt = encode_prompt(tokenizer, conversation(LONG))
+    with router_process(tmp_path, settings, ready="/ready") as router:
+        router.wait_until_ready(120)
+        queries, hits = (counter(served.url, f"vllm:prefix_cache_{name}_total") for name in ("queries", "hits"))
+        body = {"model": "tiny", "messages": conversation(LONG), "max_tokens": 4}
+        request = urllib.request.Request(
+            f"{router.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            assert answer.headers["x-entropy-rft-reason"] == "probe"
+            said = answer.headers["x-entropy-rft-difficulty"], float(answer.headers["x-entropy-rft-confidence"])
+            assert json.load(answer)["usage"]["prompt_tokens"] == len(prompt)
+    expected = probe.predict_proba(question_states(model, [prompt]))[0]
+    assert said == (choose(expected).value, pytest.approx(float(expected.max()), abs=1e-4))
+    asked = counter(served.url, "vllm:prefix_cache_queries_total") - queries
+    assert asked == 2 * len(prompt)  # the question twice: for its difficulty, and for its answer
+    reused = counter(served.url, "vllm:prefix_cache_hits_total") - hits
+    assert reused == (len(prompt) - 1) // BLOCK * BLOCK  # all that a cache of whole blocks can hold
+
+
+def test_the_source_of_the_router(
+    served: ServerProcess, model_and_tokenizer: tuple[Any, Any], probe: DifficultyProbe
+) -> None:
+    """From the messages of a request to the probabilities, as `probe evaluate` has them."""
+    model, tokenizer = model_and_tokenizer
+    prompts = [encode_prompt(tokenizer, conversation(question)) for question in QUESTIONS]
+    expected = probe.predict_proba(question_states(model, prompts)).numpy()
+    settings = load_settings(None, {"probe": str(TINY_PROBE), "backends": [served.url], "features": {"kind": "vllm"}})
+
+    async def main() -> Any:
+        features = build_features(settings, probe)
+        await features.start()
+        try:
+            assert await features.ready()
+            asked = (features.proba(Question(messages=conversation(question))) for question in QUESTIONS)
+            return await asyncio.gather(*asked)
+        finally:
+            await features.close()
+
+    assert np.abs(np.array(asyncio.run(main())) - expected).max() < 1e-4
+
+
+def test_probe_check(served: ServerProcess, probe: DifficultyProbe, tmp_path: Path) -> None:
+    def check(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "entropy_rft", "probe", "check", "--url", served.url, "--probe"]
+        return subprocess.run([*command, str(directory), *options], capture_output=True, text=True, timeout=300)
+
+    good = check(TINY_PROBE, "--dtype", "float32")
+    assert good.returncode == 0, good.stderr
+    assert "evaluates this probe as a plain forward does" in good.stdout
+    other = DifficultyProbe.from_pretrained(TINY_PROBE)
+    other.temperature *= 1.01
+    other.save_pretrained(tmp_path / "other")
+    bad = check(tmp_path / "other", "--quick")
+    assert bad.returncode == 2
+    assert f"evaluates the probe {probe.digest()[:6]}, but the router has {other.digest()[:6]}" in bad.stderr
