@@ -190,7 +190,9 @@ def test_the_backend_that_is_asked_answers() -> None:
                 decision = await routing.decide({"prompt": [hard]}, "completions", None)
                 assert decision.difficulty is Difficulty.HARD
                 assert decision.confidence == pytest.approx(hard / 100, abs=1e-6)
-                upstream = await proxy.ask("POST", "/v1/completions", b'{"prompt": [%d]}' % hard, {}, decision.backend)
+                upstream = await proxy.ask(
+                    "POST", "/v1/completions", b'{"prompt": [%d]}' % hard, {}, first=decision.backend
+                )
                 assert upstream.status == 200
                 upstream.close()
             for server in servers:
