@@ -102,7 +102,7 @@ for module in pkgutil.walk_packages(entropy_rft.__path__, "entropy_rft."):
     assert result.returncode == 0, result.stderr
 
 
-def test_a_packaged_recipe_trains(commands: Path, environment: None, tmp_path: Path) -> None:
+def test_a_packaged_recipe_trains_and_is_reported(commands: Path, environment: None, tmp_path: Path) -> None:
     run(
         commands, tmp_path, "train", "--config", "tiny/clip_b.yaml", "--max_steps", "2", "--max_completion_length", "24"
     )
@@ -110,8 +110,14 @@ def test_a_packaged_recipe_trains(commands: Path, environment: None, tmp_path: P
     assert (directory / "model.safetensors").is_file()
     steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
+    run(commands, tmp_path, "report", str(directory))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 3
+    assert "</table>" in page
 
 
+# scripts/demo.sh runs it from the checkout; what it needs of the wheel, the recipes and the page, the test above uses.
+@pytest.mark.soak
 def test_the_demo(commands: Path, environment: None, tmp_path: Path) -> None:
     output = run(commands, tmp_path, "demo", "--steps", "1", "--questions", "6", "--samples", "1")
     assert "avg@k" in output
