@@ -24,6 +24,9 @@ ENGINES = ("ddp", "zero1", "zero2", "zero3")
 CASES = (*RULES, "clip_b_pear", "clip_v_pear", "masked", "masked_pear", "refresh")
 # For the engines between DDP, which shards nothing, and ZeRO-3, which shards everything.
 FEW_CASES = ("clip_b", "clip_v_pear", "masked_pear")
+# For LoRA beside all weights: the rules read the same statistics, and what differs is where the gradients go. The soak
+# tests train by all cases.
+LORA_CASES = (*FEW_CASES, "refresh")
 STEPS = 4
 
 # DeepSpeed builds a small C++ operator on its first run, about a minute on an idle machine.

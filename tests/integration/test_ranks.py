@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launching import CASES, ENGINES, FEW_CASES, HERE, STEPS, launch, launcher, needs_deepspeed
+from launching import CASES, ENGINES, FEW_CASES, HERE, LORA_CASES, STEPS, launch, launcher, needs_deepspeed
 from rule_matrix import acted_on, loose_rules
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
@@ -51,12 +51,21 @@ ALONE = "alone"
 TWO_UPDATES = ("refresh", *(name for name, rule in RULES.items() if rule.later_updates_only))
 
 
-def cases_of(engine: str) -> tuple[str, ...]:
-    return FEW_CASES if engine in ("zero1", "zero2") else CASES
+def cases_of(engine: str, lora: bool, soak: bool) -> tuple[str, ...]:
+    if engine in ("zero1", "zero2"):
+        return FEW_CASES
+    return LORA_CASES if lora and not soak else CASES
 
 
 @pytest.fixture(scope="module")
-def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[bool, Results]]:
+def soak(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--soak")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory, soak: bool
+) -> Callable[[str], dict[bool, Results]]:
     """``trained(engine)[lora]``: what two processes do, and one with the whole batch; each is launched once."""
 
     @functools.cache
@@ -64,9 +73,8 @@ def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         directory = tmp_path_factory.mktemp(engine)
         command = [sys.executable] if engine == ALONE else launcher(engine, directory)
         output = directory / "results.pt"
-        launch(
-            [*command, str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *cases_of(engine)], cwd=directory
-        )
+        script = [str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *cases_of(engine, False, soak)]
+        launch([*command, *script, "--lora", *cases_of(engine, True, soak)], cwd=directory)
         return torch.load(output)
 
     return run
@@ -74,12 +82,14 @@ def trained(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_train_as_one(trained: Callable[[str], dict[bool, Results]], engine: str, lora: bool) -> None:
+def test_two_processes_train_as_one(
+    trained: Callable[[str], dict[bool, Results]], engine: str, lora: bool, soak: bool
+) -> None:
     if engine != "ddp":
         needs_deepspeed()
     ones, twos = trained(ALONE)[lora], trained(engine)[lora]
-    assert ones.keys() == set(CASES)
-    assert twos.keys() == set(cases_of(engine))
+    assert ones.keys() == set(cases_of(ALONE, lora, soak))
+    assert twos.keys() == set(cases_of(engine, lora, soak))
     for case, two in twos.items():
         one = ones[case]
         assert (one["num_processes"], two["num_processes"]) == (1, 2), case

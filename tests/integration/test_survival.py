@@ -285,7 +285,7 @@ def test_a_reward_that_raises(launcher: Launcher, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_nan(launcher: Launcher, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = launcher.finish(run, SABOTAGE="nan:3")
+    code, output = launcher.finish(run, warm=True, SABOTAGE="nan:3")
     assert code == 1, output
     line = next(line for line in errors(output) if "NaN" in line)
     assert "step 3 made weights NaN or infinite: likely causes are a learning_rate that is too high (0.001)" in line
@@ -314,7 +314,7 @@ def test_processes_that_see_different_checkpoints(launcher: Launcher, straight: 
     shutil.copytree(straight, tmp_path / "run", symlinks=True)
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     code, output = launcher.finish(
-        tmp_path / "run", "--resume_from_checkpoint", "auto", SABOTAGE="blind:0", SABOTAGE_RANK="1"
+        tmp_path / "run", "--resume_from_checkpoint", "auto", warm=True, SABOTAGE="blind:0", SABOTAGE_RANK="1"
     )
     assert code != 0, output
     assert f"the processes would resume from different steps (0, {STEPS}): output_dir" in errors(output)[0]

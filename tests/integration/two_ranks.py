@@ -1,6 +1,6 @@
 """Run under a launcher (or alone): steps with fixed completions, case after case; writes what rank 0 has recorded.
 
-Every case runs twice, all weights first and then LoRA alone.
+The cases run with all weights first, and then those of ``--lora`` with LoRA alone.
 
 See test_ranks.py.
 """
@@ -163,10 +163,11 @@ def main() -> None:
     parser.add_argument("model_dir")
     parser.add_argument("output", type=Path)
     parser.add_argument("cases", nargs="+", choices=CASES)
+    parser.add_argument("--lora", nargs="+", choices=CASES, required=True)
     options = parser.parse_args()
     results = {
-        lora: {case: run(options.model_dir, options.output, case, lora) for case in options.cases}
-        for lora in (False, True)
+        lora: {case: run(options.model_dir, options.output, case, lora) for case in cases}
+        for lora, cases in ((False, options.cases), (True, options.lora))
     }
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, options.output)
