@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from entropy_rft.difficulty.compare.policies import Measured, saved_fraction
+from entropy_rft.difficulty.compare.policies import Measured, Outcomes, saved_fraction
 from entropy_rft.difficulty.metrics import confusion_matrix, macro_f1
-from entropy_rft.difficulty.traces import Traces
+from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.difficulty.traces import Traces, levels
 from entropy_rft.reporting.estimators import paired_difference
 
 OTHERS = ("easy", "normal", "hard", "random_same_mix", "prompt_length")
 """What the probe is compared with, by name; see `measure_policies`."""
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "not shown"
 RESAMPLES = 2000
+_ROUNDING = 1e-12  # a mean of differences that cancel is rarely exactly 0
 
 
 def against(measured: Mapping[str, Measured], others: Sequence[str] = OTHERS) -> dict[str, dict[str, Any]]:
@@ -49,9 +51,9 @@ def verdict(accuracy: Sequence[float], saving: Sequence[float]) -> str:
         accuracy, saving: each the number with the ends of its interval.
     """
     pairs = ((accuracy, saving), (saving, accuracy))
-    if any(first[1] > 0 and second[0] >= 0 for first, second in pairs):
+    if any(first[1] > 0 and second[0] >= -_ROUNDING for first, second in pairs):
         return BETTER
-    if any(first[2] < 0 and second[0] <= 0 for first, second in pairs):
+    if any(first[2] < 0 and second[0] <= _ROUNDING for first, second in pairs):
         return WORSE
     return NOT_SHOWN
 
@@ -79,6 +81,26 @@ def macro_f1_difference(seeds: Sequence[Mapping[str, str]], first: str, second: 
     drawn = [difference(rng.integers(questions, size=questions)) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return [difference(slice(None)), float(low), float(high)]
+
+
+def strategies_by_level(answers: Outcomes, traces: Traces) -> dict[str, dict[str, dict[str, float]]]:
+    """What each strategy gains and costs on the questions of each level: ``accuracy`` and ``tokens``.
+
+    Args:
+        answers: of the three strategies.
+        traces: of the same questions, in the same order; questions without a level are left out.
+    """
+    own = np.asarray([str(row["level"]) for row in traces.rows])
+    return {
+        level: {
+            name: {
+                "accuracy": float(np.nanmean(answers.correct[index][own == level])),
+                "tokens": float(answers.tokens[index][own == level].mean()),
+            }
+            for index, name in enumerate(NAMES)
+        }
+        for level in levels(traces.rows)
+    }
 
 
 def length_correlations(traces: Traces) -> dict[str, float | None]:

@@ -74,10 +74,12 @@ class StudySettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        names = {d.value: self.strategies[d].to_dict() for d in DIFFICULTIES}
-        thresholds = None if self.thresholds is None else asdict(self.thresholds)
-        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "strategies": names,
-                "thresholds": thresholds}  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "parts": [{"level": part["level"], "options": dict(part["options"])} for part in self.parts],
+            "thresholds": None if self.thresholds is None else asdict(self.thresholds),
+            "strategies": {d.value: self.strategies[d].to_dict() for d in DIFFICULTIES},
+        }
 
 
 def read_config(path: Path, flags: Collection[str]) -> dict[str, Any]:

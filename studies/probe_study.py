@@ -43,7 +43,7 @@ from entropy_rft.errors import UserValueError
 from entropy_rft.files import json_text
 from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.tasks import load_task
-from studies.probe_criteria import against, length_correlations, macro_f1_difference, numbered
+from studies.probe_criteria import against, length_correlations, macro_f1_difference, numbered, strategies_by_level
 from studies.probe_settings import StudySettings
 from studies.u_shape import u_shape
 
@@ -133,6 +133,7 @@ class ProbeStudy:
             "predicted": _predicted(probe, questions.traces, baselines),
             "policies": summary(measured),
             "levels": by_level(questions.traces),
+            "strategies_by_level": strategies_by_level(answers, questions.traces),
             "routing_seconds": routing,
             "seconds": self._seconds(place),
         }
@@ -262,7 +263,7 @@ class ProbeStudy:
 def _predicted(probe: DifficultyProbe, traces: Traces, baselines: Mapping[str, DifficultyProbe]) -> dict[str, str]:
     """The class of each question, a digit each: its label, and what each classifier says without the answers."""
     assert probe.thresholds is not None
-    said = {name: proba.argmax(1) for name, proba in rule_probabilities(probe, traces, baselines).items()}
+    said = {name: np.asarray(proba).argmax(1) for name, proba in rule_probabilities(probe, traces, baselines).items()}
     classes = {"label": labels_of(traces, probe.thresholds), **said}
     return {name: "".join(map(str, indices)) for name, indices in classes.items()}
 

@@ -17,6 +17,7 @@ from studies.probe_criteria import (
     length_correlations,
     macro_f1_difference,
     numbered,
+    strategies_by_level,
     verdict,
 )
 
@@ -28,6 +29,7 @@ EASY, NORMAL = Difficulty.EASY, Difficulty.NORMAL
     [
         ((0.05, 0.01, 0.09), (0.0, -0.1, 0.1), BETTER),  # more often right at equal tokens
         ((0.0, -0.02, 0.02), (0.1, 0.05, 0.15), BETTER),  # cheaper at equal accuracy
+        ((-7e-19, -0.02, 0.02), (0.1, 0.05, 0.15), BETTER),  # 0, but for rounding
         ((-0.01, -0.03, 0.01), (0.1, 0.05, 0.15), NOT_SHOWN),  # cheaper, and perhaps less often right
         ((0.05, 0.01, 0.09), (-0.1, -0.2, -0.05), NOT_SHOWN),  # a trade
         ((0.01, -0.01, 0.03), (0.01, -0.01, 0.03), NOT_SHOWN),
@@ -79,6 +81,15 @@ def traces(levels, lengths=(1, 2, 3)) -> Traces:
         for level, length in zip(levels, lengths, strict=True)
     ]
     return Traces([{"model": "m"}], rows, np.zeros((len(rows), 2), np.float32))
+
+
+def test_strategies_by_level() -> None:
+    correct = np.array([[[1.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]] * 3)
+    tokens = np.array([[[2.0, 4.0]] * 3, [[6.0, 6.0]] * 3, [[1.0, 1.0]] * 3])
+    found = strategies_by_level(Outcomes(correct, tokens, tokens[:, :, 0]), traces(["2", "2", "10"]))
+    assert list(found) == ["2", "10"]
+    assert found["2"]["easy"] == {"accuracy": pytest.approx(2 / 3), "tokens": 3.0}
+    assert found["10"]["normal"] == {"accuracy": 0.0, "tokens": 6.0}
 
 
 def test_length_correlations() -> None:

@@ -22,6 +22,7 @@ def test_plain_values() -> None:
     assert data["strategies"]["normal"]["max_tokens_fraction"] == 1.0
     assert data["thresholds"]["entropy_normal"] == 0.3
     assert data["parts"] == PARTS
+    assert StudySettings().to_dict()["parts"] == []  # as it comes back from JSON
 
 
 @pytest.mark.parametrize(
