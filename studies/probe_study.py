@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,57 +34,23 @@ from entropy_rft.difficulty.compare.policies import (
     with_routing,
 )
 from entropy_rft.difficulty.compare.tuning import tune_confidence
-from entropy_rft.difficulty.fitting import baselines_of, train_probe
-from entropy_rft.difficulty.labels import Thresholds
+from entropy_rft.difficulty.fitting import baselines_of, labels_of, train_probe
 from entropy_rft.difficulty.probe import DifficultyProbe
 from entropy_rft.difficulty.probe_files import CONFIG
 from entropy_rft.difficulty.states import fingerprint
-from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy
 from entropy_rft.difficulty.traces import Traces, load_traces
 from entropy_rft.errors import UserValueError
 from entropy_rft.files import json_text
 from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.tasks import load_task
+from studies.probe_criteria import against, length_correlations, macro_f1_difference, numbered, strategies_by_level
+from studies.probe_settings import StudySettings
+from studies.u_shape import u_shape
 
 _AT_ONCE = 512  # completions
+_BETWEEN_PARTS = 1_000  # seeds of a task, between two parts; more than a study has seeds
 # The targets of the study: macro-F1 above majority, share of the tokens saved, change of the accuracy.
 TARGETS = {"macro_f1_minus_majority": 0.15, "saving": 0.20, "accuracy": -0.01}
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """The settings of a study; see the fields of `collect_traces`, `train_probe` and `answer_questions`.
-
-    Attributes:
-        samples: answers to each question of the traces.
-        answer_samples: answers to each test question with each strategy.
-        min_confidence: below it the choice of the probe, and of the rule by the prompt's length, is Normal. ``None``
-            chooses it for each seed and each of the two, on the held-out part of the training questions.
-        tolerance: accuracy that this choice may lose, as a fraction.
-    """
-
-    model: str = "tiny_reasoner"
-    task: str = "arithmetic"
-    train_questions: int = 1500
-    test_questions: int = 600
-    samples: int = 10
-    answer_samples: int = 4
-    max_tokens: int = 160
-    layer: int = -1
-    kind: str = "mlp"
-    hidden_units: int = 256
-    thresholds: Thresholds | None = None
-    min_share: float = 0.05
-    min_confidence: float | None = None
-    tolerance: float = 0.01
-    strategies: Mapping[Difficulty, Strategy] = field(default_factory=lambda: dict(DEFAULT_STRATEGIES))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        names = {d.value: self.strategies[d].to_dict() for d in DIFFICULTIES}
-        thresholds = None if self.thresholds is None else asdict(self.thresholds)
-        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "strategies": names,
-                "thresholds": thresholds}  # fmt: skip
 
 
 @dataclass
@@ -114,6 +80,7 @@ class ProbeStudy:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         wanted = {"fingerprint": fingerprint(self.model, like=found.get("fingerprint")), **self.settings.to_dict()}
         if found:
+            found = {**StudySettings().to_dict(), **found}  # a study of an earlier version lacks the newer settings
             different = [name for name in wanted if found.get(name) != wanted[name]]
             if different:
                 name = different[0]
@@ -134,15 +101,16 @@ class ProbeStudy:
             The result (plain JSON values), the policies question by question, and the traces of the test questions.
         """
         place, s = self.directory / f"seed-{seed}", self.settings
-        train, test = place / "train", place / "test"
-        self._collect(train, "train", s.train_questions, seed, task_seed=seed)
+        # Where the traces and the answers are, and the seed that they are of.
+        asked, asked_seed = (self.directory / "shared", 0) if s.shared_traces else (place, seed)
+        train = self._collect(asked / "train", "train", s.train_questions, asked_seed, task_seed=asked_seed)
         probe = self._probe(place / "probe", train, seed)
-        baselines = baselines_of(probe, load_traces(train))
-        tuned = self._confidences(place, probe, baselines, seed)
+        baselines = baselines_of(probe, load_traces(*train))
+        tuned = self._confidences(asked, train, probe, baselines, asked_seed)
         least = {name: confidence for name, (confidence, _) in tuned.items()}
-        self._collect(test, "test", s.test_questions, seed, task_seed=0)
-        questions = held_out_questions([test], probe)
-        answers = self._answer(place / "answers", questions, seed, "test questions")
+        test = self._collect(asked / "test", "test", s.test_questions, asked_seed, task_seed=0)
+        questions = held_out_questions(test, probe)
+        answers = self._answer(asked / "answers", questions, asked_seed, "test questions")
         choices = rule_choices(probe, questions.traces, least, baselines)
         choices["probe_no_fallback"] = rule_choices(probe, questions.traces, 0.0)["probe"]
         routing = routing_seconds(
@@ -162,40 +130,72 @@ class ProbeStudy:
             "prompt_length_confidence_trials": tuned["prompt_length"][1],
             "questions": len(questions),
             "classifier": classifier_reports(probe, questions.traces, baselines),
+            "predicted": _predicted(probe, questions.traces, baselines),
             "policies": summary(measured),
             "levels": by_level(questions.traces),
+            "strategies_by_level": strategies_by_level(answers, questions.traces),
             "routing_seconds": routing,
             "seconds": self._seconds(place),
         }
         return result, measured, questions.traces
 
-    def _collect(self, target: Path, split: str, questions: int, seed: int, task_seed: int) -> None:
-        source: dict[str, Any] = {"name": self.settings.task, "split": split, "limit": questions, "seed": task_seed}
+    def seconds(self, seeds: Sequence[int]) -> float:
+        """That the parts of these seeds took, over all attempts; what seeds share counts once."""
+        places = [self.directory / name for name in ("shared", *(f"seed-{seed}" for seed in seeds))]
+        return round(sum(sum(self._seconds(place).values()) for place in places), 1)
+
+    def _collect(self, target: Path, split: str, questions: int, seed: int, task_seed: int) -> list[Path]:
+        """The traces of a split, a directory for each part."""
+        parts = self.settings.parts
         self.log(f"seed {seed}: traces of {questions} {split} questions")
-        with self._timed(target.parent, f"traces, {split}"):
+        if not parts:
+            source = {"name": self.settings.task, "split": split, "limit": questions, "seed": task_seed}
+            self._collect_part(target, source, None, _part_of(seed, split))
+            return [target]
+        directories = []
+        for index, part in enumerate(parts):
+            own = target / f"part-{index}"
+            source = {
+                "name": self.settings.task,
+                "split": split,
+                "limit": questions // len(parts),
+                # Parts that differ in their wording alone must not draw the same questions.
+                "seed": task_seed + _BETWEEN_PARTS * index,
+                "options": dict(part["options"]),
+            }
+            self._collect_part(own, source, str(part["level"]), _part_of(seed, f"{split}/{index}"))
+            directories.append(own)
+        return directories
+
+    def _collect_part(self, target: Path, source: dict[str, Any], level: str | None, seed: int) -> None:
+        arguments = {**source, **source.get("options", {})}
+        arguments.pop("options", None)
+        with self._timed(target, f"traces, {source['split']}"):
             collect_traces(
                 self.model,
                 self.tokenizer,
-                load_task(**source),
+                load_task(**arguments),
                 target,
                 sampler=self.sampler,
                 model_name=self.settings.model,
                 source=source,
+                level=level,
                 samples=self.settings.samples,
+                temperature=self.settings.temperature,
                 max_tokens=self.settings.max_tokens,
                 layer=self.settings.layer,
-                seed=_part_of(seed, split),
+                seed=seed,
                 batch_size=64,
                 chunk_size=max(1, _AT_ONCE // self.settings.samples),
             )
 
-    def _probe(self, target: Path, train: Path, seed: int) -> DifficultyProbe:
+    def _probe(self, target: Path, train: Sequence[Path], seed: int) -> DifficultyProbe:
         if not (target / CONFIG).is_file():  # which save_pretrained writes last
             self.log(f"seed {seed}: probe")
             s = self.settings
-            with self._timed(target.parent, "probe"):
+            with self._timed(target, "probe"):
                 train_probe(
-                    load_traces(train),
+                    load_traces(*train),
                     kind=s.kind,
                     hidden_units=s.hidden_units,
                     thresholds=s.thresholds,
@@ -206,7 +206,12 @@ class ProbeStudy:
         return DifficultyProbe.from_pretrained(target, base_model=self.model)
 
     def _confidences(
-        self, place: Path, probe: DifficultyProbe, baselines: Mapping[str, DifficultyProbe], seed: int
+        self,
+        place: Path,
+        train: Sequence[Path],
+        probe: DifficultyProbe,
+        baselines: Mapping[str, DifficultyProbe],
+        seed: int,
     ) -> dict[str, tuple[float, list[dict[str, float]] | None]]:
         """The least confidence of each rule with the trials that led to it: each rule gets the one that suits it.
 
@@ -215,14 +220,14 @@ class ProbeStudy:
         s = self.settings
         if s.min_confidence is not None:
             return dict.fromkeys(("probe", "prompt_length"), (s.min_confidence, None))
-        own = held_out_questions([place / "train"], probe)
+        own = held_out_questions(train, probe)
         answers = self._answer(place / "confidence", own, seed, "set-aside training questions")
         proba = rule_probabilities(probe, own.traces, baselines)
         return {name: tune_confidence(values, answers, s.tolerance) for name, values in proba.items()}
 
     def _answer(self, target: Path, questions: Questions, seed: int, what: str) -> Outcomes:
         self.log(f"seed {seed}: all strategies, {len(questions)} {what}")
-        with self._timed(target.parent, f"answers, {what}"):
+        with self._timed(target, f"answers, {what}"):
             return answer_questions(
                 questions,
                 self.settings.strategies,
@@ -236,8 +241,10 @@ class ProbeStudy:
             )
 
     @contextmanager
-    def _timed(self, place: Path, name: str) -> Iterator[None]:
-        """Add up the time of a part over all attempts; if it is already finished, almost nothing is added."""
+    def _timed(self, target: Path, name: str) -> Iterator[None]:
+        """Add up the time of what is made in `target`, for its seed; if it is already finished, almost nothing is
+        added."""
+        place = self.directory / target.relative_to(self.directory).parts[0]
         start = time.perf_counter()
         try:
             yield
@@ -253,8 +260,22 @@ class ProbeStudy:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]]) -> dict[str, Any]:
+def _predicted(probe: DifficultyProbe, traces: Traces, baselines: Mapping[str, DifficultyProbe]) -> dict[str, str]:
+    """The class of each question, a digit each: its label, and what each classifier says without the answers."""
+    assert probe.thresholds is not None
+    said = {name: np.asarray(proba).argmax(1) for name, proba in rule_probabilities(probe, traces, baselines).items()}
+    classes = {"label": labels_of(traces, probe.thresholds), **said}
+    return {name: "".join(map(str, indices)) for name, indices in classes.items()}
+
+
+def pool(
+    runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]], *, shared_traces: bool = False
+) -> dict[str, Any]:
     """All seeds as one: policies pooled by question, and mean and range of what has one number per seed.
+
+    Args:
+        runs: of each seed.
+        shared_traces: all seeds have the same traces, which count once.
 
     Raises:
         ValueError: the seeds were measured on different questions.
@@ -263,7 +284,10 @@ def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]])
     traces = [own for _, _, own in runs.values()]
     if any(own.ids != traces[0].ids for own in traces):
         raise UserValueError("the seeds were measured on different questions: only the same ones can be pooled")
-    policies = summary(pooled([measured for _, measured, _ in runs.values()]))
+    together = pooled([measured for _, measured, _ in runs.values()])
+    policies = summary(together)
+    if shared_traces:
+        traces = traces[:1]
     everything = Traces(traces[0].settings, [row for own in traces for row in own.rows], _stacked(traces))
     reports = {
         name: {metric: spread([r["classifier"][name][metric] for r in results]) for metric in _METRICS}
@@ -285,6 +309,13 @@ def pool(runs: Mapping[int, tuple[dict[str, Any], dict[str, Measured], Traces]])
         "macro_f1_minus_majority": advantage,
         **{name: spread(values) for name, values in seeds.items()},
         "levels": by_level(everything),
+        "pass_rates": by_level(replace(everything, rows=[{**row, "level": None} for row in everything.rows])),
+        "u_shape": u_shape(traces) if numbered(everything) else None,
+        "length_correlations": length_correlations(everything),
+        "against": against(together),
+        "macro_f1_minus_prompt_length": macro_f1_difference([r["predicted"] for r in results], "prompt_length", "probe")
+        if all("prompt_length" in r["predicted"] for r in results)
+        else None,
         "targets": {
             f"macro-F1 at least {TARGETS['macro_f1_minus_majority']:g} above majority": (
                 advantage["mean"] >= TARGETS["macro_f1_minus_majority"]

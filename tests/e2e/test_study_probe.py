@@ -72,3 +72,35 @@ def test_a_study_that_is_broken_off(study: Callable[..., str], tmp_path: Path) -
 
     other = study("--max_tokens", "121", expected=2).splitlines()[-1]
     assert "was started with max_tokens = 120, not 121: give another directory" in other
+
+
+def test_parts_and_shared_traces(study: Callable[..., str], tmp_path: Path) -> None:
+    """Levels that are kinds of questions, from a file; two probes on one set of traces."""
+    pytest.importorskip("matplotlib")
+    config = tmp_path / "study.yaml"
+    config.write_text(
+        "name: kinds\nshared_traces: true\ntemperature: 0.7\n"
+        "strategies: {hard: {max_tokens_fraction: 0.2}}\n"
+        "parts:\n"
+        "  - {level: 1, options: {levels: [2]}}\n"
+        "  - {level: 2, options: {levels: [4], answer_format: Please answer.}}\n"
+        "  - {level: 3, options: {levels: [7]}}\n"
+    )
+    printed = study("--config", str(config), "--seeds", "3", "4", "--max_tokens", "60")
+    assert "probe beside fixed Normal: " in printed
+    assert "entropy over difficulty: " in printed
+    written = json.loads((tmp_path / "out" / "kinds.json").read_text())
+    assert written["settings"]["strategies"]["hard"]["max_tokens_fraction"] == 0.2
+    pooled = written["pooled"]
+    assert {name: group["questions"] for name, group in pooled["levels"]["groups"].items()} == {"1": 4, "2": 4, "3": 4}
+    assert len(pooled["u_shape"]["levels"]) == 3
+    assert pooled["against"].keys() == {"easy", "normal", "hard", "random_same_mix", "prompt_length"}
+    assert len(written["seeds"]["3"]["predicted"]["probe"]) == 12
+    shared = tmp_path / "work" / "shared"
+    assert sorted(path.name for path in (shared / "train").iterdir()) == ["part-0", "part-1", "part-2"]
+    assert {path.name for path in (tmp_path / "work" / "seed-4").iterdir()} == {"probe", "seconds.json"}
+    traced = json.loads((shared / "test" / "part-1" / "settings.json").read_text())
+    assert (traced["temperature"], traced["level"], traced["task"]["seed"]) == (0.7, "2", 1000)
+
+    config.write_text("sampels: 3\n")
+    assert "unknown setting 'sampels'; did you mean samples?" in study("--config", str(config), expected=2)

@@ -96,7 +96,15 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         f"{name.replace('_', ' ')}: accuracy {100 * report['accuracy']:.1f} %, macro-F1 {report['macro_f1']:.3f}"
         for name, report in result.get("classifier", {}).items()
     ]
-    share, routing = result["policies"]["probe"].get("oracle_share"), result.get("routing_seconds")
+    probe = result["policies"]["probe"]
+    share, routing = probe.get("oracle_share"), result.get("routing_seconds")
+    lines += [
+        f"{POLICIES[name]} is no less often right than the probe ({percent(fixed['accuracy'])} % and "
+        f"{percent(probe['accuracy'])} %) with fewer tokens ({number(fixed['tokens'], 1)} and "
+        f"{number(probe['tokens'], 1)}): on these questions that strategy alone is better"
+        for name, fixed in result["policies"].items()
+        if name in NAMES and fixed["accuracy"] >= probe["accuracy"] and fixed["tokens"] < probe["tokens"]
+    ]
     if share is not None:
         lines.append(f"the probe gets {100 * share:.0f} % of what the oracle saves")
     if routing is not None:

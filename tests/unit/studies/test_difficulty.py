@@ -6,52 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from entropy_rft.difficulty.labels import NoProbeError
-from entropy_rft.difficulty.traces import Traces
-from studies.methods.difficulty import NO_U, UNDECIDED, U, study_models, u_shape
+from studies.methods.difficulty import study_models
 from studies.probe_study import StudySettings
-
-
-def traces(entropies: list[float], noise: float = 0.01, questions: int = 40, seed: int = 0) -> Traces:
-    """Levels 2, 3, … with these mean entropies."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        {"id": f"{level}-{i}", "level": str(level), "entropy": mean + noise * rng.standard_normal()}
-        for level, mean in enumerate(entropies, start=2)
-        for i in range(questions)
-    ]
-    return Traces([{"model": "m"}], rows, np.zeros((len(rows), 2), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("entropies", "noise", "verdict"),
-    [
-        ([0.4, 0.3, 0.3, 0.4], 0.01, U),
-        ([0.2, 0.3, 0.3, 0.4], 0.01, NO_U),  # only rises
-        ([0.4, 0.3, 0.3, 0.2], 0.01, NO_U),
-        ([0.31, 0.3, 0.3, 0.4], 1.0, UNDECIDED),
-        ([0.4, 0.3], 0.01, NO_U),  # nothing between
-    ],
-)
-def test_verdict(entropies: list[float], noise: float, verdict: str) -> None:
-    assert u_shape([traces(entropies, noise)])["verdict"] == verdict
-
-
-def test_numbers() -> None:
-    found = u_shape([traces([0.4, 0.2, 0.3, 0.5], seed=0), traces([0.4, 0.2, 0.3, 0.5], seed=1)])
-    assert found["levels"] == ["2", "3", "4", "5"]
-    assert found["entropy"] == pytest.approx([0.4, 0.2, 0.3, 0.5], abs=0.01)
-    assert found["fall"][0] == pytest.approx(0.2, abs=0.01)
-    assert found["fall"][1] < found["fall"][0] < found["fall"][2]
-    assert found["rise"][0] == pytest.approx(0.3, abs=0.01)
-    assert found["depth"] == pytest.approx(0.5, abs=0.02)
-    # Two seeds answered the same questions: they are means of a question, not more questions.
-    one = u_shape([traces([0.4, 0.2, 0.3, 0.5], noise=0.1)])
-    twice = u_shape([traces([0.4, 0.2, 0.3, 0.5], noise=0.1)] * 2)
-    assert twice == one
 
 
 @pytest.fixture
@@ -88,7 +47,3 @@ def test_only_that_error_is_a_finding(
     else:
         with pytest.raises(ValueError, match="something else"):
             study()
-
-
-def test_ten_comes_after_nine() -> None:
-    assert u_shape([traces([0.4] * 9)])["levels"][-1] == "10"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entropy_rft.difficulty import Difficulty, Thresholds
+from entropy_rft.difficulty import Difficulty
 from entropy_rft.difficulty.compare.comparison import rule_choices
 from entropy_rft.difficulty.compare.page import short_policy_lines
 from entropy_rft.difficulty.compare.plots import frontier, save_png, shown_policies, u_shape
 from entropy_rft.difficulty.compare.policies import Outcomes, measure_policies
 from entropy_rft.difficulty.traces import Traces
-from studies.probe_study import StudySettings, pool, spread
+from studies.probe_study import pool, spread
 
 EASY, NORMAL = Difficulty.EASY, Difficulty.NORMAL
 
@@ -26,10 +26,19 @@ def run(easy_right, f1, ids=("a", "b")):
             name: {"accuracy": value, "macro_f1": value, "calibration_error": 0.1}
             for name, value in (("probe", f1), ("majority", 0.2))
         },
+        "predicted": {"label": "01", "probe": "01", "prompt_length": "00"},
         "policies": {"probe": {"minus_normal": {"accuracy": [sum(easy_right) / 2 - 1], "saving": [0.5]}}},
     }
     rows = [
-        {"id": i, "level": "2", "accuracy": 0.5, "entropy": 0.1 * n, "entropy_thinking": None, "tokens": 4}
+        {
+            "id": i,
+            "level": "2",
+            "accuracy": 0.5,
+            "entropy": 0.1 * n,
+            "entropy_thinking": None,
+            "tokens": 4,
+            "prompt_tokens": n,
+        }
         for n, i in enumerate(ids, start=1)
     ]
     return result, measured, Traces([{"model": "m"}], rows, np.zeros((2, 3), np.float32))
@@ -46,24 +55,25 @@ def test_seeds_pooled():
     assert both["classifier"]["probe"]["macro_f1"]["low"] == 0.3
     assert both["oracle_share"]["mean"] is None
     assert both["levels"]["groups"]["2"]["questions"] == 4
+    assert both["pass_rates"]["groups"]["40–60 %"]["questions"] == 4
+    assert both["macro_f1_minus_prompt_length"][0] == pytest.approx(1 - 1 / 3)
+    assert both["against"]["normal"]["accuracy"] == [-0.25, -0.5, 0.0]
+    assert both["u_shape"]["verdict"] == "no U"  # of one level
     assert list(both["targets"].values()) == [True, True, False]
     assert list(pool({0: run([1, 1], 0.3)})["targets"].values()) == [False, True, True]
     with pytest.raises(ValueError, match="different questions"):
         pool({0: run([1, 1], 0.5), 1: run([1, 1], 0.5, ids=("a", "c"))})
 
 
+def test_shared_traces_count_once():
+    both = pool({0: run([1, 1], 0.5), 7: run([1, 0], 0.3)}, shared_traces=True)
+    assert both["levels"]["groups"]["2"]["questions"] == 2
+    assert both["policies"]["probe"]["accuracy"] == 0.75
+
+
 def test_a_number_that_one_seed_lacks_has_no_mean():
     assert spread([0.5, None])["mean"] is None
     assert spread([0.5, 0.25]) == {"mean": 0.375, "low": 0.25, "high": 0.5, "values": [0.5, 0.25]}
-
-
-def test_settings_are_plain_values():
-    import json
-
-    data = StudySettings(thresholds=Thresholds(0.8, 0.3, 0.5)).to_dict()
-    assert json.loads(json.dumps(data)) == data
-    assert data["strategies"]["normal"]["max_tokens_fraction"] == 1.0
-    assert data["thresholds"]["entropy_normal"] == 0.3
 
 
 def test_each_rule_has_a_least_confidence_of_its_own():
