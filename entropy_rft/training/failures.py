@@ -218,7 +218,7 @@ def _storage_reason(error: Exception, output_dir: Path) -> str | None:
         return storage.strerror
     full = os.strerror(errno.ENOSPC)
     # The writers of torch and safetensors raise no OSError: one has the cause in its text, the other does not.
-    writing = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    writing = any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "iostream error"))
     if full in str(error) or (writing and shutil.disk_usage(output_dir).free < _size(last_complete(output_dir))):
         return full
     return None

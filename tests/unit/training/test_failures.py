@@ -85,6 +85,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError('Error while serializing: IoError(Os { code: 28, message: "No space left on device" })'),
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_written(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
