@@ -13,6 +13,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,8 +172,12 @@ def test_tuned_strategies_go_into_a_probe(place: Path, trained: Path) -> None:
     assert DifficultyProbe.from_pretrained(place / "tuned").strategies == load_strategies(place / "strategies.yaml")
 
 
-def test_limits_on_the_thinking_and_a_placement_go_into_a_probe(place: Path, trained: Path) -> None:
+def test_limits_on_the_thinking_and_a_placement_go_into_a_probe(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from entropy_rft.difficulty import DifficultyProbe
+    from entropy_rft.sampling import TransformersSampler
+    from entropy_rft.sampling.thinking import ThinkingTags, longest_thinking
 
     flags = ("--probe", trained, "--traces", "train", "--samples", 1, "--max_tokens", 96, "--output", "limited.yaml")
     out, _ = probe("tune-strategies", *flags, "--temperatures", 0.5, "--thinking_tokens", 3, cwd=place)
@@ -184,10 +189,22 @@ def test_limits_on_the_thinking_and_a_placement_go_into_a_probe(place: Path, tra
     easy, *_ = made.strategies.values()
     assert (made.placement, easy.thinking_tokens) == ("user_end", 3)
     flags = ("--probe", "limited", "--traces", "test", "--samples", 1, "--max_tokens", 96, "--output_dir", "short")
+    sample, thought = TransformersSampler.sample, []
+
+    def watched(self: TransformersSampler, *arguments: Any, **keywords: Any) -> Any:
+        groups = sample(self, *arguments, **keywords)
+        if keywords.get("thinking_tokens") == 3:
+            tags = ThinkingTags(self.tokenizer, "</think>")
+            thought.extend(longest_thinking(tags, [], completion.token_ids) for group in groups for completion in group)
+        return groups
+
+    monkeypatch.setattr(TransformersSampler, "sample", watched)
     probe("evaluate", *flags, cwd=place)
     written = json.loads((place / "short" / "evaluation.json").read_text())
     assert written["settings"]["placement"] == "user_end"
-    assert written["policies"]["normal"]["tokens"] < 40  # without a limit the thinking alone is longer
+    assert len(thought) == 2 * written["questions"]  # easy and normal
+    # The model's own thinking has 30 tokens and more. (An answer that does not begin with the tag has no block.)
+    assert max(thought) == 3
 
 
 def test_answers_from_a_server(place: Path, random_model_dir: Path) -> None:

@@ -432,7 +432,9 @@ def metric_names() -> set[str]:
 
     class Backend:
         name, up, outstanding, limit, requests, failures = "b", True, 0, 1, 0, 0
-        limits_thinking = True
+
+        def __init__(self) -> None:
+            self.limits_thinking = {"/v1/chat/completions": True}
 
         def breaker(self, now: float) -> int:
             return 0

