@@ -145,7 +145,7 @@ def test_only_what_follows_from_the_rest_is_drilled():
 
 
 def test_the_table_says_what_the_results_hold():
-    """Each run of plain GRPO that is kept meets R1 to R9, but for single batches in R4 and one run in R2 (see the page)."""
+    """Each run of plain GRPO that is kept meets R1 to R9, but for single batches in R4 and one run in R2."""
     from studies.embedded.report import rows_of_run
 
     runs = sorted(RESULTS.glob("grpo-*.json"))
