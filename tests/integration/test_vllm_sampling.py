@@ -34,6 +34,6 @@ def test_collect_with_an_engine(tmp_path: Path) -> None:
     assert traces.settings[0]["sampler"] == "vllm"
     assert traces.settings[0]["thinking_tokens"] == 90  # which few answers need; vLLM refuses it without its tags
     assert len(traces) == 12
-    assert traces.column("accuracy").mean() > 0.4  # the answers are the model's own
+    assert traces.column("accuracy").mean() > 0.25  # the answers are the model's own, of levels 1 to 10: about 0.45
     assert traces.column("entropy").max() < 0.8  # and of its distribution
     assert not all(row["truncated"][0] for row in traces.rows)
