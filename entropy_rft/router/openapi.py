@@ -252,9 +252,12 @@ _ANY: dict[str, Any] = {
 }
 
 
+def _error_schema(dialect: Dialect) -> str:
+    return "AnthropicError" if dialect.errors is DIALECTS["messages"].errors else "Error"
+
+
 def _answers(dialect: Dialect) -> dict[str, Any]:
     """What the router may answer instead of a backend."""
-    name = "AnthropicError" if dialect.errors is DIALECTS["messages"].errors else "Error"
     described = {
         400: "The request cannot be understood.",
         408: "The body came too slowly.",
@@ -267,7 +270,7 @@ def _answers(dialect: Dialect) -> dict[str, Any]:
         504: "A backend did not answer in time.",
     }
     return {
-        str(dialect.errors.status(status)): _error(text, name, retry=status in (429, 503))
+        str(dialect.errors.status(status)): _error(text, _error_schema(dialect), retry=status in (429, 503))
         for status, text in described.items()
     }
 
@@ -283,8 +286,7 @@ def _generate(dialect: Dialect, with_keys: bool) -> dict[str, Any]:
     }
     answers = _answers(dialect)
     if with_keys:
-        name = "AnthropicError" if dialect.errors is DIALECTS["messages"].errors else "Error"
-        answers["401"] = _error("The key is missing or wrong.", name)
+        answers["401"] = _error("The key is missing or wrong.", _error_schema(dialect))
     return {
         "operationId": operation,
         "summary": summary,

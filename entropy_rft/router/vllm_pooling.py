@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
+from entropy_rft.router.first_check import FirstCheck
 from entropy_rft.router.json_client import JSONClient, said
 
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = [1]  # any one token: sent once, to check the server's states
 _READY_SECONDS = 2.0
-_PATIENCE_SECONDS = 1.0  # before a server that was not reachable is checked again
 
 
 class VLLMPooling:
@@ -65,10 +63,8 @@ class VLLMPooling:
         self.model = model
         self.width = width
         self.max_tokens: int | None = None
-        self._checked = False
-        self._checking = asyncio.Lock()
         self._refused: str | None = None
-        self._failure, self._failed_at = "", -math.inf
+        self._check = FirstCheck(self.url, self._first_look)
         self._batcher = MicroBatcher(
             self._run, batch_size=batch_size, max_queue=max_queue, concurrency=concurrency, timeout=timeout + 1
         )
@@ -81,7 +77,7 @@ class VLLMPooling:
         """
         self._client.open()
         try:
-            await self._check()
+            await self._check.make()
         except FeatureError as error:
             if self._refused is not None:
                 await self.close()
@@ -105,36 +101,19 @@ class VLLMPooling:
         Raises:
             FeatureError: the server cannot be reached, refuses, or sends an unexpected answer; or the queue is full.
         """
-        if not self._checked:
-            # Only one question at a time checks a server that is not reachable yet: the others do not wait for it.
-            if self._checking.locked():
-                raise FeatureError(f"{self.url} is being checked for the first time")
-            if time.monotonic() - self._failed_at < _PATIENCE_SECONDS:
-                raise FeatureError(self._failure)
-            await self._check()
+        await self._check.before_a_question()
         if self.max_tokens is not None and len(token_ids) > self.max_tokens:
             raise FeatureError(f"the question has {len(token_ids)} tokens, the pooling server takes {self.max_tokens}")
         return await self._batcher.value(token_ids, wanted)
 
     async def _look(self) -> None:
-        await self._check()
+        await self._check.make()
         status, data = await self._client.request("GET", "/health", parse=False)
         if status != 200:
             raise FeatureError(f"{self.url}/health gave status {status}{said(data)}")
 
-    async def _check(self) -> None:
-        """Read the model's name and limit, and check that the probe can read a state; once."""
-        async with self._checking:
-            if self._checked:
-                return
-            try:
-                await self._first_look()
-            except FeatureError as error:
-                self._failure, self._failed_at = str(error), time.monotonic()
-                raise
-            self._checked = True
-
     async def _first_look(self) -> None:
+        """Read the model's name and limit, and check that the probe can read a state."""
         if self._refused is not None:
             raise FeatureError(self._refused)
         named = await self._client.models()

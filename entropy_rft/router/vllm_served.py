@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Mapping
 
 from entropy_rft.difficulty.served.wire import DIGEST_DIGITS, decoded, request_body
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
+from entropy_rft.router.first_check import FirstCheck
 from entropy_rft.router.json_client import JSONClient, said
 
 logger = logging.getLogger(__name__)
 
 _TOKENS = [1]  # any one token: sent once, to check that a server evaluates the probe
 _READY_SECONDS = 2.0
-_PATIENCE_SECONDS = 1.0  # before a server that failed its check is checked again
 
 
 class VLLMServed:
@@ -52,7 +50,7 @@ class VLLMServed:
         self.open()
         for server in self._servers.values():
             try:
-                await server.check()
+                await server.check.make()
             except _Mistake as error:
                 await self.close()
                 raise UserValueError(str(error)) from error
@@ -62,7 +60,7 @@ class VLLMServed:
     async def check(self) -> None:
         """Check every server that is not checked yet; raises FeatureError."""
         for server in self._servers.values():
-            await server.check()
+            await server.check.make()
 
     async def close(self) -> None:
         for server in self._servers.values():
@@ -99,41 +97,24 @@ class _Server:
         self._model = model
         self._digest = digest[:DIGEST_DIGITS]
         self._max_tokens: int | None = None
-        self._checked = False
-        self._checking = asyncio.Lock()
-        self._failure, self._failed_at = "", -math.inf
+        self.check = FirstCheck(client.url, self._check)
 
-    async def check(self) -> None:
-        """Read the model's name and limit, and ask for one result; once."""
-        async with self._checking:
-            if self._checked:
-                return
-            try:
-                named = await self.client.models()
-                model = self._model or next(iter(named))
-                if model not in named:
-                    listed = ", ".join(named)
-                    raise _Mistake(f"features.model: {self.client.url} has no model {model!r}, only {listed}")
-                self._model, self._max_tokens = model, named[model]
-                await self._ask(_TOKENS)
-            except FeatureError as error:
-                self._failure, self._failed_at = str(error), time.monotonic()
-                raise
-            self._checked = True
+    async def _check(self) -> None:
+        """Read the model's name and limit, and ask for one result."""
+        named = await self.client.models()
+        model = self._model or next(iter(named))
+        if model not in named:
+            raise _Mistake(f"features.model: {self.client.url} has no model {model!r}, only {', '.join(named)}")
+        self._model, self._max_tokens = model, named[model]
+        await self._ask(_TOKENS)
 
     async def healthy(self) -> bool:
-        await self.check()
+        await self.check.make()
         status, _ = await self.client.request("GET", "/health", parse=False)
         return status == 200
 
     async def probabilities(self, token_ids: list[int]) -> tuple[float, float, float]:
-        if not self._checked:
-            # Only one question at a time checks a server that is not reachable yet: the others do not wait for it.
-            if self._checking.locked():
-                raise FeatureError(f"{self.client.url} is being checked for the first time")
-            if time.monotonic() - self._failed_at < _PATIENCE_SECONDS:
-                raise FeatureError(self._failure)
-            await self.check()
+        await self.check.before_a_question()
         if self._max_tokens is not None and len(token_ids) >= self._max_tokens:  # one token is generated
             raise FeatureError(
                 f"the question has {len(token_ids)} tokens, the server takes less than {self._max_tokens}"

@@ -117,6 +117,12 @@ def with_ending(content: Any, text: str, kind: str = "text") -> Any:
     return content
 
 
+def with_ending_of(entries: list[Any], index: int, text: str, kind: str = "text") -> list[Any]:
+    """The messages or items with `text` at the end of the content of one of them; see `with_ending`."""
+    ended = {**entries[index], "content": with_ending(entries[index].get("content"), text, kind)}
+    return [*entries[:index], ended, *entries[index + 1 :]]
+
+
 def template_variables(body: Body, effort: Any) -> dict[str, Any] | None:
     """The chat template's variables: the client's `chat_template_kwargs`, and what an effort of reasoning becomes.
 

@@ -20,6 +20,7 @@ from entropy_rft.router.dialects.base import (
     function_tools,
     template_variables,
     with_ending,
+    with_ending_of,
     with_entry,
 )
 from entropy_rft.router.errors import ErrorShape, RouterError, backend_message
@@ -132,15 +133,9 @@ def with_instruction(body: Body, instruction: str, placement: Placement) -> dict
             return {"system": with_ending(given, instruction)}
         if not opens_with_system(body):
             return {"system": instruction}
-        return {"messages": _ended(said, 0, instruction)}
+        return {"messages": with_ending_of(said, 0, instruction)}
     last = next((index for index in reversed(range(len(said))) if _asks(said[index])), None)
-    return {} if last is None else {"messages": _ended(said, last, instruction)}
-
-
-def _ended(said: list[Any], index: int, text: str) -> list[Any]:
-    """The messages with `text` at the end of one of them."""
-    ended = {**said[index], "content": with_ending(said[index].get("content"), text)}
-    return [*said[:index], ended, *said[index + 1 :]]
+    return {} if last is None else {"messages": with_ending_of(said, last, instruction)}
 
 
 def _asks(message: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from entropy_rft.router.dialects.base import (
     function_tools,
     template_variables,
     with_ending,
+    with_ending_of,
     with_entry,
 )
 from entropy_rft.router.errors import OPENAI, ErrorShape, RouterError
@@ -119,17 +120,11 @@ def with_instruction(body: Body, instruction: str, placement: Placement) -> dict
             return {"instructions": with_ending(given, instruction, "input_text")}
         if not opens_with_system(body):
             return {"instructions": instruction}
-        return {"input": _ended(items, 0, instruction)}
+        return {"input": with_ending_of(items, 0, instruction, "input_text")}
     if isinstance(items, str):
         return {"input": with_ending(items, instruction)}
     last = next((index for index in reversed(range(len(items))) if _role(items[index]) == "user"), None)
-    return {} if last is None else {"input": _ended(items, last, instruction)}
-
-
-def _ended(items: list[Any], index: int, text: str) -> list[Any]:
-    """The items with `text` at the end of one of them, a message."""
-    ended = {**items[index], "content": with_ending(items[index].get("content"), text, "input_text")}
-    return [*items[:index], ended, *items[index + 1 :]]
+    return {} if last is None else {"input": with_ending_of(items, last, instruction, "input_text")}
 
 
 def _role(item: dict[str, Any]) -> Any:

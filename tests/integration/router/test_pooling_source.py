@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+from stub_source import SourceServer
 
 from entropy_rft.router.features import FeatureError
 from entropy_rft.router.vllm_pooling import VLLMPooling
@@ -28,15 +29,14 @@ def state_of(token_ids: list[int]) -> np.ndarray:
     return np.array([len(token_ids), sum(token_ids), 3.5, -1e-3], dtype="<f4")
 
 
-class Server:
+class Server(SourceServer):
     """A pooling server whose `pooling` a test may replace."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
-        self.models: list[dict[str, Any]] = [{"id": "tiny", "max_model_len": 20}, {"id": "other"}]
-        self.healthy = True
         self.pooling: Callable[[dict[str, Any]], Awaitable[web.Response] | web.Response] = self.good
+        super().__init__("/pooling", self._pooling, [{"id": "tiny", "max_model_len": 20}, {"id": "other"}])
 
     def good(self, body: dict[str, Any]) -> web.Response:
         if any(token >= 1000 for row in body["input"] for token in row):
@@ -53,26 +53,6 @@ class Server:
         self.headers.append(request.headers)
         answer = self.pooling(body)
         return answer if isinstance(answer, web.Response) else await answer
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": self.models})
-
-    async def _health(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self.healthy else 503)
-
-    async def start(self) -> str:
-        app = web.Application()
-        app.router.add_post("/pooling", self._pooling)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
 
 
 def run(test: Callable[[Server, VLLMPooling], Awaitable[None]], start: bool = True, **options: Any) -> None:

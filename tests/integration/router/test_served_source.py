@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from aiohttp import web
+from stub_source import SourceServer
 
 from entropy_rft.difficulty.served.wire import MARK, STATUS_OK, TOKENS, encoded
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, Difficulty
@@ -33,14 +34,14 @@ def probabilities_of(token_ids: list[int]) -> tuple[float, float, float]:
     return 0.0, 1 - hard, hard
 
 
-class Server:
+class Server(SourceServer):
     """A vLLM server whose parts a test may replace."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.models: list[dict[str, Any]] = [{"id": "tiny", "max_model_len": 20}]
-        self.digest, self.status, self.healthy = DIGEST, STATUS_OK, True
+        self.digest, self.status = DIGEST, STATUS_OK
+        super().__init__("/v1/completions", self._completions, [{"id": "tiny", "max_model_len": 20}])
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         return encoded(torch.tensor([probabilities_of(token_ids)]), torch.tensor([self.status]), self.digest)[0]
@@ -56,25 +57,6 @@ class Server:
         scores = self.logits(body["prompt"]).log_softmax(-1).tolist()
         top = {f"token_id:{token}": score for token, score in enumerate(scores)}
         return web.json_response({"choices": [{"logprobs": {"top_logprobs": [top]}}]})
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": self.models})
-
-    async def _health(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self.healthy else 503)
-
-    async def start(self) -> str:
-        app = web.Application()
-        app.router.add_post("/v1/completions", self._completions)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
 
 
 def run(test: Callable[[Server, VLLMServed], Awaitable[None]], start: bool = True, **options: Any) -> None:
