@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from entropy_rft.entropy import change_sums, fit_changes, split_entropy_change
 from entropy_rft.entropy.dynamics import SIGNS
 from entropy_rft.entropy.phases import PHASES
+from entropy_rft.entropy.rules.whole_batch import total
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class RandomState:
     Args:
         devices: every device of the model.
     """
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> RandomState:
+        """The state as it is now, of the CPU and of the devices that hold `model`."""
+        return cls({parameter.device for parameter in model.parameters()})
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = sorted({device for device in devices if device.type not in ("cpu", "meta")}, key=str)
@@ -140,9 +146,7 @@ def audit_metrics(
     """
     sums = torch.stack([change_sums(b.predicted, m, b.mask) for b, m in zip(batches, measured, strict=True)]).sum(0)
     split = torch.stack([_split(b, m) for b, m in zip(batches, measured, strict=True)]).sum(0).to(sums)
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-        dist.all_reduce(split, group=group)
+    sums, split = total(sums, group), total(split, group)
     fit = fit_changes(sums)
     found = {
         "entropy/measured_change": fit.measured,

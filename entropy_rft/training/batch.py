@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from entropy_rft.entropy import Penalty, Rule, TokenStatistics, predicted_entropy_change
-from entropy_rft.entropy.rules.whole_batch import per_token
+from entropy_rft.entropy.rules.whole_batch import per_token, total
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class BatchDecision:
     penalty: list[Penalty] | None = None
 
 
+def one_row(batches: Sequence[MicroBatch]) -> tuple[TokenStatistics, Tensor]:
+    """The statistics and the advantages of all valid tokens, ``(1, N)``.
+
+    The rules do not use which completion a token belongs to.
+    """
+    statistics = TokenStatistics.cat([b.valid_statistics() for b in batches]).map(lambda x: x.unsqueeze(0))
+    return statistics, torch.cat([per_token(b.advantages, b.mask)[b.valid] for b in batches]).unsqueeze(0)
+
+
 @torch.no_grad()
 def decide(
     rule: Rule | None,
@@ -56,9 +65,7 @@ def decide(
     Micro-batches may differ in length: only their valid tokens are joined. With ``apply=False`` (evaluation) the
     metrics say what the rule would drop, and ``entropy/predicted_change`` is that without the rule.
     """
-    # All tokens in one row: the rules do not use which completion a token belongs to.
-    statistics = TokenStatistics.cat([b.valid_statistics() for b in batches]).map(lambda x: x.unsqueeze(0))
-    advantages = torch.cat([per_token(b.advantages, b.mask)[b.valid] for b in batches]).unsqueeze(0)
+    statistics, advantages = one_row(batches)
     ones = torch.ones_like(advantages)
     metrics: dict[str, float] = {}
     keep = torch.ones_like(advantages, dtype=torch.bool)
@@ -116,9 +123,9 @@ def phase_metrics(
     if completions > 0:
         metrics["completions/thinking_length"] = rest[0] / completions
         metrics["completions/answer_length"] = rest[1] / completions
-    for name, tokens, total in zip(("thinking", "answer"), rest[:2], rest[2:], strict=False):
+    for name, tokens, nats in zip(("thinking", "answer"), rest[:2], rest[2:], strict=False):
         if tokens > 0:
-            metrics[f"entropy/{name}"] = total / tokens
+            metrics[f"entropy/{name}"] = nats / tokens
     return metrics
 
 
@@ -136,10 +143,7 @@ def _wide(values: Tensor) -> torch.dtype:
 
 
 def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
-    sums = sums.to(_wide(sums))
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    return sums.tolist()
+    return total(sums.to(_wide(sums)), group).tolist()
 
 
 def _split_back(values: Tensor, batches: Sequence[MicroBatch], outside: float) -> list[Tensor]:

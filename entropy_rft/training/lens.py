@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from entropy_rft.entropy import TokenStatistics
 from entropy_rft.entropy.lens import COLUMNS, bucket_sums, by_partition, lens_batch
 from entropy_rft.entropy.phases import PHASES
-from entropy_rft.entropy.rules.whole_batch import WholeBatch, per_token
+from entropy_rft.entropy.rules.whole_batch import WholeBatch
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.sampling.marker import ThinkEndMarker
-from entropy_rft.training.batch import MicroBatch
+from entropy_rft.training.batch import MicroBatch, one_row
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.lens_tokens import extreme_tokens
 from entropy_rft.training.micro_batch import UPDATE, micro_batch, with_statistics
@@ -83,9 +82,8 @@ class LensRecorder(TrainerCallback):
         """
         batches = [micro_batch(each) for each in inputs]
         group = self._group()
-        statistics = TokenStatistics.cat([batch.valid_statistics() for batch in batches]).map(lambda x: x.unsqueeze(0))
-        advantages = torch.cat([per_token(batch.advantages, batch.mask)[batch.valid] for batch in batches])
-        whole = WholeBatch(statistics, advantages.unsqueeze(0), torch.ones_like(statistics.entropy), group)
+        statistics, advantages = one_row(batches)
+        whole = WholeBatch(statistics, advantages, torch.ones_like(advantages), group)
         phases = torch.cat([self._phases(each, batch) for each, batch in zip(inputs, batches, strict=True)])
         dropped = torch.zeros_like(phases, dtype=torch.bool)
         if keep is not None:

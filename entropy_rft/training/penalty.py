@@ -12,6 +12,7 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from entropy_rft.entropy import Penalty, Rule
+from entropy_rft.entropy.rules.whole_batch import total
 from entropy_rft.training.micro_batch import PENALTY
 
 
@@ -68,8 +69,6 @@ class PenaltyTerms:
 
     def mean(self, group: dist.ProcessGroup | None) -> float:
         """The mean term of the step's penalised tokens on all processes, without its weight; a new step begins."""
-        total = torch.stack(self._sums).sum(0)
+        term, tokens = total(torch.stack(self._sums).sum(0), group)
         self._sums.clear()
-        if group is not None:
-            dist.all_reduce(total, group=group)
-        return (total[0] / total[1].clamp(min=1)).item()
+        return (term / tokens.clamp(min=1)).item()

@@ -228,7 +228,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._old_policy, aux_loss = statistics_pass(inside, arguments, kwargs)
             log_prob, entropy = self._old_policy.log_prob, self._old_policy.entropy
             return log_prob.masked_fill(masked.to(log_prob.device), 0.0), entropy, aux_loss
-        random_state = self._random_state() if self._audited is not None else None
+        random_state = RandomState.of(self.model) if self._audited is not None else None
         log_prob, entropy, aux_loss = inside(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if self._audited is not None and random_state is not None and entropy is not None:
             arguments = (input_ids, attention_mask, logits_to_keep, *args)
@@ -238,9 +238,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._without_gradient is not None:
             log_prob = torch.where(self._without_gradient, log_prob.detach(), log_prob)
         return log_prob, entropy, aux_loss
-
-    def _random_state(self) -> RandomState:
-        return RandomState({parameter.device for parameter in self.model.parameters()})
 
     def _audit_later(
         self,

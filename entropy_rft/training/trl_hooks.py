@@ -148,7 +148,7 @@ def policy_statistics(trainer: GRPOTrainer, inputs: Mapping[str, Any]) -> TokenS
     def ending(*arguments: Any, **keywords: Any) -> Any:
         raise _StatisticsReady(statistics_pass(forward, arguments, keywords)[0])
 
-    random_state = RandomState({parameter.device for parameter in trainer.model.parameters()})
+    random_state = RandomState.of(trainer.model)
     with (
         torch.no_grad(),
         random_state.again(),
