@@ -79,9 +79,8 @@ def held(run: RunResult) -> Held:
     )
 
 
-def points(plan: Plan, results: Results) -> list[Point]:
-    """All settings of which every seed is finished."""
-    groups, sweeps, _ = collect(plan, results)
+def points(plan: Plan, groups: Mapping[str, Group], sweeps: Mapping[str, Mapping[float | str, Group]]) -> list[Point]:
+    """All settings of which every seed is finished; the groups are those of `collect`."""
     found: dict[int, Point] = {}
 
     def add(method: str, setting: str, group: Group) -> None:
@@ -152,9 +151,9 @@ def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
 
 def write_frontier(plan: Plan, results: Results, output: Path) -> str:
     """frontier.json, frontier.md and frontier.png into `output`; returns the text of the tables."""
-    found = points(plan, results)
+    groups, sweeps, search = collect(plan, results)
+    found = points(plan, groups, sweeps)
     titles = {START: "start", **{name: method.title for name, method in plan.methods.items()}}
-    _, _, search = collect(plan, results)
     about = machinery(finished_runs(plan, results, search))
     keeping = {p.setting: [asdict(held(run)) for run in p.group.runs] for p in found if p.method == TARGET}
     rows = compare(plan, found)

@@ -12,6 +12,7 @@ import pytest
 
 from studies.methods.frontier import MEASURES, SETTLED, Point, at_equal_entropy, held, points, write_frontier
 from studies.methods.plan import Method, Plan, Sweep
+from studies.methods.report import collect
 from studies.methods.results import Results
 from studies.methods.search import all_runs, runs_due
 
@@ -42,13 +43,18 @@ def _finish_all(plan: Plan, results: Results, finish: Callable[..., None], gain:
         finish(spec, accuracy=accuracy + (gain if "target" in spec.name else 0.0), entropy=entropy)
 
 
+def found_in(plan: Plan, results: Results) -> list[Point]:
+    groups, sweeps, _ = collect(plan, results)
+    return points(plan, groups, sweeps)
+
+
 def _point(found: list[Point], setting: str) -> Point:
     return next(p for p in found if p.setting == setting)
 
 
 def test_each_setting_is_one_point(frontier: Plan, results: Results, finish: Callable[..., None]) -> None:
     _finish_all(frontier, results, finish, 0.0)
-    assert {(p.method, p.setting) for p in points(frontier, results)} == {
+    assert {(p.method, p.setting) for p in found_in(frontier, results)} == {
         ("start", ""), ("grpo", "steps 5"), ("grpo", "steps 10"), ("target", "entropy_clip_target 0.5x"),
         ("target", "entropy_clip_target 0.3x"),
     }  # fmt: skip
@@ -59,7 +65,7 @@ def test_the_difference_at_equal_entropy(
     frontier: Plan, results: Results, finish: Callable[..., None], gain: float
 ) -> None:
     _finish_all(frontier, results, finish, gain)
-    found = points(frontier, results)
+    found = found_in(frontier, results)
     line = [p for p in found if p.method in ("start", "grpo")]
     for setting in ("entropy_clip_target 0.5x", "entropy_clip_target 0.3x"):
         own = _point(found, setting)
@@ -74,7 +80,7 @@ def test_no_difference_where_the_rival_does_not_reach_the_entropy(
     frontier: Plan, results: Results, finish: Callable[..., None]
 ) -> None:
     _finish_all(frontier, results, finish, 0.0)
-    found = points(frontier, results)
+    found = found_in(frontier, results)
     high = [p for p in found if p.method == "start" or p.setting == "steps 5"]
     assert at_equal_entropy(_point(found, "entropy_clip_target 0.3x"), high, MEASURES["avg@k"]) is None
     assert at_equal_entropy(_point(found, "entropy_clip_target 0.5x"), high[:1], MEASURES["avg@k"]) is None
