@@ -18,6 +18,7 @@ from studies.methods.results import Results, RunResult
 
 START, MAIN, TRIAL, SWEEP = "start", "main", "trial", "sweep"
 AIMS = ("accuracy", "entropy", "length", "target")
+_OF_A_MEASUREMENT = ("task", "task_options", "think_end_token")  # fields that matter where nothing is trained
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ class Plan:
         asked = Measurement(**{**vars(measurement), "seed": measurement.seed + seed})
         everything = {**self.fields, **own}
         if not steps:  # nothing is trained, but the questions are the same
-            everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
+            everything = {name: value for name, value in everything.items() if name in _OF_A_MEASUREMENT}
         title = "start" if kind == START else self.methods[method].title
         return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)
 

@@ -47,7 +47,7 @@ def _all(specs: Sequence[RunSpec], results: Results) -> Group | None:
 def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     """claims.json, claims.md and the figures into `output`; returns the claims."""
     groups, sweeps, search = collect(plan, results)
-    claims = judge(groups, sweeps, {name: sweep.values for name, sweep in plan.sweeps.items()})
+    claims = judge(plan, groups, sweeps)
     about = machinery(finished_runs(plan, results, search))
     titles = {name: method.title for name, method in plan.methods.items()}
     data = {
