@@ -66,6 +66,18 @@ def test_entropy_above_the_target_that_falls_is_left_alone() -> None:
         assert decision.metrics["share"] == 0
 
 
+def test_entropy_that_stays_above_the_target_is_left_alone() -> None:
+    """What lowers it costs accuracy: a run that is slow on its way to the target, or hovers above it, is not pushed."""
+    controller = Controller(0.05, 1.0)
+    generator = np.random.default_rng(0)
+    shares = [controller.step(float(h)) for h in 2.0 * (1 + 0.05 * generator.standard_normal(100))]
+    assert shares == [0.0] * 100
+    for entropy in np.linspace(2.0, 1.2, 60):
+        controller.step(float(entropy))
+    shares = [controller.step(float(h)) for h in 1.2 * (1 + 0.05 * generator.standard_normal(100))]
+    assert min(shares) == 0.0
+
+
 def test_entropy_that_runs_away_loses_the_highest_of_the_negative_side() -> None:
     rule = Target(0.2, max_fraction=0.03)
     for entropy in np.linspace(0.2, 0.6, 30):
