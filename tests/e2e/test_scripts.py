@@ -51,7 +51,7 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     result = demo(tmp_path, *SMALL)
     assert result.returncode == 0, result.stderr
     assert sys.prefix in result.stderr
-    for text in ("GRPO", "Clip_B", "PEAR", "6 × 2", "avg@k", "pass@2", "thinking", "total time: "):
+    for text in ("GRPO", "target", "target + PEAR", "6 × 2", "avg@k", "pass@2", "thinking", "total time: "):
         assert text in result.stdout
     page = tmp_path / "runs" / "demo" / "report.html"
     assert f"report: {page}" in result.stdout
@@ -60,7 +60,7 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     assert elements.tags.count("svg") >= 5
     assert elements.tags.count("table") >= 2
     assert elements.fetched == []
-    for name in ("grpo", "clip_b", "clip_b_pear"):
+    for name in ("grpo", "target", "target_pear"):
         assert (tmp_path / "runs" / "demo" / name / "evaluation.json").is_file()
         assert len((tmp_path / "runs" / "demo" / name / "metrics.jsonl").read_text().splitlines()) == 1
     # The environment is ready now: nothing is installed a second time.

@@ -204,7 +204,7 @@ def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:
 def test_real_questions_run_through(tmp_path: Path) -> None:
     """GSM8K with the embedded model's architecture and byte-level tokenizer: the pipeline is what is shown."""
     result = entropy_rft(
-        *("train", "--config", ROOT / "recipes/tiny/clip_b_pear.yaml", "--task", "gsm8k"),
+        *("train", "--config", ROOT / "recipes/tiny/target_pear.yaml", "--task", "gsm8k"),
         *("--task_path", DATA / "gsm8k_train.jsonl", "--max_steps", "5", "--output_dir", tmp_path / "gsm8k"),
         *("--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "48"),
         cwd=tmp_path,

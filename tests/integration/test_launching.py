@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
-RECIPE = ROOT / "recipes" / "tiny" / "clip_b_pear.yaml"
+RECIPE = ROOT / "recipes" / "tiny" / "target_pear.yaml"
 SHORT = ("--max_steps", "2", "--per_device_train_batch_size", "8", "--max_completion_length", "16")
 SHORT += ("--save_strategy", "no", "--output_dir", "run")
 # On a CPU; port 0 is a free one.

@@ -60,17 +60,17 @@ def test_the_demo(short_smollm2_dir: Path, tmp_path: Path, monkeypatch: pytest.M
     words = ("--model", "smollm2", "--steps", 1, "--questions", 2, "--samples", 2)
     said = entropy_rft("demo", *words, cwd=tmp_path)
     assert "SmolLM2, a real language model" in said.splitlines()[0]
-    for text in ("reasoning_gym/chain_sum/test", "2 × 2", "GRPO", "Clip_B", "PEAR", "total time: "):
+    for text in ("reasoning_gym/chain_sum/test", "2 × 2", "GRPO", "target", "PEAR", "total time: "):
         assert text in said
     runs = tmp_path / "runs" / "demo"
     assert (runs / "report.html").is_file()
-    for name in ("grpo", "clip_b", "clip_b_pear"):
+    for name in ("grpo", "target", "target_pear"):
         found = json.loads((runs / name / "evaluation.json").read_text())
         assert (found["questions"], found["samples"]) == (2, 2)
         (logged,) = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert 0 < logged["entropy"] < 10.8  # nats; the logarithm of the vocabulary
         assert ("entropy_clip/dropped" in logged) == (name != "grpo")
-        assert ("pear/penalty" in logged) == (name == "clip_b_pear")
+        assert ("pear/penalty" in logged) == (name == "target_pear")
 
 
 @pytest.fixture(scope="module")

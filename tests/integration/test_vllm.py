@@ -135,7 +135,7 @@ def test_a_gpu_gets_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_the_command_line(tmp_path: Path, processes: int) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-    recipe = str(RECIPES / "tiny" / "clip_b_pear.yaml")
+    recipe = str(RECIPES / "tiny" / "target_pear.yaml")
     flags = ["--use_vllm", "true", "--vllm_mode", "colocate", "--max_steps", "3", "--max_completion_length", "64"]
     flags += ["--per_device_train_batch_size", str(16 // processes), "--learning_rate", "1e-3", "--output_dir", "run"]
     result = subprocess.run(
