@@ -144,13 +144,12 @@ def compare(options: argparse.Namespace) -> int:
             scheduler.run()
         finally:
             failed = scheduler.failed
+    for claim in write_report(plan, results, output):
+        print(f"{claim.number}. {claim.text}: {claim.verdict}")
+    written = "claims.md, claims.json and the figures"
     if options.study == "frontier":
         print(write_frontier(plan, results, output))
-        written = "frontier.md, frontier.json and frontier.png"
-    else:
-        for claim in write_report(plan, results, output):
-            print(f"{claim.number}. {claim.text}: {claim.verdict}")
-        written = "claims.md, claims.json and the figures"
+        written = f"{written}, frontier.md, frontier.json and frontier.png"
     print(status_lines(plan, results, options.jobs)[-1])
     print(f"written: {written} in {output}")
     for name, line in failed.items():

@@ -84,6 +84,11 @@ def points(plan: Plan, groups: Mapping[str, Group], sweeps: Mapping[str, Mapping
     found: dict[int, Point] = {}
 
     def add(method: str, setting: str, group: Group) -> None:
+        if plan.sweep_seeds is not None:  # only seeds that all settings have can be compared
+            kept = [run for run in group.runs if run.spec["seed"] in plan.sweep_seeds]
+            if not kept:
+                return
+            group = Group(kept)
         cool = Group(group.runs, temperature=plan.test.also_at[0])
         found.setdefault(id(group.runs[0]), Point(method, setting, group, cool))
 

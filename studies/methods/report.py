@@ -41,7 +41,7 @@ def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, d
 def _all(specs: Sequence[RunSpec], results: Results) -> Group | None:
     found = [results.get(spec.name, spec.digest) for spec in specs]
     runs = [run for run in found if run is not None]
-    return Group(runs) if len(runs) == len(found) else None
+    return Group(runs) if runs and len(runs) == len(found) else None
 
 
 def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
