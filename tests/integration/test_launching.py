@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import environment_of
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from warm import WarmRanks
 
@@ -59,23 +59,6 @@ def check_run(result: subprocess.CompletedProcess[str], run: Path, engine: str) 
 def needs(engine: str) -> None:
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed")
-
-
-def environment_of(file: Path, *flags: str) -> tuple[argparse.Namespace, dict[str, str]]:
-    """What ``accelerate launch --config_file FILE FLAGS`` makes of them: its arguments, and what it adds to the
-    environment of the processes."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    args = launch_command_parser().parse_args(["--config_file", str(file), *flags, "-m", "entropy_rft", "train"])
-    args, defaults, _ = _validate_launch_command(args)
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        command, environment = prepare_deepspeed_cmd_env(args)
-        assert command is None  # torchrun on each machine, not pdsh
-    else:
-        environment = prepare_multi_gpu_env(args)
-    return args, {name: value for name, value in environment.items() if os.environ.get(name) != value}
 
 
 def two_ranks_refuse(message: str, cwd: Path, *flags: str | Path, **environment: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from launching import HERE, launch, launcher, needs_deepspeed
+from launching import HERE, launch, needs_deepspeed
 from safetensors.torch import load_file
 
 from entropy_rft.assets import DEFAULT_TASK
@@ -55,9 +55,8 @@ def test_the_pass_over_the_old_policy_never_holds_the_whole_model(
         "stage3_max_live_parameters": 0,
         "stage3_max_reuse_distance": 0,
     }
-    command = launcher("zero3", tmp_path, nothing_to_spare)
-    script = [str(HERE / "materialised.py"), str(tmp_path / "held"), *map(str, deeper_models.values())]
-    launch([*command, *script], cwd=tmp_path)
+    words = [tmp_path / "held", *deeper_models.values()]
+    launch("zero3", words, tmp_path, HERE / "materialised.py", nothing_to_spare)
     for rank in (0, 1):
         measured = torch.load(tmp_path / f"held-{rank}.pt")
         assert measured.keys() == {(name, lora) for name in deeper_models for lora in (False, True)}
@@ -109,8 +108,7 @@ def test_a_run_resumed_under_zero3_is_the_run_that_was_not_interrupted(random_mo
     recipe.write_text(yaml.safe_dump(fields))
 
     def train(directory: Path, *flags: str) -> dict[str, torch.Tensor]:
-        command = [*launcher("zero3", tmp_path), "-m", "entropy_rft", "train", "--config", str(recipe)]
-        launch([*command, "--output_dir", str(directory), *flags], cwd=tmp_path)
+        launch("zero3", ["train", "--config", recipe, "--output_dir", directory, *flags], tmp_path)
         return load_file(directory / "model.safetensors")
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
