@@ -90,8 +90,9 @@ def test_accelerate_launch_with_the_shipped_file(engine: str, tmp_path: Path) ->
     check_run(result, tmp_path / "run", engine)
 
 
-# With zero3 it is what each of the two machines below is started with.
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=pytest.mark.soak)])
+# With ddp it is what the test of the exit code below is started with, and with zero3 each of the two machines.
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_our_own_flag_launches(engine: str, tmp_path: Path) -> None:
     needs(engine)
     result = launch(
@@ -174,16 +175,22 @@ def test_the_batch_is_the_worlds(tmp_path: Path) -> None:
     two_ranks_refuse(message, tmp_path, "--config", RECIPE, "--num_generations", "3")
 
 
-def test_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
+def test_our_own_flag_launches_and_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
+    """One process ends in the second step."""
     (tmp_path / "ours.py").write_text(
-        "import os\n\ndef reward(completions, **kwargs):\n"
-        "    if os.environ['RANK'] == '1':\n        os._exit(7)\n    return [0.0] * len(completions)\n"
+        "import os\n\ndef reward(completions, trainer_state, **kwargs):\n"
+        "    if os.environ['RANK'] == '1' and trainer_state.global_step == 1:\n        os._exit(7)\n"
+        "    return [float(len(str(completion)) % 5) for completion in completions]\n"
     )
     result = launch(
         *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", RECIPE, *SHORT),
         *("--rewards", "ours:reward", "--hub_token", "hf_secret"),
         cwd=tmp_path,
     )
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (described["processes"], described["engine"]) == (2, "ddp")
+    (logged,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(logged)["entropy_clip/sigma"] > 0
     assert result.returncode == 7, result.stderr[-4000:]
     assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; its output is above"
     assert "hf_secret" not in result.stdout + result.stderr

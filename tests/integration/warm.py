@@ -37,6 +37,7 @@ class WarmCommand:
         environment: besides this process's own.
         joined: stderr goes where stdout goes.
         script: a Python file that is run with `arguments` in place of ``entropy_rft``.
+        output: a file that stdout is appended to.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class WarmCommand:
         environment: Mapping[str, str] | None = None,
         joined: bool = False,
         script: Path | None = None,
+        output: Path | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="warm-"))
-        self._output, self._errors = self._directory / "output", self._directory / "errors"
+        self._output, self._errors = output or self._directory / "output", self._directory / "errors"
         files = (str(self._output), str(self._output if joined else self._errors))
         words = [os.fspath(word) for word in arguments]
         everything = os.environ | dict(environment or {})
