@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launching import ALONE, CASES, ENGINES, FEW_CASES, HERE, LORA_CASES, STEPS, launch, needs_deepspeed
+from launching import ALONE, CASES, ENGINES, FEW_CASES, HERE, LORA_CASES, STEPS, ZERO3_CASES, launch, needs_deepspeed
 from rule_matrix import acted_on, loose_rules
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
@@ -51,7 +51,9 @@ TWO_UPDATES = ("refresh", *(name for name, rule in RULES.items() if rule.later_u
 def cases_of(engine: str, lora: bool, soak: bool) -> tuple[str, ...]:
     if engine in ("zero1", "zero2"):
         return FEW_CASES
-    return LORA_CASES if lora and not soak else CASES
+    if soak:
+        return CASES
+    return LORA_CASES if lora else ZERO3_CASES if engine == "zero3" else CASES
 
 
 @pytest.fixture(scope="module")
