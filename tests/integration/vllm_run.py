@@ -60,7 +60,7 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
             **{
                 "per_device_train_batch_size": 16,
                 "num_generations": 8,
-                "max_completion_length": 64,
+                "max_completion_length": 32,
                 "learning_rate": 1e-2 if lora else 1e-3,
                 **options,
             },
