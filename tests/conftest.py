@@ -17,8 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-# These files start runs of several processes. No two of them may compete for two cores, and together they take as long
-# as all other tests.
+# These files start runs of several processes. No two of them may compete for two cores.
 SEVERAL_PROCESSES = (
     "test_doctor_runs.py",
     "test_launching.py",

@@ -23,8 +23,15 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# DeepSpeed is what each training imports, whatever its engine, where it is installed.
 _CONTEXT.set_forkserver_preload(
-    ["entropy_rft.cli.main", "entropy_rft.training.run", "entropy_rft.evaluation", "entropy_rft.difficulty"]
+    [
+        "entropy_rft.cli.main",
+        "entropy_rft.training.run",
+        "entropy_rft.evaluation",
+        "entropy_rft.difficulty",
+        "deepspeed",
+    ]
 )
 
 
