@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ pytest.importorskip("aiohttp")
 from processes import ServerProcess, router_process
 
 from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.cli.main import main
 from entropy_rft.difficulty import DifficultyProbe, choose, question_states
 from entropy_rft.difficulty.served import ENV
 from entropy_rft.difficulty.served.wire import decoded, request_body
@@ -68,9 +68,9 @@ def counter(url: str, name: str) -> float:
 def ordinary(url: str) -> list[Any]:
     """Tokens and log-probabilities of ordinary requests, each after the other."""
     found = []
-    for question in QUESTIONS[::3]:
+    for question in QUESTIONS[::5]:
         for options in SAMPLING:
-            body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 60, **options}
+            body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 48, **options}
             answer = post(f"{url}/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": 5})
             found.append(answer["choices"][0]["logprobs"]["content"])
     return found
@@ -133,7 +133,7 @@ def test_ordinary_requests_are_those_of_a_server_without_the_probe(
     served: ServerProcess, without: list[Any], model_and_tokenizer: tuple[Any, Any]
 ) -> None:
     """Tokens and log-probabilities bit for bit, alone and while marked requests are in the same batches."""
-    assert sum(len(answer) for answer in without) > 300
+    assert sum(len(answer) for answer in without) > 200
     assert ordinary(served.url) == without
     body, stop = request_body("tiny", [5] * 9), False
 
@@ -150,7 +150,7 @@ def test_ordinary_requests_are_those_of_a_server_without_the_probe(
             beside = ordinary(served.url)
         finally:
             stop = True
-        assert sum(each.result() for each in asking) > 20
+        assert sum(each.result() for each in asking) > 10
     assert [[token["token"] for token in answer] for answer in beside] == [
         [token["token"] for token in answer] for answer in without
     ]
@@ -219,17 +219,19 @@ def test_the_source_of_the_router(
     assert np.abs(np.array(asyncio.run(main())) - expected).max() < 1e-4
 
 
-def test_probe_check(served: ServerProcess, probe: DifficultyProbe, tmp_path: Path) -> None:
-    def check(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "entropy_rft", "probe", "check", "--url", served.url, "--probe"]
-        return subprocess.run([*command, str(directory), *options], capture_output=True, text=True, timeout=300)
+def test_probe_check(
+    served: ServerProcess, probe: DifficultyProbe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(directory: Path, *options: str) -> int:
+        return main(["probe", "check", "--url", served.url, "--probe", str(directory), *options])
 
-    good = check(TINY_PROBE, "--dtype", "float32")
-    assert good.returncode == 0, good.stderr
-    assert "evaluates this probe as a plain forward does" in good.stdout
+    code = check(TINY_PROBE, "--dtype", "float32")
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "evaluates this probe as a plain forward does" in said.out
     other = DifficultyProbe.from_pretrained(TINY_PROBE)
     other.temperature *= 1.01
     other.save_pretrained(tmp_path / "other")
-    bad = check(tmp_path / "other", "--quick")
-    assert bad.returncode == 2
-    assert f"evaluates the probe {probe.digest()[:6]}, but the router has {other.digest()[:6]}" in bad.stderr
+    assert check(tmp_path / "other", "--quick") == 2
+    message = f"evaluates the probe {probe.digest()[:6]}, but the router has {other.digest()[:6]}"
+    assert message in capsys.readouterr().err
