@@ -101,11 +101,11 @@ class Target(Rule):
 
 # Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
 # that holds the entropy is assumed to be about _HOLDING until the run shows another one.
-_SPEED = 0.15
+_SPEED = 0.1
 _HOLDING = 0.015
-_LEVEL_MEMORY = 0.35  # weight of the newest batch in the smoothed entropy
+_LEVEL_MEMORY = 0.65  # weight of the newest batch in the smoothed entropy
 _TREND_MEMORY = 0.1  # weight of the newest change in its trend
-_LOOK_AHEAD = 3  # updates
+_LOOK_AHEAD = 6  # updates: Adam's first moment makes the effect of a share some ten updates late
 _SLOWEST_FALL = 1e-3  # of the target, per update: the assumed fall of a run that does not fall
 _FORGETTING = 0.995  # factor on the fastest fall seen, per update
 # Entropy this many times above the target, and above the lowest that was seen, runs away and is lowered. What lowers it
