@@ -303,10 +303,11 @@ def build_features(
             batch_wait=wanted.batch_wait_ms / 1000,
             threads=wanted.threads,
         )
-    elif wanted.kind == "vllm_pooling":
+    elif wanted.kind in ("vllm_pooling", "sglang"):
+        from entropy_rft.router.sglang import SGLang
         from entropy_rft.router.vllm_pooling import VLLMPooling
 
-        states = VLLMPooling(
+        states = (SGLang if wanted.kind == "sglang" else VLLMPooling)(
             wanted.url,
             model=wanted.model,
             api_key=wanted.api_key(),
@@ -327,7 +328,7 @@ def build_features(
         named = wanted.model or settings.served_model_name
         states = VLLMServed(servers, model=named, digest=probe.digest(), session=session)
     else:
-        raise UserValueError(f"features.kind must be vllm, vllm_pooling, local or none, not {wanted.kind!r}")
+        raise UserValueError(f"features.kind must be vllm, vllm_pooling, sglang, local or none, not {wanted.kind!r}")
     tokenize = ChatTokenizer.from_pretrained(tokenizer or model)
     local = None if wanted.kind == "vllm" else probe
     return ProbedFeatures(tokenize, states, local, wanted.cache_size, tokenize.knows_system_role)
