@@ -184,7 +184,7 @@ class ASGIResponse:
     async def _send(self, message: Mapping[str, Any]) -> None:
         if self._left.is_set():
             if self._send_raises:
-                raise OSError("the client has disconnected")
+                raise ConnectionResetError("the client has disconnected")
             return
         if message["type"] == "http.response.start":
             self._begin(message["status"], message.get("headers", ()))

@@ -251,11 +251,16 @@ SETTINGS: dict[str, Any] = {
     "min_confidence": 0.4,
     "features": {"kind": "vllm", "deadline_ms": 20_000},
 }
+VARIED = [  # of each difficulty
+    *("What is 53 + 2?", "What is 98 - 10 + 1?", "What is 49 - 2 - 13?", "What is 40 - 17 + 5 - 4?"),
+    *("What is 84 - 18 - 10 + 8 + 20?", "What is 82 - 9 + 11 + 4 - 18 + 1 + 17?", "What is 80 - 3?"),
+    *("What is 81 - 14 - 14 + 12 - 4 - 12?", "What is 27 + 18 - 4 - 7?", "What is 6 + 9 - 4 + 16 - 4 - 7 + 8?"),
+]
 SAID = ("difficulty", "confidence", "reason", "applied")
 
 
 def asked_in_every_dialect() -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, question in enumerate(QUESTIONS):
+    for number, question in enumerate(VARIED):
         common = {"model": "tiny", "stream": number % 3 == 2}
         yield "/v1/chat/completions", {**common, "messages": conversation(question)}
         yield "/v1/completions", {**common, "prompt": question}
@@ -283,7 +288,7 @@ def test_the_middleware_is_the_router(served: ServerProcess, tmp_path: Path) -> 
     with router_process(tmp_path, router_settings, ready="/ready") as router:
         router.wait_until_ready(120)
         outside = answers(router.url, {})
-    assert {said["difficulty"] for said, _ in outside} >= {"easy", "hard"}
+    assert {said["difficulty"] for said, _ in outside} == {"easy", "normal", "hard"}
     assert all(any(texts) for _, texts in outside)
 
     config = tmp_path / "middleware.yaml"
