@@ -17,6 +17,7 @@ from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.router.app import RouterApp, create_app
 from entropy_rft.router.guard import guarded
 from entropy_rft.router.logs import configure_logs
+from entropy_rft.router.reloading import Reading
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
 
 logger = logging.getLogger("entropy_rft.router")
@@ -104,15 +105,22 @@ def check(settings: RouterSettings) -> None:
     create_app(embedded_defaults(settings))
 
 
-def serve(settings: RouterSettings) -> int:
+def serve(settings: RouterSettings, reading: Reading | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        settings: see `load_settings`.
+        reading: reads the settings again for a reload.
 
     Raises:
         ValueError: the probe, the strategies or a key cannot be loaded; one line.
         OSError: the address cannot be listened on.
     """
     configure_logs(settings.log_format, settings.log_level)
-    app = create_app(embedded_defaults(settings))
+    if reading is not None:
+        again = reading.read
+        reading = Reading(lambda: embedded_defaults(again()), reading.file)
+    app = create_app(embedded_defaults(settings), reading=reading)
     listener = _listen(settings.host, settings.port)
     server = RouterServer(app)
     try:
