@@ -19,6 +19,7 @@ from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tracing import CURRENT
 
 logger = logging.getLogger("entropy_rft.router")
 _QUIET_S = 10.0  # between two log lines about a feature source that fails
@@ -118,6 +119,14 @@ class Routing:
         return decision
 
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+        trace = CURRENT.get()
+        if trace is None:
+            return await self._asked(features, body, endpoint)
+        with trace.features() as found:
+            found.append(await self._asked(features, body, endpoint))
+            return found[0]
+
+    async def _asked(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         start = perf_counter()
         asked = DIALECTS[endpoint].question(body)
         backend = self._pool.choose(asyncio.get_running_loop().time()) if self._asks_backends else None
