@@ -126,9 +126,10 @@ class Metrics:
         info = Gauge("entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry)
         info.labels(__version__, model).set(1)
         Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry).set(time.time())
+        self._digest = ""
         self._probe = Gauge(
             "entropy_rft_probe_info",
-            "Always 1; the label is the beginning of the digest of the probe in use",
+            "1 for the digest of the probe in use, 0 for those before it",
             ["digest"],
             registry=registry,
         )
@@ -147,9 +148,11 @@ class Metrics:
 
     def watch_probe(self, mean_tokens: Mapping[str, float], digest: str) -> None:
         """Name the probe in use, and estimate by its mean lengths (see the class) from now on."""
-        self._probe.clear()
+        if self._digest:
+            self._probe.labels(self._digest).set(0)  # removed it could not be where several processes share metrics
+        self._digest = digest[:12]
         if digest:
-            self._probe.labels(digest[:12]).set(1)
+            self._probe.labels(self._digest).set(1)
         mean = dict(mean_tokens)
         usual = mean.get("normal")
         self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in (*NAMES, "none")}
