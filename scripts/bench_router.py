@@ -45,6 +45,7 @@ from processes import ServerProcess, router_process  # noqa: E402
 
 LITELLM = "1.106.2"
 CONCURRENCY = (1, 16, 64, 256)
+MODES = ("plain", "streamed")
 WORDS = 16  # of a streamed answer
 CACHED = 64  # questions
 PACKAGES = ("entropy_rft", "aiohttp", "httptools", "orjson", "starlette", "uvicorn", "uvloop")
@@ -56,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setup", action="store_true", help=f"install LiteLLM {LITELLM} into .venv-litellm")
     parser.add_argument("--quick", action="store_true", help="a quick check, not a measurement")
     parser.add_argument("--concurrency", type=int, nargs="+", default=list(CONCURRENCY))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of the answers")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
@@ -117,14 +119,14 @@ def measure(contender: Contender, concurrency: int, stream: bool, seconds: float
 def measure_all(contenders: list[Contender], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Medians over the rounds, the contenders taking turns."""
     results = []
-    for stream, concurrency in itertools.product((False, True), options.concurrency):
+    for mode, concurrency in itertools.product(options.modes, options.concurrency):
         rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
         for _ in range(options.rounds):
             for contender in contenders:
-                rounds[contender.name].append(measure(contender, concurrency, stream, options.seconds))
-        for name, measured in rounds.items():
-            result = {"contender": name, "mode": "streamed" if stream else "plain", "concurrency": concurrency}
-            result |= combined(measured)
+                measured = measure(contender, concurrency, mode == "streamed", options.seconds)
+                rounds[contender.name].append(measured)
+        for name, turns in rounds.items():
+            result = {"contender": name, "mode": mode, "concurrency": concurrency} | combined(turns)
             results.append(result)
             print(line(result), flush=True)
     return results
@@ -294,7 +296,7 @@ def main() -> int:
         memory = None
         if router is not None and options.memory_requests:
             memory = result["memory"] = watch_memory(router, options.memory_requests)
-        result["targets"] = targets(result["added"], memory)
+        result["targets"] = targets(result["results"], result["added"], memory)
     print("\n" + table(result))
     write(options.output, result)
     failed = any(each["errors"] for each in result["results"]) or bool(result.get("memory", {}).get("errors"))

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ import uvicorn
 from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.router.app import RouterApp, create_app
+from entropy_rft.router.fairness import listening, settle_memory
 from entropy_rft.router.guard import guarded
 from entropy_rft.router.logs import configure_logs
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
@@ -27,9 +29,10 @@ class RouterServer(uvicorn.Server):
 
     Args:
         app: of `create_app`.
+        on_started: called once, when it listens.
     """
 
-    def __init__(self, app: RouterApp) -> None:
+    def __init__(self, app: RouterApp, on_started: Callable[[], None] | None = None) -> None:
         settings = app.settings
         super().__init__(
             uvicorn.Config(
@@ -49,12 +52,19 @@ class RouterServer(uvicorn.Server):
             )
         )
         self.router = app
+        self._on_started = on_started
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal, on `sockets` (each accepts several connections at once) or the settings' address."""
+        await super().serve(None if sockets is None else [each for one in sockets for each in listening(one)])
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self.started:
+            if self._on_started is not None:
+                self._on_started()
             logger.info("the router listens", extra={"host": self.config.host, "port": self.port})
 
     @property
@@ -114,7 +124,7 @@ def serve(settings: RouterSettings) -> int:
     configure_logs(settings.log_format, settings.log_level)
     app = create_app(embedded_defaults(settings))
     listener = _listen(settings.host, settings.port)
-    server = RouterServer(app)
+    server = RouterServer(app, settle_memory)
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn raises it where the application could not start
