@@ -31,6 +31,7 @@ FLAGS: dict[str, str] = {
     "log_format": "json or text (default: json)",
     "log_level": "debug, info, warning or error (default: info)",
     "request_id_header": "(default: x-request-id)",
+    "workers": "processes that answer requests (default: 1)",
     "drain_s": "seconds that requests in progress may take after SIGTERM (default: 300)",
     "drain_delay_s": "seconds that new requests are still accepted after SIGTERM (default: 0)",
 }

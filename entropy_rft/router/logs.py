@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from datetime import datetime, timezone
 from typing import Any
 
 import orjson
 
+_logger = logging.getLogger("entropy_rft.router")
 # What every record has: anything else was given as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -51,6 +53,16 @@ def configure_logs(log_format: str, level: str) -> None:
         logger.propagate = False
     # Below this level uvicorn logs every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
+
+
+def say_listening(host: str, port: int, **more: object) -> None:
+    """Log that the router can be asked."""
+    _logger.info("the router listens", extra={"host": host, "port": port, **more})
+
+
+def say_draining(sig: int, delay_s: float) -> None:
+    """Log that the router takes no new requests after `delay_s`, because of a signal."""
+    _logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay_s": delay_s})
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

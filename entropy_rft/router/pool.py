@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,12 +25,17 @@ class Pool:
     Args:
         settings: of the router.
         backends: state of each, in the configured order.
+
+    Attributes:
+        elsewhere: set where another process checks the backends: waits until it has told what it found, and applies
+            what it tells from then on.
     """
 
     def __init__(self, settings: RouterSettings, backends: Sequence[Backend]) -> None:
         self.settings = settings
         self.backends = list(backends)
         self.session: aiohttp.ClientSession
+        self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self._turn = 0
         self._checks: asyncio.Task[None] | None = None
 
@@ -56,6 +61,9 @@ class Pool:
             trust_env=False,
             read_bufsize=2**18,
         )
+        if self.elsewhere is not None:
+            await self.elsewhere(self)
+            return
         await asyncio.gather(*(self._check(backend) for backend in self.backends))
         self._checks = asyncio.create_task(self._keep_checking())
 

@@ -120,6 +120,9 @@ class RouterSettings(BaseSettings):
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     request_id_header: str = Field(default="x-request-id", pattern="^[a-z0-9-]+$")
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that answer requests. They share the port, the metrics, the status page and the checks of the backends;
+    each has its own cache of features, and its share of `limits.max_requests` and of each `max_outstanding`."""
     drain_s: float = Field(default=300.0, ge=0)
     """After SIGTERM, how long started requests may take."""
     drain_delay_s: float = Field(default=0.0, ge=0)
@@ -146,6 +149,12 @@ class RouterSettings(BaseSettings):
                 raise UserValueError(f"backends: {name!r} occurs twice: give each a name of its own")
         if self.features.kind != "none" and self.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
+        if self.workers > 1 and not self.backends:
+            raise UserValueError(
+                f"workers: {self.workers} need backends: the embedded model answers in one process (leave workers out)"
+            )
+        if self.workers > 1 and os.name != "posix":
+            raise UserValueError(f"workers: {self.workers} processes can share a port only on Linux and macOS")
         return self
 
     @classmethod
