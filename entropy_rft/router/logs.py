@@ -52,7 +52,9 @@ def configure_logs(log_format: str, level: str) -> None:
         logger.setLevel(level.upper())
         logger.propagate = False
     # Below this level uvicorn logs every request that is not HTTP, so any client could fill the log.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
+    errors = logging.getLogger("uvicorn.error")
+    errors.setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
+    errors.addFilter(_not_said_elsewhere)  # once, however often it is called
 
 
 def say_listening(host: str, port: int, **more: object) -> None:
@@ -63,6 +65,11 @@ def say_listening(host: str, port: int, **more: object) -> None:
 def say_draining(sig: int, delay_s: float) -> None:
     """Log that the router takes no new requests after `delay_s`, because of a signal."""
     _logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay_s": delay_s})
+
+
+def _not_said_elsewhere(record: logging.LogRecord) -> bool:
+    """False for uvicorn's line that the application could not start: the command line says why, in a line of its own."""
+    return record.msg != "Application startup failed. Exiting."
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
