@@ -33,6 +33,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from bench_statistics import RESULTS, write
 from load_generator import load, questions, run
 from router_report import added, combined, line, table, targets
@@ -62,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
     parser.add_argument("--memory-requests", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1, help="of the router; several are not pinned to cores")
     parser.add_argument("--no-pin", action="store_true", help="let the system choose the cores")
     parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
@@ -81,6 +83,7 @@ class Contender:
     process: ServerProcess
     model: str = "stub"
     new_questions: bool = False
+    beside: tuple[int, ...] = ()  # the processes of the stubs
 
     def bodies(self, stream: bool) -> Iterator[bytes]:
         if not self.new_questions:
@@ -106,14 +109,22 @@ def measure(contender: Contender, concurrency: int, stream: bool, seconds: float
         return lambda: load(url, until(duration, ask), concurrency=concurrency, stream=stream)
 
     warm_up = run(phase(min(1.0, seconds / 4)))
-    before = cpu_seconds(contender.process.pid)
+    before, others_before = cpu_seconds(contender.process.pid), others(contender)
     measured = warm_up if warm_up.errors else run(phase(seconds))
     summary = measured.summary()
     # The server's own work, which does not depend on what else the machine does.
-    after = cpu_seconds(contender.process.pid)
-    if before is not None and after is not None and measured.totals:
-        summary["cpu_ms"] = round(1e3 * (after - before) / len(measured.totals), 4)
+    used = cpu_seconds(contender.process.pid) - before
+    if measured.totals:
+        summary["cpu_ms"] = round(1e3 * used / len(measured.totals), 4)
+        summary["cores"] = round(used / measured.seconds, 3)
+        summary["cores_of_load_and_stubs"] = round((others(contender) - others_before) / measured.seconds, 3)
     return summary
+
+
+def others(contender: Contender) -> float:
+    """CPU seconds of the load, in this process, and of the stubs."""
+    stubs = (pid for pid in contender.beside if pid != contender.process.pid)
+    return sum(psutil.Process().cpu_times()[:2]) + sum(cpu_seconds(pid) for pid in stubs)
 
 
 def measure_all(contenders: list[Contender], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -132,13 +143,10 @@ def measure_all(contenders: list[Contender], options: argparse.Namespace) -> lis
     return results
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """What a process and its threads have used so far; ``None`` where the system does not report it."""
-    path = Path(f"/proc/{pid}/stat")
-    if not path.exists():
-        return None
-    fields = path.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> float:
+    """What a process and those that it started have used so far."""
+    first = psutil.Process(pid)
+    return sum(sum(process.cpu_times()[:2]) for process in (first, *first.children(recursive=True)))
 
 
 def resident_mib(pid: int) -> float:
@@ -186,7 +194,7 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
     pooling = stack.enter_context(stub_process(directory / "pooling.log", "--pooling", "128"))
     stub.wait_until_ready(60)
     pooling.wait_until_ready(60)
-    settings = {"probe": "embedded", "backends": [stub.url], "log_level": "warning"}
+    settings = {"probe": "embedded", "backends": [stub.url], "log_level": "warning", "workers": options.workers}
     pooled = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 10_000}
 
     def router(name: str, features: dict[str, Any]) -> ServerProcess:
@@ -208,7 +216,8 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
         contenders = [c for c in contenders if c.name == "stub" or any(word in c.name for word in options.only)]
     for contender in contenders:
         contender.process.wait_until_ready(180)
-    if not options.no_pin:
+        contender.beside = (stub.pid, pooling.pid)
+    if not options.no_pin and options.workers == 1:
         pin({c.process.pid for c in contenders[1:]}, {stub.pid, pooling.pid, os.getpid()})
     return contenders
 
@@ -288,6 +297,7 @@ def main() -> int:
     if litellm is None:
         print("LiteLLM is left out: give --litellm EXECUTABLE or --setup")
     result: dict[str, Any] = {"environment": environment(options.note, litellm), "seconds": options.seconds}
+    result["workers"] = options.workers
     with TemporaryDirectory() as temporary, ExitStack() as stack:
         contenders = start_all(stack, Path(temporary), litellm, options)
         result["results"] = measure_all(contenders, options)

@@ -10,7 +10,7 @@ from typing import Any
 def combined(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of every number; counts are summed, and each round is kept."""
     first_error = next((each["first_error"] for each in rounds if each["errors"]), None)
-    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second"))]
+    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second")) or key.startswith("cores")]
     middle = {
         key: statistics.median(values) if (values := [r[key] for r in rounds if r.get(key) is not None]) else None
         for key in numbers

@@ -68,7 +68,7 @@ def say_draining(sig: int, delay_s: float) -> None:
 
 
 def _not_said_elsewhere(record: logging.LogRecord) -> bool:
-    """False for uvicorn's line that the application could not start: the command line says why, in a line of its own."""
+    """False for uvicorn's line that the application could not start: the command line's own line says why."""
     return record.msg != "Application startup failed. Exiting."
 
 
