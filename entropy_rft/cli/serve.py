@@ -24,6 +24,7 @@ FLAGS: dict[str, str] = {
     "max_tokens": "budget of an answer where a client gives none (default: the backends' context length)",
     "client_max_tokens": "meaning of a client's limit: override or budget (default: override)",
     "client_reasoning_effort": "override: a client's is passed on; difficulty: it chooses one (default: override)",
+    "keep_difficulty": "whether an agent's turn keeps its highest difficulty (default: true)",
     "ready_needs_features": "whether /ready is 503 while the feature source is down (default: true)",
     "cors_origins": "origins of web pages that may call, separated by commas (default: none)",
     "log_prompts": "write each request's messages to the log (default: false)",

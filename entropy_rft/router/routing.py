@@ -18,6 +18,8 @@ from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tokenizing import Question
+from entropy_rft.router.turns import Turns
 
 logger = logging.getLogger("entropy_rft.router")
 _QUIET_S = 10.0  # between two log lines about a feature source that fails
@@ -57,6 +59,7 @@ class Routing:
         self._asks_backends = settings.features.kind == "vllm" and settings.features.url is None
         self._knows_system_role = knows_system_role
         self._placement: Placement = placement
+        self._turns = Turns() if settings.keep_difficulty else None
         self._takes_effort = settings.client_reasoning_effort == "difficulty"
         if knows_system_role is False:
             self._say_placement()
@@ -78,13 +81,17 @@ class Routing:
             decision = (
                 policy.normal(reason) if reason is not None else await self._probed(self._features, body, endpoint)
             )
-        if decision.reason != "probe":
+        if decision.reason not in ("probe", "turn"):
             self._metrics.fell_back(decision.reason)
         return decision
 
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
-        start = perf_counter()
         asked = DIALECTS[endpoint].question(body)
+        decision = await self._answered(features, asked)
+        return decision if self._turns is None else self._turns.kept(asked.messages, decision)
+
+    async def _answered(self, features: FeatureSource, asked: Question) -> Decision:
+        start = perf_counter()
         backend = self._pool.choose(asyncio.get_running_loop().time()) if self._asks_backends else None
         if backend is not None:
             asked = replace(asked, server=backend.url)

@@ -108,6 +108,8 @@ class RouterSettings(BaseSettings):
     """A client's reasoning_effort (reasoning.effort of Responses, output_config.effort of Messages) overrides the
     strategy's, or low, medium and high stand for easy, normal and hard: they choose the strategy and are not passed
     on."""
+    keep_difficulty: bool = True
+    """Within a turn of an agent, the results of its tools included, the difficulty is never lowered."""
     ready_needs_features: bool = True
     """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
     false where a load balancer would otherwise remove every replica at once."""

@@ -27,11 +27,11 @@ from entropy_rft.router.logs import say_draining, say_listening
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.shared_metrics import VARIABLE
-from entropy_rft.router.worker import LONGEST_MESSAGE
 from entropy_rft.threads import own_cores
 
 logger = logging.getLogger("entropy_rft.router")
 
+LONGEST_MESSAGE = 2**24  # bytes, between this process and a worker
 _GRACE_S = 30.0  # for a worker to end after its own limits
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # before a worker is started again that could not start
 _STEADY_S = 10.0  # or that ended so soon

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from entropy_rft.router.metrics import Metrics
-    from entropy_rft.router.pool import Pool
-    from entropy_rft.router.serve import RouterServer
+from entropy_rft.errors import UserMistake
+from entropy_rft.router.app import create_app
+from entropy_rft.router.fairness import settle_memory
+from entropy_rft.router.logs import configure_logs
+from entropy_rft.router.metrics import Metrics
+from entropy_rft.router.pool import Pool
+from entropy_rft.router.serve import RouterServer
+from entropy_rft.router.settings import load_settings
+from entropy_rft.router.supervisor import LONGEST_MESSAGE
+from entropy_rft.threads import share_cores
 
-LONGEST_MESSAGE = 2**24  # bytes
 _PUBLISH_S = 1.0  # between two copies of the state for the other workers
 
 
@@ -97,8 +101,6 @@ def main(arguments: list[str]) -> int:
     try:
         _serve(link, listener, message["settings"], Path(message["directory"]))
     except Exception as error:
-        from entropy_rft.errors import UserMistake
-
         kind = "user" if isinstance(error, UserMistake) else "fault"
         shown = str(error) if kind == "user" else traceback.format_exc()
         link.send({"failed": shown, "kind": kind, "system": isinstance(error, OSError)})
@@ -107,17 +109,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(link: Link, listener: socket.socket, settings: dict[str, Any], directory: Path) -> None:
-    from entropy_rft.router.shared_metrics import VARIABLE
-
-    assert os.environ[VARIABLE] == str(directory)  # it counts from the first import of prometheus_client
-
-    from entropy_rft.router.app import create_app
-    from entropy_rft.router.fairness import settle_memory
-    from entropy_rft.router.logs import configure_logs
-    from entropy_rft.router.serve import RouterServer
-    from entropy_rft.router.settings import load_settings
-    from entropy_rft.threads import share_cores
-
     class Server(RouterServer):
         """It says to the supervisor what a router alone says in its log."""
 
