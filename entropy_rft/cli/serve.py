@@ -20,6 +20,7 @@ FLAGS: dict[str, str] = {
     "strategies": "YAML file of strategies (default: the probe's)",
     "placement": "of an instruction: system, or user_end, the end of the last user message (default: the probe's)",
     "backends": "addresses, separated by commas (default: the embedded model answers)",
+    "affinity": "conversation: its turns go to one backend; none: fewest outstanding requests (default: none)",
     "min_confidence": "below it the probe's choice is Normal (default: 0.5)",
     "max_tokens": "budget of an answer where a client gives none (default: the backends' context length)",
     "client_max_tokens": "meaning of a client's limit: override or budget (default: override)",

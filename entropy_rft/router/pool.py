@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from entropy_rft.router.affinity import affine
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
 
@@ -91,6 +92,10 @@ class Pool:
             if best is None or load < best_load:
                 best, best_load = backend, load
         return best
+
+    def affine(self, key: bytes, now: float) -> Backend | None:
+        """The backend of the conversation that begins with `key`; ``None`` when none may be asked now."""
+        return affine(key, [each for each in self.backends if each.up is not False and each.blocked_s(now) <= 0])
 
     def wait_s(self, now: float, among: Collection[Backend] | None = None) -> float:
         """Seconds after which a backend, of all or `among` these, may be asked again."""

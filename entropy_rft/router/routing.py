@@ -11,6 +11,8 @@ from typing import Any
 
 from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.router import policy
+from entropy_rft.router.affinity import beginning
+from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import DIALECTS
 from entropy_rft.router.features import FeatureError, FeatureSource
@@ -59,6 +61,7 @@ class Routing:
         self._asks_backends = settings.features.kind == "vllm" and settings.features.url is None
         self._knows_system_role = knows_system_role
         self._placement: Placement = placement
+        self._affine = settings.affinity == "conversation"
         self._turns = Turns() if settings.keep_difficulty else None
         self._takes_effort = settings.client_reasoning_effort == "difficulty"
         if knows_system_role is False:
@@ -70,6 +73,21 @@ class Routing:
         Raises:
             RouterError: the client gives an unknown difficulty.
         """
+        decision = await self._decided(body, endpoint, header)
+        if self._affine and decision.backend is None:
+            backend = self._backend(body, endpoint)
+            decision = decision if backend is None else replace(decision, backend=backend)
+        return decision
+
+    def _backend(self, body: Mapping[str, Any], endpoint: Endpoint) -> Backend | None:
+        """Of a request's conversation, where it can be read as one."""
+        dialect = DIALECTS[endpoint]
+        if endpoint != "chat" and dialect.unprobed(body) is not None:
+            return None
+        key = beginning(dialect.question(body).messages)
+        return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
+
+    async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
         effort = DIALECTS[endpoint].effort(body) if self._takes_effort else None
         asked = policy.asked_difficulty(body, header, effort)
         if asked is not None:
@@ -87,12 +105,15 @@ class Routing:
 
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         asked = DIALECTS[endpoint].question(body)
-        decision = await self._answered(features, asked)
+        backend = None
+        if self._asks_backends:
+            backend = self._backend(body, endpoint) if self._affine else None
+            backend = backend or self._pool.choose(asyncio.get_running_loop().time())
+        decision = await self._answered(features, asked, backend)
         return decision if self._turns is None else self._turns.kept(asked.messages, decision)
 
-    async def _answered(self, features: FeatureSource, asked: Question) -> Decision:
+    async def _answered(self, features: FeatureSource, asked: Question, backend: Backend | None) -> Decision:
         start = perf_counter()
-        backend = self._pool.choose(asyncio.get_running_loop().time()) if self._asks_backends else None
         if backend is not None:
             asked = replace(asked, server=backend.url)
         try:

@@ -89,6 +89,10 @@ class RouterSettings(BaseSettings):
     message. By default the probe's; another one than the probe's is refused. `system` without a probe."""
     backends: Annotated[list[BackendSettings], NoDecode] = Field(default_factory=list)
     """None: the embedded model answers."""
+    affinity: Literal["none", "conversation"] = "none"
+    """Which backend is asked: the one with the fewest outstanding requests, or the one that a conversation's beginning
+    hashes to, so that it has the earlier turns in its prefix cache; another one while that has more than 1.25 times its
+    share of the outstanding requests."""
     timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
     breaker: BreakerSettings = BreakerSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -77,3 +78,30 @@ def test_the_same_in_anthropics_dialect(stub: Stub) -> None:
         assert ask(router.port, "/v1/messages", messages=[QUESTION], max_tokens=9) == ("hard", "probe")
         called = [QUESTION, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
         assert ask(router.port, "/v1/messages", messages=called, max_tokens=9) == ("hard", "turn")
+
+
+@pytest.mark.parametrize("affinity", ["conversation", "none"])
+def test_a_conversation_stays_with_one_backend(stub: Stub, affinity: str) -> None:
+    """Eight conversations of four turns; without affinity two backends without load take turns."""
+    with Stub() as other, ExitStack() as stack:
+        named = [{"url": stub.url, "name": "a"}, {"url": other.url, "name": "b"}]  # their names decide
+        router = stack.enter_context(running_router(named, features=Recording(), affinity=affinity))
+        for number in range(8):
+            said = [{"role": "user", "content": f"Question {number}?"}]
+            for _ in range(4):
+                ask(router.port, messages=said)
+                said = [*said, {"role": "assistant", "content": "Yes."}, GO_ON]
+        backends = {each: [request.json["messages"] for request in each.requests] for each in (stub, other)}
+    of = [{first(messages) for messages in asked} for asked in backends.values()]
+    assert len(of[0] | of[1]) == 8
+    if affinity == "conversation":
+        assert not of[0] & of[1]
+        assert of[0]
+        assert of[1]
+    else:
+        assert of[0] == of[1]
+
+
+def first(messages: list[dict[str, Any]]) -> str:
+    """The user's first message; the router's own instruction may stand before it."""
+    return next(message["content"] for message in messages if message["role"] == "user")
