@@ -1,6 +1,8 @@
 """A router of several worker processes: starts them, replaces one that ends, checks the backends for all, and drains.
 
-The workers accept connections from one socket. This process answers no request: it loads no model and no probe.
+Each worker listens on a socket of its own on the same port, and Linux spreads the connections over them. (From one
+shared socket the process that happens to be awake took them: of 64 connections one worker of two got 17, or none.)
+Elsewhere they share one. This process answers no request: it loads no model and no probe.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from entropy_rft.threads import own_cores
 logger = logging.getLogger("entropy_rft.router")
 
 LONGEST_MESSAGE = 2**24  # bytes, between this process and a worker
+_SPREAD = True
 _GRACE_S = 30.0  # for a worker to end after its own limits
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # before a worker is started again that could not start
 _STEADY_S = 10.0  # or that ended so soon
@@ -92,7 +95,7 @@ class Supervisor:
 
     Args:
         settings: of the router.
-        listener: bound, not yet listening.
+        listener: bound, not listening; it reserves the port, and where connections are not spread it is the workers'.
         directory: for the files of the metrics.
     """
 
@@ -167,8 +170,10 @@ class Supervisor:
 
     async def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        with theirs:
-            descriptors = (self._listener.fileno(), theirs.fileno())
+        # The worker's own socket ends with it, so that no connection waits for one that is gone.
+        listener = on_the_same_port(self._listener) if _SPREAD else self._listener.dup()
+        with theirs, listener:
+            descriptors = (listener.fileno(), theirs.fileno())
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "entropy_rft.router.worker", *map(str, descriptors)),
                 pass_fds=descriptors,
@@ -205,6 +210,20 @@ class Supervisor:
                 worker.tell({"signal": int(number)})
             else:
                 worker.kill()
+
+
+def on_the_same_port(listener: socket.socket) -> socket.socket:
+    """Another socket on the address of `listener`, which allows it from now on to this user's processes."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    other = socket.socket(listener.family, listener.type)
+    try:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(listener.getsockname())
+    except OSError:
+        other.close()
+        raise
+    return other
 
 
 def share_of(settings: RouterSettings) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from processes import ServerProcess, router_process
 from prometheus_client.parser import text_string_to_metric_families
 from stub import Stub
 from stub_answers import HEAD, PLAIN, Behaviour, stream_events
-from wire import STREAM, exchange, get, request
+from wire import STREAM, Reply, connected, exchange, get, read_reply, request
 
 from entropy_rft.assets import DEFAULT_PROBE
 
@@ -59,16 +59,28 @@ def started(stub: Stub, directory: Path, count: int = 2, **settings: Any) -> Ite
 
 
 @contextmanager
-def only(worker: psutil.Process, router: ServerProcess) -> Iterator[None]:
-    """The others are stopped, so that this one answers."""
-    others = [each for each in workers(router) if each != worker]
-    for other in others:
-        other.suspend()
-    try:
-        yield
-    finally:
-        for other in others:
-            other.resume()
+def connected_to(worker: psutil.Process, router: ServerProcess) -> Iterator[socket.socket]:
+    """A connection that this worker has accepted: as many are made as that takes."""
+    with ExitStack() as stack:
+        while True:
+            connection = stack.enter_context(connected(router.port))
+            assert ask(connection, GET).status == 200
+            port = connection.getsockname()[1]
+            if any(each.raddr and each.raddr.port == port for each in worker.net_connections("tcp")):
+                yield connection
+                return
+
+
+def ask(connection: socket.socket, data: bytes) -> Reply:
+    connection.sendall(data)
+    return read_reply(connection)
+
+
+def path(path: str) -> bytes:
+    return request(b"", path=path, length=-1, method="GET")
+
+
+GET = path("/health")
 
 
 def lines(router: ServerProcess, message: str) -> list[dict[str, Any]]:
@@ -77,9 +89,9 @@ def lines(router: ServerProcess, message: str) -> list[dict[str, Any]]:
     return [line for line in logged if line["message"] == message]
 
 
-def scraped(router: ServerProcess) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+def scraped(connection: socket.socket) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     """The samples of /metrics, by name and labels."""
-    families = list(text_string_to_metric_families(get(router.port, "/metrics").body.decode()))
+    families = list(text_string_to_metric_families(ask(connection, path("/metrics")).body.decode()))
     assert len({family.name for family in families}) == len(families), "a family occurs twice"
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for sample in (sample for family in families for sample in family.samples):
@@ -87,8 +99,8 @@ def scraped(router: ServerProcess) -> dict[str, dict[tuple[tuple[str, str], ...]
     return found
 
 
-def counted(router: ServerProcess) -> float:
-    return sum(scraped(router).get("entropy_rft_requests_total", {}).values())
+def counted(connection: socket.socket) -> float:
+    return sum(scraped(connection).get("entropy_rft_requests_total", {}).values())
 
 
 def test_each_worker_answers_and_knows_what_all_did(stub: Stub, tmp_path: Path) -> None:
@@ -96,17 +108,17 @@ def test_each_worker_answers_and_knows_what_all_did(stub: Stub, tmp_path: Path) 
         first, second, third = workers(router)
         assert len({router.pid, first.pid, second.pid, third.pid}) == 4
         for number, worker in enumerate((first, second, third), 1):
-            with only(worker, router):
+            with connected_to(worker, router) as connection:
                 for _ in range(4):
-                    assert exchange(router.port, request()).body == PLAIN
-                until(lambda number=number: counted(router) == 4 * number)
+                    assert ask(connection, request()).body == PLAIN
+                until(lambda number=number, connection=connection: counted(connection) == 4 * number)
         backend = ("backend", stub.url.removeprefix("http://"))
         for worker in (first, second, third):  # what one of them says is what each says
-            with only(worker, router):
-                status = json.loads(get(router.port, "/status.json").body)
+            with connected_to(worker, router) as connection:
+                status = json.loads(ask(connection, path("/status.json")).body)
                 assert status["traffic"]["requests"] == 12
                 assert [each["up"] for each in status["backends"]] == [True]
-                metrics = scraped(router)
+                metrics = scraped(connection)
                 assert metrics["entropy_rft_ready"] == {(): 1.0}
                 assert metrics["entropy_rft_in_flight"] == {(): 0.0}
                 assert metrics["entropy_rft_backend_requests_total"] == {(backend,): 12.0}
@@ -121,23 +133,23 @@ def test_each_worker_answers_and_knows_what_all_did(stub: Stub, tmp_path: Path) 
 def test_what_is_in_flight_is_added_up(stub: Stub, tmp_path: Path) -> None:
     """Also of a worker that does not answer now; it published its own a second ago at most."""
     stub.answer = lambda asked: Behaviour(stop_before=HEAD)
-    with started(stub, tmp_path) as router, ThreadPoolExecutor(2) as threads:
-        asked = []
-        for number, worker in enumerate(workers(router), 1):
-            with only(worker, router):
-                asked.append(threads.submit(exchange, router.port, request()))
-                stub.wait_for(lambda stub, number=number: stub.in_progress == number)
-        until(lambda: list(scraped(router)["entropy_rft_in_flight"].values()) == [2.0])
-        until(lambda: list(scraped(router)["entropy_rft_backend_outstanding"].values()) == [2.0])
+    with started(stub, tmp_path) as router, ExitStack() as stack:
+        asked = [stack.enter_context(connected_to(worker, router)) for worker in workers(router)]
+        look = stack.enter_context(connected(router.port))
+        for connection in asked:
+            connection.sendall(request())
+        stub.wait_for(lambda stub: stub.in_progress == 2)
+        until(lambda: list(scraped(look)["entropy_rft_in_flight"].values()) == [2.0])
+        until(lambda: list(scraped(look)["entropy_rft_backend_outstanding"].values()) == [2.0])
         stub.release()
-        assert [future.result().body for future in asked] == [PLAIN, PLAIN]
+        assert [read_reply(connection).body for connection in asked] == [PLAIN, PLAIN]
 
 
 def test_one_process_checks_the_backends_for_all(stub: Stub, tmp_path: Path) -> None:
     with started(stub, tmp_path, 3, health={"interval_s": 1000.0}) as router:
         for worker in workers(router):
-            with only(worker, router):
-                assert get(router.port, "/ready").status == 200
+            with connected_to(worker, router) as connection:
+                assert ask(connection, path("/ready")).status == 200
         assert stub.health_checks == 1
 
 
@@ -146,8 +158,8 @@ def test_what_a_check_finds_reaches_each_worker(stub: Stub, tmp_path: Path) -> N
         for healthy, status in ((False, 503), (True, 200)):
             stub.healthy = healthy
             for worker in workers(router):
-                with only(worker, router):
-                    until(lambda status=status: get(router.port, "/ready").status == status)
+                with connected_to(worker, router) as connection:
+                    until(lambda status=status, on=connection: ask(on, path("/ready")).status == status)
         assert len(lines(router, "backend is down")) == 1
         assert len(lines(router, "backend is up")) == 2  # at the start, and again
 
@@ -155,18 +167,18 @@ def test_what_a_check_finds_reaches_each_worker(stub: Stub, tmp_path: Path) -> N
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_all_finish_what_they_began(stub: Stub, tmp_path: Path, how: signal.Signals) -> None:
     stub.answer = lambda asked: Behaviour.stream(stop_before=3)
-    with started(stub, tmp_path) as router, ThreadPoolExecutor(8) as threads:
-        asked = []
-        for number, worker in enumerate(workers(router), 1):
-            with only(worker, router):
-                asked += [threads.submit(exchange, router.port, request(STREAM)) for _ in range(4)]
-                stub.wait_for(lambda stub, number=number: stub.in_progress == 4 * number)
+    with started(stub, tmp_path) as router, ExitStack() as stack:
+        both = workers(router)
+        asked = [stack.enter_context(connected_to(worker, router)) for worker in both for _ in range(4)]
+        for connection in asked:
+            connection.sendall(request(STREAM))
+        stub.wait_for(lambda stub: stub.in_progress == 8)
         router.process.send_signal(how)
         until(lambda: refused(router.port))
         assert router.process.poll() is None
         assert len(workers(router)) == 2
         stub.release()
-        replies = [future.result() for future in asked]
+        replies = [read_reply(connection) for connection in asked]
         assert [(reply.status, reply.whole, reply.body) for reply in replies] == [(200, True, WHOLE)] * 8
         assert router.process.wait(PATIENCE) == 0, router.said()
         assert len(lines(router, "draining")) == 1
@@ -175,12 +187,12 @@ def test_all_finish_what_they_began(stub: Stub, tmp_path: Path, how: signal.Sign
 
 def test_each_says_that_it_drains_and_a_second_signal_does_not_wait(stub: Stub, tmp_path: Path) -> None:
     with started(stub, tmp_path, drain_delay_s=1000.0) as router:
-        both = workers(router)
-        router.process.send_signal(signal.SIGTERM)
-        for worker in both:
-            with only(worker, router):
-                until(lambda: get(router.port, "/ready").status == 503)
-                assert exchange(router.port, request()).headers["connection"] == "close"
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connected_to(worker, router)) for worker in workers(router)]
+            router.process.send_signal(signal.SIGTERM)
+            for connection in connections:
+                until(lambda on=connection: ask(on, path("/ready")).status == 503)
+                assert ask(connection, request()).headers["connection"] == "close"
         router.process.send_signal(signal.SIGTERM)
         assert router.process.wait(PATIENCE) == 0, router.said()
 
@@ -188,18 +200,17 @@ def test_each_says_that_it_drains_and_a_second_signal_does_not_wait(stub: Stub, 
 def test_a_worker_that_dies_is_replaced(stub: Stub, tmp_path: Path) -> None:
     with started(stub, tmp_path) as router:
         lost, kept = workers(router)
-        with only(lost, router):
-            assert exchange(router.port, request()).status == 200
-            until(lambda: counted(router) == 1)
+        with connected_to(lost, router) as connection:
+            assert ask(connection, request()).status == 200
+            until(lambda: counted(connection) == 1)
         lost.kill()
         until(lambda: lines(router, "a worker ended and is replaced"))
         assert exchange(router.port, request()).status == 200  # by the other one, meanwhile
         (new,) = until(lambda: [each for each in workers(router) if each not in (lost, kept)])
-        with only(new, router):
-            until(lambda: get(router.port, "/ready").status == 200)
-            assert exchange(router.port, request()).status == 200
-            until(lambda: counted(router) == 3)  # what the lost one counted is not lost
-            assert set(scraped(router)["process_cpu_seconds_total"]) == {
+        with connected_to(new, router) as connection:
+            assert ask(connection, request()).status == 200
+            until(lambda: counted(connection) == 3)  # what the lost one counted is not lost
+            assert set(scraped(connection)["process_cpu_seconds_total"]) == {
                 (("worker", str(each.pid)),) for each in (kept, new)
             }
         (line,) = lines(router, "a worker ended and is replaced")
@@ -219,12 +230,11 @@ def test_a_worker_is_replaced_once_it_can_start(stub: Stub, tmp_path: Path) -> N
         )
         assert str(probe) in with_cause[0]["cause"]
         assert with_cause[0]["how"] == "ended with status 1"
-        with only(kept, router):
-            assert exchange(router.port, request()).status == 200
+        assert exchange(router.port, request()).status == 200
         away.rename(probe)
-        new = until(lambda: [each for each in workers(router) if each.pid not in (lost.pid, kept.pid)])
-        assert new
-        until(lambda: len(scraped(router)["process_cpu_seconds_total"]) == 2)
+        with connected(router.port) as connection:  # to the one that was kept
+            until(lambda: len(scraped(connection)["process_cpu_seconds_total"]) == 2)
+        assert kept in workers(router)
 
 
 def test_none_is_left_when_the_first_process_is_killed(stub: Stub, tmp_path: Path) -> None:
