@@ -194,7 +194,8 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
     pooling = stack.enter_context(stub_process(directory / "pooling.log", "--pooling", "128"))
     stub.wait_until_ready(60)
     pooling.wait_until_ready(60)
-    settings = {"probe": "embedded", "backends": [stub.url], "log_level": "warning", "workers": options.workers}
+    settings = {"probe": "embedded", "backends": [stub.url], "workers": options.workers}
+    settings["log_level"] = "warning" if options.workers == 1 else "info"
     pooled = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 10_000}
 
     def router(name: str, features: dict[str, Any]) -> ServerProcess:
@@ -216,6 +217,9 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
         contenders = [c for c in contenders if c.name == "stub" or any(word in c.name for word in options.only)]
     for contender in contenders:
         contender.process.wait_until_ready(180)
+        if options.workers > 1 and contender.name.startswith("router"):
+            while "the router listens" not in contender.process.said():  # /ready is answered by the first worker
+                time.sleep(0.05)
         contender.beside = (stub.pid, pooling.pid)
     if not options.no_pin and options.workers == 1:
         pin({c.process.pid for c in contenders[1:]}, {stub.pid, pooling.pid, os.getpid()})
