@@ -32,8 +32,8 @@ make_environment() {
     python=$1/bin/python
 }
 
-# DeepSpeed compiles what it needs when it first runs.
-install() { DS_BUILD_OPS=0 "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+# DeepSpeed compiles what it needs when it first runs, and so does Python: of what is installed, a small part is imported.
+install() { DS_BUILD_OPS=0 "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 
 install_torch() {
     local wanted=torch==2.13.0

@@ -8,6 +8,7 @@
     python scripts/reproduce.py --study tiny-slow         # a control: four of them, slower and longer
     python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
     python scripts/reproduce.py --study frontier --jobs 2 # accuracy against entropy: the target rule and its rivals
+    python scripts/reproduce.py --study smollm2 --jobs 1  # three methods on a real language model, a small study
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
@@ -31,7 +32,7 @@ from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # `studies` is not installed
-STUDIES = ("theory", "frontier", "tiny", "tiny-slow", "medium", "difficulty")
+STUDIES = ("theory", "frontier", "smollm2", "tiny", "tiny-slow", "medium", "difficulty")
 
 
 def arguments() -> argparse.Namespace:
@@ -143,13 +144,12 @@ def compare(options: argparse.Namespace) -> int:
             scheduler.run()
         finally:
             failed = scheduler.failed
+    for claim in write_report(plan, results, output):
+        print(f"{claim.number}. {claim.text}: {claim.verdict}")
+    written = "claims.md, claims.json and the figures"
     if options.study == "frontier":
         print(write_frontier(plan, results, output))
-        written = "frontier.md, frontier.json and frontier.png"
-    else:
-        for claim in write_report(plan, results, output):
-            print(f"{claim.number}. {claim.text}: {claim.verdict}")
-        written = "claims.md, claims.json and the figures"
+        written = f"{written}, frontier.md, frontier.json and frontier.png"
     print(status_lines(plan, results, options.jobs)[-1])
     print(f"written: {written} in {output}")
     for name, line in failed.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-# These files start runs of several processes. No two of them may compete for two cores, and together they take as long
-# as all other tests.
+# These files start runs of several processes. No two of them may compete for two cores.
 SEVERAL_PROCESSES = (
     "test_doctor_runs.py",
     "test_launching.py",
@@ -25,6 +26,9 @@ SEVERAL_PROCESSES = (
     "test_survival.py",
     "test_zero3.py",
 )
+
+# These share vLLM's two servers.
+SAME_SERVERS = ("test_vllm_features.py", "test_vllm_router.py")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -51,7 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one worker, since they share servers and models; `SEVERAL_PROCESSES` count as one file.
+    """A file's tests go to one worker, since they share servers and models; `SEVERAL_PROCESSES` count as one file, and
+    so do `SAME_SERVERS`.
 
     (What pytest-xdist 3.8 has for that, `xdist_group`, has no effect under pytest 9.2.)
     """
@@ -60,10 +65,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if Path(file).name in SAME_SERVERS:
+                return "vLLM's servers"
             return "several processes" if _starts_several_processes(file) else file
 
     config.option.loadscopereorder = False  # the order is that of the collection
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def frozen() -> dict[str, int]:
+    """How many modules there were when what is imported was last frozen."""
+    return {"modules": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_what_is_imported(frozen: dict[str, int]) -> None:
+    """Each training makes two full collections, and each would take half a second to walk through torch and TRL."""
+    if len(sys.modules) > frozen["modules"] + 500:
+        gc.collect()
+        gc.freeze()
+        frozen["modules"] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

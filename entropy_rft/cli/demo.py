@@ -17,11 +17,11 @@ def add_parser(subparsers: Any) -> None:
     """Register the verb."""
     parser = subparsers.add_parser(
         "demo",
-        help="train GRPO, Clip_B and Clip_B with PEAR on a small model and compare them",
+        help="train GRPO, the target rule and that rule with PEAR on a small model and compare them",
         description=(
-            "From one checkpoint and the same questions, train GRPO, Clip_B, and Clip_B with PEAR; evaluate each on "
-            "held-out questions; print a table and write an HTML report. Needs no GPU, and with the embedded model no "
-            "download."
+            "From one checkpoint and the same questions, train GRPO, the target rule, and that rule with PEAR; "
+            "evaluate each on held-out questions; print a table and write an HTML report. Needs no GPU, and with the "
+            "embedded model no download."
         ),
     )
     add = parser.add_argument

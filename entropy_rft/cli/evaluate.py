@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from entropy_rft.cli.flags import add_hardware, add_marker, add_sampling, add_task, parse_options, path
+from entropy_rft.cli.flags import (
+    add_effort,
+    add_hardware,
+    add_marker,
+    add_sampling,
+    add_task,
+    effort_of,
+    parse_options,
+    path,
+)
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.run_files import evaluation_name
 
@@ -30,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="of the sampling and of the choice of questions (default: %(default)s)")
     add_hardware(add)
     add_marker(add)
+    add_effort(add)
     add(
         "--output",
         type=path,
@@ -45,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument is wrong, the model or the task cannot be loaded, or the result cannot be written.
     """
-    options = parse_options(args.task_option)
+    options, effort = parse_options(args.task_option), effort_of(args)
     if args.output and Path(args.output).is_dir():
         raise UserValueError(f"--output {args.output!r} is a directory: give a file name")
 
@@ -74,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             think_end_token=args.think_end_token,
             model_name=args.model,
+            effort=effort,
         )
     name = Path(args.model).name or args.model
     console = Console()

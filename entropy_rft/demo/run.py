@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 
 from entropy_rft.demo.models import MODELS
+from entropy_rft.demo.verdict import verdict
 from entropy_rft.errors import UserValueError
 from entropy_rft.evaluation import Evaluation, evaluate_model, evaluation_table
 from entropy_rft.evaluation.report import write_report
@@ -34,7 +35,7 @@ from entropy_rft.training.recipe import Recipe, RecipeParser
 from entropy_rft.training.run import TrainingRun, recipe_task
 from entropy_rft.training.run_directory import RunDirectory
 
-METHODS = {"grpo": "GRPO", "clip_b": "Clip_B", "clip_b_pear": "Clip_B + PEAR"}
+METHODS = {"grpo": "GRPO", "target": "target", "target_pear": "target + PEAR"}
 START = "start"
 
 
@@ -165,10 +166,15 @@ class Demo:
         complete = len(self.rows) > len(METHODS)
         note = f"total time: {took}" if complete else f"stopped after {took}"
         self.console.print(evaluation_table(self.rows, note))
+        sentence = verdict(self.rows[1:])
+        if sentence is not None:
+            self.console.print(sentence, highlight=False, soft_wrap=True)
         finished = {title for title, _ in self.rows}
         names = [START, *(name for name, title in METHODS.items() if title in finished)]
         page = self.output_dir / REPORT
-        write_report([load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo")
+        write_report(
+            [load_run(self.output_dir / name) for name in names], page, title="entropy_rft demo", lead=sentence
+        )
         self.console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from entropy_rft.effort import checked_effort
 from entropy_rft.evaluation.result import Evaluation, Scores
 from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
@@ -45,6 +46,7 @@ def evaluate_model(
     progress: bool = True,
     model_name: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    effort: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Ask `model` every question of `task` `samples` times.
 
@@ -67,6 +69,7 @@ def evaluate_model(
         progress: show bars, on a terminal.
         model_name: what the result calls the model; by default its directory or hub name.
         chat_template_kwargs: further arguments of the chat template.
+        effort: the last four fields of a strategy, as far as they are set, by their names.
 
     Raises:
         ValueError: an argument is out of range, or the task has no question, no `prompt` column or no reward.
@@ -74,7 +77,14 @@ def evaluate_model(
     started = time.perf_counter()
     rows = task_rows(task)
     marker = ThinkEndMarker(tokenizer, think_end_token)
-    sampler = TransformersSampler(model, tokenizer, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)
+    asked = checked_effort(**(effort or {}))
+    sampler = TransformersSampler(
+        model,
+        tokenizer,
+        batch_size=batch_size,
+        chat_template_kwargs=chat_template_kwargs,
+        think_end_token=think_end_token,
+    )
     completions = sampler.sample(
         [row["prompt"] for row in rows],
         samples=samples,
@@ -83,6 +93,7 @@ def evaluate_model(
         max_tokens=max_tokens,
         seed=seed,
         progress=progress,
+        **asked,
     )
     right = verdicts(task.reward_funcs[0], rows, completions, marker)
     flat = [completion for group in completions for completion in group]
@@ -109,6 +120,7 @@ def evaluate_model(
             "max_tokens": max_tokens,
             "seed": seed,
             "think_end_token": think_end_token,
+            **asked,
         },
         questions_digest=digest(rows),
         question_means=[_mean_of(verdict) for verdict in right],

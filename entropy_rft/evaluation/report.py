@@ -37,10 +37,13 @@ def evaluation_rows(runs: Sequence[Run]) -> list[_Row]:
     return rows
 
 
-def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str = "Training report") -> None:
+def write_report(
+    runs: Sequence[Run], path: str | os.PathLike[str], title: str = "Training report", lead: str | None = None
+) -> None:
     """Write the comparison of `runs` to `path`: evaluations, curves over training, and how the recipes differ.
 
-    The page needs no network and runs no script. What a run did not record is left out and listed as missing.
+    The page needs no network and runs no script. What a run did not record is left out and listed as missing. `lead` is
+    a sentence at its beginning.
 
     Raises:
         ValueError: no run is given.
@@ -55,6 +58,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str], title: str =
         "entropy_rft.evaluation",
         "report.html",
         title=title,
+        lead=lead,
         summary=Table(["", *labels], summary_lines(runs)),
         summary_note=f"{SUMMARY_NOTE.capitalize()}.",
         findings=_findings(runs, labels),

@@ -79,7 +79,7 @@ class Evaluation(Scores):
         task: the task's name.
         split: the task's split.
         samples: completions per question.
-        settings: `temperature`, `top_p`, `max_tokens`, `seed` and `think_end_token`.
+        settings: `temperature`, `top_p`, `max_tokens`, `seed` and `think_end_token`; of the effort what was set.
         questions_digest: identifies the questions; evaluations with the same digest asked the same ones in the same
             order.
         question_means: the fraction of right samples of each question in that order, ``None`` where nothing could be

@@ -18,22 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from entropy_rft.errors import UserValueError
+from entropy_rft.router.assembly import Loaded, Parts, Readiness, assembled, cancelled
 from entropy_rft.router.backends import Backend
-from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import BY_PATH, DIALECTS, errors_of
 from entropy_rft.router.errors import RouterError
-from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
+from entropy_rft.router.features import FeatureSource, build_features
 from entropy_rft.router.forward import Forwarded
 from entropy_rft.router.generate import OWN_HEADERS, Generate
-from entropy_rft.router.holders import Holders
-from entropy_rft.router.loading import load_probe, placement_of, strategies_of
-from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.openapi import document
 from entropy_rft.router.pool import Pool
-from entropy_rft.router.proxy import Proxy, passed_on
+from entropy_rft.router.proxy import passed_on
 from entropy_rft.router.relay import Send
-from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import Keys, Receive
 from entropy_rft.router.settings import EMBEDDED, BackendSettings, RouterSettings
 from entropy_rft.router.status import StatusBoard, page
@@ -44,7 +39,6 @@ logger = logging.getLogger("entropy_rft.router")
 _STORED = DIALECTS["responses"].path + "/{answer}"
 _ANSWER = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _QUERY = re.compile(r"[!-~]*")
-_FEATURES_PATIENCE_S = 2.0
 
 
 class RouterApp:
@@ -60,29 +54,21 @@ class RouterApp:
     """
 
     def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
-        if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
-            raise UserValueError(
-                "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
-                "(none: only clients choose the difficulty)"
-            )
+        self._loaded = loaded = Loaded(settings, features, probe)
         self.settings = settings
-        self.probe = probe if probe is not None else load_probe(settings)
-        self.strategies = strategies_of(settings, self.probe)
-        self.placement = placement_of(settings, self.probe)
+        self.probe = loaded.probe
+        self.metrics = loaded.metrics
         self.keys = Keys(settings.auth.keys())
         for backend in settings.backends:
             backend.api_key()  # a mistake in a key is found before anything starts
         self.features = features
         self.draining = False
         self.failure: Exception | None = None
-        mean_tokens = getattr(self.probe, "metrics", {}).get("mean_tokens", {})
-        model = settings.model or settings.served_model_name or getattr(self.probe, "base_model", None) or ""
-        self.metrics = Metrics(mean_tokens, str(model))
         self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self.pool: Pool
         self.generate: Generate
-        self._proxy: Proxy
-        self._holders: Holders
+        self._parts: Parts
+        self._readiness: Readiness
         self._board: StatusBoard
         self._web: Any = self._starlette()
         self._hot: Any = self._generate
@@ -164,49 +150,18 @@ class RouterApp:
         await self.pool.start()
         if self.features is None and settings.features.kind != "none":
             self.features = await loop.run_in_executor(None, build_features, settings, self.probe)
-        if self.features is not None:
-            stack.push_async_callback(self.features.close)
-            await self.features.start()
-        self.metrics.watch(self.pool, self.features)
-        knows = self.features.knows_system_role if isinstance(self.features, ProbedFeatures) else None
-        routing = Routing(settings, self.strategies, self.features, self.pool, self.metrics, knows, self.placement)
-        self._proxy = proxy = Proxy(settings, self.pool, self.metrics)
-        self._holders = holders = Holders(proxy, self.pool)
-        self.generate = Generate(settings, routing, proxy, holders, self.metrics, self.keys, lambda: self.draining)
+        self._parts = await assembled(self._loaded, self.features, self.pool, self.keys, stack, lambda: self.draining)
+        self.generate = self._parts.generate
         self._board = StatusBoard(self.metrics.registry)
-        stack.push_async_callback(self.generate.close)
-        for work in (self._board.run(), self._keep_readiness()):
-            stack.push_async_callback(_cancelled, asyncio.create_task(work))
-
-    async def _keep_readiness(self) -> None:
-        """Keep the metrics of readiness up to date without requests to /ready."""
-        while True:
-            await self._what_is_missing()
-            await asyncio.sleep(self.settings.health.interval_s)
-
-    async def _what_is_missing(self) -> tuple[list[str], bool]:
-        """The parts that do not work now, and whether the router is not ready because of them."""
-        missing = ["draining"] if self.draining else []
-        if not self.pool.any_up():
-            missing.append("backends")
-        if self.features is not None:
-            try:
-                async with timeout(_FEATURES_PATIENCE_S):
-                    up = await self.features.ready()
-            except Exception:  # after any error it is not ready
-                up = False
-            self.metrics.feature_up.set(up)
-            if not up:
-                missing.append("features")
-        serious = any(name != "features" or self.settings.ready_needs_features for name in missing)
-        self.metrics.ready.set(not serious)
-        return missing, serious
+        self._readiness = Readiness(settings, self.pool, self.features, self.metrics)
+        for work in (self._board.run(), self._readiness.keep(lambda: self.draining)):
+            stack.push_async_callback(cancelled, asyncio.create_task(work))
 
     async def _health(self, request: Request) -> Response:
         return self._json({"status": "ok"}, request)
 
     async def _ready(self, request: Request) -> Response:
-        missing, serious = await self._what_is_missing()
+        missing, serious = await self._readiness.missing(self.draining)
         status = "not ready" if serious else "degraded" if missing else "ready"
         return self._json({"status": status, "missing": missing}, request, 503 if serious else 200)
 
@@ -237,7 +192,7 @@ class RouterApp:
         identity = self.generate.request_id(headers)
 
         async def ask() -> Upstream:
-            return await self._proxy.ask("GET", "/v1/models", None, passed_on({}, identity))
+            return await self._parts.proxy.ask("GET", "/v1/models", None, passed_on({}, identity))
 
         ours = [(self.generate.id_header, identity)]
         return Forwarded(ask, DIALECTS["chat"], ours, self.settings.health.timeout_s)
@@ -254,7 +209,7 @@ class RouterApp:
         identity = self.generate.request_id(headers)
 
         async def ask() -> Upstream:
-            return await self._holders.ask(answer, method, path, None, passed_on(headers, identity))
+            return await self._parts.holders.ask(answer, method, path, None, passed_on(headers, identity))
 
         return Forwarded(ask, DIALECTS["responses"], [(self.generate.id_header, identity)])
 
@@ -295,11 +250,6 @@ class RouterApp:
 
 async def _in_thread(function: Callable[[], Any]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, function)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _never(request: Request) -> Response:

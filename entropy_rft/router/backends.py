@@ -12,12 +12,15 @@ class Backend:
     """State of one backend, used only by the event loop's thread.
 
     Attributes:
+        inside: it is the server that the router runs in, so that all its headers are for the client.
         outstanding: requests that it has not answered completely.
         up: what the last health check found; ``None`` before the first.
         limits_thinking: for each path, whether it knows a limit on the thinking there; absent: unknown.
         max_model_len: context length that its /v1/models reports, in tokens.
         requests, failures: totals.
     """
+
+    inside = False
 
     def __init__(self, settings: BackendSettings, breaker: BreakerSettings) -> None:
         self.settings = settings

@@ -19,6 +19,7 @@ from entropy_rft.router.tokenizing import ChatTokenizer, Question
 
 if TYPE_CHECKING:
     from entropy_rft.difficulty import DifficultyProbe
+    from entropy_rft.router.in_process import ASGISession
 
 __all__ = [
     "FeatureError",
@@ -264,12 +265,16 @@ def _remember(cache: LRUCache[bytes, Any], key: bytes, value: Any) -> None:
         cache[key] = value
 
 
-def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSource:
+def build_features(
+    settings: Any, probe: DifficultyProbe | None, session: ASGISession | None = None, tokenizer: str | None = None
+) -> FeatureSource:
     """The source of features that the settings ask for.
 
     Args:
         settings: `RouterSettings`.
         probe: fitted; ``None`` only where ``features.kind`` is none.
+        session: asks the backends where they evaluate the probe; by default they are asked over the network.
+        tokenizer: name or directory of another one than the model's.
 
     Raises:
         ValueError: the probe does not fit the source, or the tokenizer cannot be loaded; one line.
@@ -298,10 +303,11 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
             batch_wait=wanted.batch_wait_ms / 1000,
             threads=wanted.threads,
         )
-    elif wanted.kind == "vllm_pooling":
+    elif wanted.kind in ("vllm_pooling", "sglang"):
+        from entropy_rft.router.sglang import SGLang
         from entropy_rft.router.vllm_pooling import VLLMPooling
 
-        states = VLLMPooling(
+        states = (SGLang if wanted.kind == "sglang" else VLLMPooling)(
             wanted.url,
             model=wanted.model,
             api_key=wanted.api_key(),
@@ -314,15 +320,15 @@ def build_features(settings: Any, probe: DifficultyProbe | None) -> FeatureSourc
 
         servers = {each.url: each.api_key() for each in settings.backends}
         if wanted.url is not None:
-            servers = {wanted.url: wanted.api_key()}
+            servers, session = {wanted.url: wanted.api_key()}, None
         if not servers:
             raise UserValueError(
                 "features.kind vllm asks the backends, and there are none: give backends, or features.url"
             )
         named = wanted.model or settings.served_model_name
-        states = VLLMServed(servers, model=named, digest=probe.digest())
+        states = VLLMServed(servers, model=named, digest=probe.digest(), session=session)
     else:
-        raise UserValueError(f"features.kind must be vllm, vllm_pooling, local or none, not {wanted.kind!r}")
-    tokenize = ChatTokenizer.from_pretrained(model)
+        raise UserValueError(f"features.kind must be vllm, vllm_pooling, sglang, local or none, not {wanted.kind!r}")
+    tokenize = ChatTokenizer.from_pretrained(tokenizer or model)
     local = None if wanted.kind == "vllm" else probe
     return ProbedFeatures(tokenize, states, local, wanted.cache_size, tokenize.knows_system_role)

@@ -87,6 +87,7 @@ class Generate:
         metrics: counts.
         keys: of the clients.
         draining: whether the router is shutting down, so that connections are not kept alive.
+        passed: the headers that a backend gets, from a request's and its id.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Generate:
         metrics: Metrics,
         keys: Keys,
         draining: Callable[[], bool],
+        passed: Callable[[dict[bytes, bytes], bytes], dict[str, str]] = passed_on,
     ) -> None:
         self._limits = settings.limits
         self.id_header = settings.request_id_header.encode()
@@ -110,6 +112,7 @@ class Generate:
         self._metrics = metrics
         self._keys = keys
         self._draining = draining
+        self._passed = passed
         self._lingering = 0
         # One thread, so that only one large body at a time takes memory for parsing.
         self._parser = ThreadPoolExecutor(1, "entropy_rft_parser")
@@ -183,7 +186,7 @@ class Generate:
             loop = asyncio.get_running_loop()
             parsed = await loop.run_in_executor(self._parser, parse, raw, limits.max_json_depth)
         body = check_request(parsed, dialect.name)
-        send = Sender(self._proxy, self._holders, dialect, body, passed_on(headers, identity))
+        send = Sender(self._proxy, self._holders, dialect, body, self._passed(headers, identity))
         asking = await self._routed(exchange, body, send, ours, start) if dialect.routed else None
         request = stripped(body, self._model) if asking is None else asking.request
         if self._draining():

@@ -11,6 +11,8 @@ from entropy_rft.router.batching import FeatureError
 if TYPE_CHECKING:
     import aiohttp
 
+    from entropy_rft.router.in_process import ASGISession
+
 
 class JSONClient:
     """A session with one server.
@@ -19,27 +21,29 @@ class JSONClient:
         url: of the server, with or without ``/v1``.
         api_key: sent as a bearer token.
         timeout: seconds for one request.
+        session: asks the server, and is not closed here; by default one is opened that does so over the network.
     """
 
-    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout: float, session: ASGISession | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession | ASGISession | None = session
+        self._given = session is not None
 
     def open(self) -> None:
         """Open the session; needs a running event loop."""
         import aiohttp
 
+        if self._given:
+            return
         self._session = aiohttp.ClientSession(
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=self._timeout, connect=min(3.0, self._timeout)),
             connector=aiohttp.TCPConnector(limit=0),
             auto_decompress=False,
         )
 
     async def close(self) -> None:
-        if self._session is not None:
+        if self._session is not None and not self._given:
             await self._session.close()
 
     async def request(self, method: str, path: str, body: Any = None, parse: bool = True) -> tuple[int, Any]:
@@ -53,11 +57,12 @@ class JSONClient:
 
         if self._session is None or self._session.closed:
             raise FeatureError("the feature source is not started")
+        limit = aiohttp.ClientTimeout(total=self._timeout, connect=min(3.0, self._timeout))
         content = None if body is None else orjson.dumps(body)
-        headers = {"Content-Type": "application/json"} if content else None
+        headers = {**self._headers, "Content-Type": "application/json"} if content else self._headers
         try:
             async with self._session.request(
-                method, self.url + path, data=content, headers=headers, allow_redirects=False
+                method, self.url + path, data=content, headers=headers, timeout=limit, allow_redirects=False
             ) as response:
                 text = await response.read()
                 return response.status, orjson.loads(text) if parse else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -42,15 +43,17 @@ class TextFormatter(logging.Formatter):
         return f"{super().format(record)} {extra}".rstrip()
 
 
-def configure_logs(log_format: str, level: str) -> None:
-    """Let the router and uvicorn write to standard error, in one form."""
+def configure_logs(log_format: str, level: str, names: Sequence[str] = ("entropy_rft.router", "uvicorn")) -> None:
+    """Let the router and uvicorn, or the loggers that are named, write to standard error, in one form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
-    for name in ("entropy_rft.router", "uvicorn"):
+    for name in names:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
+    if "uvicorn" not in names:
+        return
     # Below this level uvicorn logs every request that is not HTTP, so any client could fill the log.
     errors = logging.getLogger("uvicorn.error")
     errors.setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))

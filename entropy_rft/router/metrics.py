@@ -45,16 +45,20 @@ class Metrics:
         mean_tokens: measured mean length of an answer with each strategy, by its name, as the probe's
             `metrics["mean_tokens"]`; the estimate of saved tokens is the difference to Normal's. Empty: no estimate.
         model: what `build_info` names.
+        process: also of the process; without it, another registry has them.
     """
 
-    def __init__(self, mean_tokens: Mapping[str, float] | None = None, model: str = "") -> None:
+    def __init__(
+        self, mean_tokens: Mapping[str, float] | None = None, model: str = "", *, process: bool = True
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         self._register: Callable[[Any], None] = registry.register
         self.publish: Callable[[], None] = lambda: None
         """Makes the latest state known to other workers."""
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
+        if process:
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+            GCCollector(registry=registry)
         self._requests = Counter(
             "entropy_rft_requests",
             "Requests to be routed that have ended, by difficulty and status; 499: the client disconnected, "

@@ -16,6 +16,8 @@ from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
 if TYPE_CHECKING:
     import aiohttp
 
+    from entropy_rft.router.in_process import ASGISession
+
 logger = logging.getLogger("entropy_rft.router")
 _MODELS_LIMIT = 2**20  # bytes of /v1/models that are read
 
@@ -26,26 +28,40 @@ class Pool:
     Args:
         settings: of the router.
         backends: state of each, in the configured order.
+        session: asks them; by default one is opened that does so over the network. It is closed with the pool.
 
     Attributes:
         elsewhere: set where another process checks the backends: waits until it has told what it found, and applies
             what it tells from then on.
     """
 
-    def __init__(self, settings: RouterSettings, backends: Sequence[Backend]) -> None:
+    def __init__(
+        self, settings: RouterSettings, backends: Sequence[Backend], session: ASGISession | None = None
+    ) -> None:
         self.settings = settings
         self.backends = list(backends)
-        self.session: aiohttp.ClientSession
+        self.session: aiohttp.ClientSession | ASGISession
+        if session is not None:
+            self.session = session
         self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self._turn = 0
         self._checks: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the session and check every backend once, then keep checking."""
+        if not hasattr(self, "session"):
+            self.session = self._opened()
+        if self.elsewhere is not None:
+            await self.elsewhere(self)
+            return
+        await asyncio.gather(*(self._check(backend) for backend in self.backends))
+        self._checks = asyncio.create_task(self._keep_checking())
+
+    def _opened(self) -> aiohttp.ClientSession:
         import aiohttp
 
         timeouts = self.settings.timeouts
-        self.session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
             timeout=aiohttp.ClientTimeout(
@@ -62,11 +78,6 @@ class Pool:
             trust_env=False,
             read_bufsize=2**18,
         )
-        if self.elsewhere is not None:
-            await self.elsewhere(self)
-            return
-        await asyncio.gather(*(self._check(backend) for backend in self.backends))
-        self._checks = asyncio.create_task(self._keep_checking())
 
     async def close(self) -> None:
         """Stop the checks and close all connections."""

@@ -258,6 +258,8 @@ def _names_budget(refusal: Upstream) -> bool:
 
 def _failure(backend: Backend, error: BaseException) -> RouterError:
     """The error for the client, if no later attempt gives an answer; the cause is only logged."""
+    if backend.inside:
+        return RouterError(500, "the server failed to answer", "internal_error")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return RouterError(504, f"backend {backend.name} accepted no connection in time", "backend_timeout")
     if isinstance(error, asyncio.TimeoutError):

@@ -104,7 +104,7 @@ def embedded_defaults(settings: RouterSettings) -> RouterSettings:
     """
     if settings.backends:
         return settings
-    if settings.probe not in (None, EMBEDDED) or settings.features.kind in ("vllm", "vllm_pooling"):
+    if settings.probe not in (None, EMBEDDED) or settings.features.kind in ("vllm", "vllm_pooling", "sglang"):
         raise UserValueError("backends is missing: give the addresses of the servers that the probe was made for")
     features = settings.features.model_copy(update={"kind": "local"})  # which also marks it as set
     return settings.model_copy(update={"probe": EMBEDDED, "model": DEFAULT_MODEL, "features": features})

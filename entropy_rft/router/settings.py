@@ -69,13 +69,12 @@ class RouterSettings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     probe: str | None = None
-    """Directory of a probe; `embedded` is the tiny reasoner's. Without one every question is Normal."""
+    """Directory of a probe; `embedded` is the embedded model's. Without one every question is Normal."""
     model: str | None = None
     """Name or directory of the model whose tokenizer and hidden states are used; the probe's base model by default."""
     force_probe: bool = False

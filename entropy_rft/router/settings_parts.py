@@ -94,10 +94,10 @@ class HealthSettings(Part):
 class FeatureSettings(Part):
     """Where the hidden state of a question comes from."""
 
-    kind: Literal["vllm", "vllm_pooling", "local", "none"] = "none"
+    kind: Literal["vllm", "vllm_pooling", "sglang", "local", "none"] = "none"
     url: str | None = None
-    """Of the pooling server (`vllm_pooling`). With `vllm` each question is asked at the backend that will answer it;
-    give the address of another server that evaluates the probe to ask that one instead."""
+    """Of the server that gives hidden states (`vllm_pooling`, `sglang`). With `vllm` each question is asked at the
+    backend that will answer it; give the address of another server that evaluates the probe to ask that one instead."""
     model: str | None = None
     """What the server calls the model; the first one that it names when not given."""
     api_key_env: str | None = None
@@ -115,8 +115,9 @@ class FeatureSettings(Part):
 
     @model_validator(mode="after")
     def _url_when_needed(self) -> FeatureSettings:
-        if self.kind == "vllm_pooling" and not (self.url or "").startswith(("http://", "https://")):
-            raise UserValueError("vllm_pooling needs url, the address of a server started with --runner pooling")
+        started = {"vllm_pooling": "--runner pooling", "sglang": "--return-hidden-states-mode last"}.get(self.kind)
+        if started is not None and not (self.url or "").startswith(("http://", "https://")):
+            raise UserValueError(f"{self.kind} needs url, the address of a server started with {started}")
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise UserValueError("url must be an address such as http://10.0.0.1:8000")
         return self

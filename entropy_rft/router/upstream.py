@@ -9,6 +9,7 @@ import orjson
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
+from entropy_rft.router.in_process import ASGIResponse
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -21,6 +22,7 @@ _NOT_PASSED = frozenset(
 _NO_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_PASSED_BEGINNINGS = (b"access-control-", b"x-entropy-rft-")
+_NOT_PASSED_INSIDE = frozenset((b"content-length", b"transfer-encoding", b"connection"))  # the length is the relay's
 
 
 class Upstream:
@@ -49,7 +51,9 @@ class Upstream:
         "thinking_limited",
     )
 
-    def __init__(self, backend: Backend, trial: int, response: aiohttp.ClientResponse, between_s: float) -> None:
+    def __init__(
+        self, backend: Backend, trial: int, response: aiohttp.ClientResponse | ASGIResponse, between_s: float
+    ) -> None:
         self.backend = backend
         self.status = response.status
         self.headers: Headers = []
@@ -57,7 +61,11 @@ class Upstream:
         named = _named(response) if "connection" in response.headers else ()
         for name, value in response.raw_headers:
             lower = name.lower()
-            if lower not in _NOT_PASSED and lower not in named and not lower.startswith(_NOT_PASSED_BEGINNINGS):
+            if backend.inside:
+                passed = lower not in _NOT_PASSED_INSIDE
+            else:
+                passed = lower not in _NOT_PASSED and not lower.startswith(_NOT_PASSED_BEGINNINGS)
+            if passed and lower not in named:
                 self.headers.append((lower, value))
                 if lower == b"content-type":
                     self.stream = value.lower().startswith(b"text/event-stream")
@@ -138,7 +146,7 @@ class Upstream:
             connection.protocol.start_timeout()
 
 
-def _named(response: aiohttp.ClientResponse) -> set[bytes]:
+def _named(response: aiohttp.ClientResponse | ASGIResponse) -> set[bytes]:
     """The headers that its Connection header lists: they belong to the connection too."""
     values = response.headers.getall("connection")
     return {name.strip().lower().encode("utf-8", "surrogateescape") for v in values for name in v.split(",")}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from entropy_rft.difficulty.served.wire import DIGEST_DIGITS, decoded, request_body
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
 from entropy_rft.router.first_check import FirstCheck
 from entropy_rft.router.json_client import JSONClient, said
+
+if TYPE_CHECKING:
+    from entropy_rft.router.in_process import ASGISession
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,21 @@ class VLLMServed:
         model: what the servers call the model; ``None`` takes the first one that each names.
         digest: of the probe. A server with another one is refused.
         timeout: seconds for one request.
+        session: asks the servers; by default they are asked over the network.
     """
 
     def __init__(
-        self, servers: Mapping[str, str | None], *, model: str | None = None, digest: str, timeout: float = 10.0
+        self,
+        servers: Mapping[str, str | None],
+        *,
+        model: str | None = None,
+        digest: str,
+        timeout: float = 10.0,
+        session: ASGISession | None = None,
     ) -> None:
-        self._servers = {url: _Server(JSONClient(url, key, timeout), model, digest) for url, key in servers.items()}
+        self._servers = {
+            url: _Server(JSONClient(url, key, timeout, session), model, digest) for url, key in servers.items()
+        }
 
     def open(self) -> None:
         """Open the connections without asking; needs a running event loop."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_rft.models.cache_name import cache_name
+
 SLICE_TOKENS = 16  # between two checks for ended rows: a check costs about as much as one token
 
 
@@ -65,8 +67,8 @@ def generate_shrinking(
             model,
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             generation_config=config,
+            **({} if cache is None else {cache_name(): cache}),
             **further,
         )
         new = result.sequences[:, input_ids.shape[1] :]
@@ -75,7 +77,7 @@ def generate_shrinking(
         staying = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
         if len(staying) == 0:
             break
-        input_ids, cache = result.sequences, result.past_key_values
+        input_ids, cache = result.sequences, result[cache_name()]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(new.shape)], dim=1)
         if len(staying) < len(rows):
             input_ids, attention_mask, rows = input_ids[staying], attention_mask[staying], rows[staying]

@@ -203,6 +203,20 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
         upgraded.__class__ = cls
         return upgraded
 
+    def switched_on(self) -> str:
+        """One line for a user who gave a :class:`trl.GRPOConfig`: which rule the trainer uses, and how to change it."""
+        rule = self.build_entropy_clip()
+        if rule is None or rule.idle:
+            return (
+                "args is a plain GRPOConfig: no entropy rule is switched on, so the run is TRL's GRPO; "
+                f"EntropyGRPOConfig(entropy_clip=...) switches one on: {', '.join(RULES)}"
+            )
+        set_to = ", ".join(f"{name}={value!r}" for name, value in vars(rule).items() if not name.startswith("_"))
+        return (
+            f"args is a plain GRPOConfig: the rule {self.entropy_clip} is switched on ({set_to}); "
+            f"EntropyGRPOConfig(entropy_clip={NO_RULE!r}) is TRL's GRPO"
+        )
+
 
 _OWN_COUNTS = {"entropy_audit_steps": "steps", "entropy_lens_steps": "steps", "entropy_lens_tokens": "tokens"}
 

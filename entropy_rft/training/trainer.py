@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -43,6 +44,8 @@ from entropy_rft.training.trl_hooks import (
     vllm_for,
     warn_outside_tested_trl,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class EntropyGRPOTrainer(GRPOTrainer):
@@ -87,7 +90,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if args is None:
             name = model if isinstance(model, str) else trl_utils.get_config_model_id(model.config)
             args = EntropyGRPOConfig(f"{name.rstrip('/').split('/')[-1]}-EntropyGRPO")
-        elif not isinstance(args, EntropyGRPOConfig):
+        plain = not isinstance(args, EntropyGRPOConfig)
+        if plain:
             args = EntropyGRPOConfig.from_grpo(args)
         rule = args.build_entropy_clip()
         self.entropy_clip = None if rule is None or rule.idle else rule
@@ -99,6 +103,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         with vllm_for(args), users(ValueError, TypeError):
             super().__init__(model, reward_funcs, args, *positional, **keywords)
 
+        if plain and self.accelerator.is_main_process:
+            logger.warning(args.switched_on())
         self._marker = ThinkEndMarker(self._tokenizer, args.think_end_token)
         self._reward_inputs = RewardInputs(self.reward_funcs, self._marker)
         wanted_anyway = args.entropy_metrics or args.entropy_audit_steps > 0 or args.entropy_lens_steps > 0

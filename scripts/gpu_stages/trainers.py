@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.entropy import TokenStatistics
 from entropy_rft.models.sources import model_source
 from entropy_rft.training import micro_batch
+
+# A training makes three full collections, and each would take a third of a second to walk through what is imported.
+gc.freeze()
 
 STATISTICS = ("log_prob", "entropy", "expected_discriminant")
 ROWS = 8  # completions of a step

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from operator import ge, gt, le, lt
 from typing import Any
 
 from entropy_rft.errors import UserValueError
 from studies.methods.compare import Estimate, Group, Quantity, difference, proportion, trend
-from studies.methods.plan import point
+from studies.methods.plan import START, Plan, point
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
 MARGIN = 0.01  # of avg@k: "not lower" and "within a point" allow this much
@@ -88,13 +89,16 @@ Groups = Mapping[str, Group]
 Sweeps = Mapping[str, Mapping[float | str, Group]]
 
 
-def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float | str]]) -> list[Claim]:
-    """Judge all six claims.
+def judge(plan: Plan, groups: Groups, sweeps: Sweeps) -> list[Claim]:
+    """Judge the claims that `plan` has methods and sweeps for.
+
+    Each method whose aim is entropy is to keep it; the one whose aim is length is to shorten the thinking; a method
+    that builds on it is to keep both. μ and α are judged where they are swept.
 
     Args:
+        plan: of the study.
         groups: method (and ``start``) to its runs, as far as they are measured.
-        sweeps: ``mu`` and ``alpha`` to value to its runs, as far as they are measured.
-        points: the values that each sweep is to have.
+        sweeps: by name, value to its runs, as far as they are measured.
 
     Raises:
         ValueError: two of them were measured on different questions.
@@ -102,99 +106,91 @@ def judge(groups: Groups, sweeps: Sweeps, points: Mapping[str, Sequence[float | 
     everything = [*groups.values(), *(group for points in sweeps.values() for group in points.values())]
     if len({(group.questions_digest, group.samples) for group in everything}) > 1:
         raise UserValueError("the runs were measured on different questions: only the same ones can be compared")
+    grpo = plan.baseline
 
-    def missing(*names: str) -> list[str]:
-        return [name for name in names if name not in groups]
+    def claim(text: str, checks: Callable[[], list[Check]], *needed: str) -> tuple[str, list[Check], list[str]]:
+        absent = [name for name in needed if name not in groups]
+        return text, [] if absent else checks(), absent
 
-    def missing_points(name: str) -> list[str]:
-        wanted = points.get(name, ())
-        absent = [f"{name} = {point(value)}" for value in wanted if value not in sweeps.get(name, {})]
-        return absent if len(wanted) > 1 else [f"a sweep of {name}"]
-
-    return [
-        Claim(1, "GRPO's entropy falls", _collapse(groups), missing("start", "grpo")),
-        Claim(
-            2,
-            "Clip_B and Clip_V end with at least 1.3 times GRPO's entropy, avg@k not lower, and pass@k on the hardest "
-            "level higher",
-            [check for method in ("clip_b", "clip_v") for check in _keeps_entropy(groups, method)],
-            missing("grpo", "clip_b", "clip_v"),
-        ),
-        Claim(
-            3,
-            "PEAR ends with at least 25 % fewer thinking tokens than GRPO within a point of avg@k",
-            _pear(groups),
-            missing("grpo", "pear"),
-        ),
-        Claim(
-            4,
-            "PEAR alone drives entropy lower than GRPO; clipping with it keeps the shorter thinking and the entropy",
-            _pear_and_clipping(groups),
-            missing("grpo", "pear", "clip_b_pear", "clip_v_pear"),
-        ),
-        Claim(5, "a smaller μ keeps more entropy", _mu(_numeric(sweeps.get("mu", {}))), missing_points("mu")),
-        Claim(
-            6,
-            "PEAR's α trades length against accuracy",
-            _alpha(_numeric(sweeps.get("alpha", {}))),
-            missing_points("alpha"),
-        ),
-    ]
+    found = [claim("GRPO's entropy falls", lambda: _collapse(groups[START], groups[grpo]), START, grpo)]
+    aims = {name: method.aim for name, method in plan.methods.items() if name != grpo}
+    titles = {name: method.title for name, method in plan.methods.items()}
+    for name in (name for name, aim in aims.items() if aim in ("entropy", "target")):
+        text = (
+            f"{titles[name]} ends with at least 1.3 times GRPO's entropy, avg@k not lower, and pass@k on the hardest "
+        )
+        keeps = partial(_keeps_entropy, name, titles, groups, grpo)
+        found.append(claim(f"{text}level higher", keeps, grpo, name))
+    for name in (name for name, aim in aims.items() if aim == "length" and plan.methods[name].builds_on is None):
+        text = f"{titles[name]} ends with at least 25 % fewer thinking tokens than GRPO within a point of avg@k"
+        found.append(claim(text, partial(_shorter, name, titles, groups, grpo), grpo, name))
+        both = [own for own, method in plan.methods.items() if method.builds_on == name]
+        if both:
+            text, checks, absent = claim(
+                f"{titles[name]} alone drives entropy lower than GRPO; a rule with it keeps the shorter thinking and "
+                "the entropy",
+                partial(_lower_entropy, name, titles, groups, grpo),
+                grpo,
+                name,
+            )
+            for other in both:
+                if other in groups and not absent:
+                    checks += _keeps_both(other, name, titles, groups, grpo)
+            found.append((text, checks, absent + [other for other in both if other not in groups]))
+    for name, sweep in plan.sweeps.items():
+        if sweep.field in _SWEPT and len(sweep.values) > 1:
+            text, checks_of = _SWEPT[sweep.field]
+            swept = sweeps.get(name, {})
+            absent = [f"{name} = {point(value)}" for value in sweep.values if value not in swept]
+            checks = checks_of(_numeric(swept))
+            found.append((text.format(title=titles[sweep.method]), checks, absent))
+    return [Claim(number, *parts) for number, parts in enumerate(found, 1)]
 
 
 def _numeric(points: Mapping[float | str, Group]) -> dict[float, Group]:
     return {float(value): group for value, group in points.items()}
 
 
-def _collapse(groups: Groups) -> list[Check]:
-    if not {"start", "grpo"} <= set(groups):
-        return []
-    ratio = proportion(groups["start"].entropy(), groups["grpo"].entropy())
-    return [Check("entropy, GRPO / start", ratio, "<", 1.0)]
+def _collapse(start: Group, grpo: Group) -> list[Check]:
+    return [Check("entropy, GRPO / start", proportion(start.entropy(), grpo.entropy()), "<", 1.0)]
 
 
-def _keeps_entropy(groups: Groups, method: str) -> list[Check]:
-    if not {"grpo", method} <= set(groups):
-        return []
-    own, grpo, name = groups[method], groups["grpo"], _NAMES[method]
+def _keeps_entropy(name: str, titles: Mapping[str, str], groups: Groups, baseline: str) -> list[Check]:
+    own, grpo, title = groups[name], groups[baseline], titles[name]
     k = own.samples
     hardest = _points(grpo.pass_at(k, grpo.hardest), own.pass_at(k, own.hardest))
     return [
-        Check(f"entropy, {name} / GRPO", proportion(grpo.entropy(), own.entropy()), "≥", 1.3),
-        _not_less_accurate(name, own, grpo),
-        Check(f"pass@{k} on the hardest level, {name} - GRPO", hardest, ">", 0.0, "points"),
+        Check(f"entropy, {title} / GRPO", proportion(grpo.entropy(), own.entropy()), "≥", 1.3),
+        _not_less_accurate(title, own, grpo),
+        Check(f"pass@{k} on the hardest level, {title} - GRPO", hardest, ">", 0.0, "points"),
     ]
 
 
-def _not_less_accurate(name: str, own: Group, grpo: Group) -> Check:
+def _not_less_accurate(title: str, own: Group, grpo: Group) -> Check:
     change = _points(grpo.accuracy(), own.accuracy())
-    return Check(f"avg@{own.samples}, {name} - GRPO", change, "≥", -100 * MARGIN, "points")
+    return Check(f"avg@{own.samples}, {title} - GRPO", change, "≥", -100 * MARGIN, "points")
 
 
-def _pear(groups: Groups) -> list[Check]:
-    if not {"grpo", "pear"} <= set(groups):
-        return []
-    grpo, pear = groups["grpo"], groups["pear"]
+def _shorter(name: str, titles: Mapping[str, str], groups: Groups, baseline: str) -> list[Check]:
+    own, grpo, title = groups[name], groups[baseline], titles[name]
     return [
-        Check("thinking tokens, PEAR / GRPO", proportion(grpo.thinking(), pear.thinking()), "≤", 0.75),
-        _not_less_accurate("PEAR", pear, grpo),
+        Check(f"thinking tokens, {title} / GRPO", proportion(grpo.thinking(), own.thinking()), "≤", 0.75),
+        _not_less_accurate(title, own, grpo),
     ]
 
 
-def _pear_and_clipping(groups: Groups) -> list[Check]:
-    if not {"grpo", "pear"} <= set(groups):
-        return []
-    grpo, pear = groups["grpo"], groups["pear"]
-    checks = [Check("entropy, PEAR / GRPO", proportion(grpo.entropy(), pear.entropy()), "<", 1.0)]
-    for method in ("clip_b_pear", "clip_v_pear"):
-        if method in groups:
-            own, name = groups[method], _NAMES[method]
-            checks += [
-                Check(f"thinking tokens, {name} / GRPO", proportion(grpo.thinking(), own.thinking()), "<", 1.0),
-                Check(f"thinking tokens, {name} / PEAR", proportion(pear.thinking(), own.thinking()), "≤", KEPT),
-                Check(f"entropy, {name} / PEAR", proportion(pear.entropy(), own.entropy()), ">", 1.0),
-            ]
-    return checks
+def _lower_entropy(name: str, titles: Mapping[str, str], groups: Groups, baseline: str) -> list[Check]:
+    ratio = proportion(groups[baseline].entropy(), groups[name].entropy())
+    return [Check(f"entropy, {titles[name]} / GRPO", ratio, "<", 1.0)]
+
+
+def _keeps_both(name: str, base: str, titles: Mapping[str, str], groups: Groups, baseline: str) -> list[Check]:
+    own, alone, grpo, title = groups[name], groups[base], groups[baseline], titles[name]
+    return [
+        Check(f"thinking tokens, {title} / GRPO", proportion(grpo.thinking(), own.thinking()), "<", 1.0),
+        Check(f"thinking tokens, {title} / {titles[base]}", proportion(alone.thinking(), own.thinking()), "≤", KEPT),
+        Check(f"entropy, {title} / {titles[base]}", proportion(alone.entropy(), own.entropy()), ">", 1.0),
+    ]
 
 
 def _mu(points: Mapping[float, Group]) -> list[Check]:
@@ -227,4 +223,8 @@ def _in_points(found: Estimate) -> Estimate:
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
 
 
-_NAMES = {"clip_b": "Clip_B", "clip_v": "Clip_V", "clip_b_pear": "Clip_B + PEAR", "clip_v_pear": "Clip_V + PEAR"}
+# Field to the claim about it, where it is swept.
+_SWEPT: Mapping[str, tuple[str, Callable[[dict[float, Group]], list[Check]]]] = {
+    "entropy_clip_mu_low": ("{title}: a smaller μ keeps more entropy", _mu),
+    "pear_alpha": ("{title}: α trades length against accuracy", _alpha),
+}

@@ -84,6 +84,11 @@ def points(plan: Plan, groups: Mapping[str, Group], sweeps: Mapping[str, Mapping
     found: dict[int, Point] = {}
 
     def add(method: str, setting: str, group: Group) -> None:
+        if plan.sweep_seeds is not None:  # only seeds that all settings have can be compared
+            kept = [run for run in group.runs if run.spec["seed"] in plan.sweep_seeds]
+            if not kept:
+                return
+            group = Group(kept)
         cool = Group(group.runs, temperature=plan.test.also_at[0])
         found.setdefault(id(group.runs[0]), Point(method, setting, group, cool))
 
@@ -229,20 +234,22 @@ def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
     return lines + [f"| {target} | {rival} | {' | '.join(own)} |" for (target, rival), own in cells.items()]
 
 
+_ENTROPY, _THINKING = "entropy (nats per token)", "thinking (tokens)"
 _PANELS = (
-    ("avg@k", "avg@k, temperature 1 (%)"),
-    ("avg@k at 0.6", "avg@k, temperature 0.6 (%)"),
-    ("pass@k, hardest", "pass@k, hardest level, temperature 1 (%)"),
+    (_ENTROPY, "avg@k", "avg@k, temperature 1 (%)"),
+    (_ENTROPY, "avg@k at 0.6", "avg@k, temperature 0.6 (%)"),
+    (_ENTROPY, "pass@k, hardest", "pass@k, hardest level, temperature 1 (%)"),
+    (_THINKING, "avg@k", "avg@k, temperature 1 (%)"),
 )
 
 
 def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> None:
-    """Accuracy against entropy, a line a method; bars are the range over seeds."""
-    drawing, axes = panels(len(_PANELS))
-    for place, (name, unit) in zip(axes, _PANELS, strict=True):
+    """Accuracy against entropy and against the thinking's length, a line a method; bars are the range over seeds."""
+    drawing, axes = panels(len(_PANELS), columns=2)
+    for place, (against, name, unit) in zip(axes, _PANELS, strict=True):
         for index, method in enumerate(dict.fromkeys(p.method for p in found)):
             own = sorted((p for p in found if p.method == method), key=lambda p: p.group.entropy().value)
-            x = np.asarray([p.group.entropy().by_seed() for p in own])
+            x = np.asarray([_x(p, against).by_seed() for p in own])
             y = 100 * np.asarray([MEASURES[name](p).by_seed() for p in own])
             spread = {
                 f"{axis}err": np.stack([v.mean(1) - v.min(1), v.max(1) - v.mean(1)]) for axis, v in (("x", x), ("y", y))
@@ -252,7 +259,12 @@ def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> Non
                 x.mean(1), y.mean(1), **spread, fmt="o", color=figures.colour(index), linestyle=dashes,
                 label=titles[method], markersize=4, linewidth=1.3, elinewidth=0.8,
             )  # fmt: skip
-        logarithmic(place, "x")
-        place.set_xlabel("entropy (nats per token)")
+        if against == _ENTROPY:
+            logarithmic(place, "x")
+        place.set_xlabel(against)
         place.set_ylabel(unit)
     save(drawing, path, axes)
+
+
+def _x(p: Point, against: str) -> Quantity:
+    return p.group.entropy() if against == _ENTROPY else p.group.thinking()

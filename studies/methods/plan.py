@@ -18,6 +18,7 @@ from studies.methods.results import Results, RunResult
 
 START, MAIN, TRIAL, SWEEP = "start", "main", "trial", "sweep"
 AIMS = ("accuracy", "entropy", "length", "target")
+_OF_A_MEASUREMENT = ("task", "task_options", "think_end_token")  # fields that matter where nothing is trained
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Plan:
         validation: what the trials are compared on.
         test: what the main runs are measured on; nothing is chosen by it.
         sweeps: by name.
+        sweep_seeds: of the sweeps' runs; by default those of the main runs.
         accuracy_margin: a trial that is within it of the best of the first method's is not worse; a fraction.
     """
 
@@ -158,6 +160,7 @@ class Plan:
     validation: Measurement
     test: Measurement
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    sweep_seeds: Sequence[int] | None = None
     accuracy_margin: float = 0.01
 
     def __post_init__(self) -> None:
@@ -176,7 +179,9 @@ class Plan:
                     f"{did_you_mean(method.builds_on, earlier)}"
                 )
         counts = {name: len(method.trials) for name, method in self.methods.items() if method.trials}
-        if len(set(counts.values())) > 1:
+        # One trial of the baseline searches nothing: it is what the accuracy of the other trials is compared with.
+        searched = {number for name, number in counts.items() if name != self.baseline or number > 1}
+        if len(searched) > 1:
             raise UserValueError(
                 f"study {self.name!r}: every method that has trials gets the same number of them, got {counts}"
             )
@@ -224,7 +229,12 @@ class Plan:
             kept = {name: method for name, method in self.methods.items() if name in wanted}
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         sweeps = {name: sweep for name, sweep in self.sweeps.items() if sweep.method in kept}
-        return Plan(**{**own, "methods": kept, "sweeps": sweeps, "seeds": list(seeds or self.seeds)})
+        swept = self.sweep_seeds
+        if seeds is not None and swept is not None:
+            swept = [seed for seed in seeds if seed in swept]
+        return Plan(
+            **{**own, "methods": kept, "sweeps": sweeps, "seeds": list(seeds or self.seeds), "sweep_seeds": swept}
+        )
 
     # --- runs -----------------------------------------------------------------------------------------------------
 
@@ -262,7 +272,7 @@ class Plan:
                 own[sweep.field] = value
             specs = [
                 self._spec(SWEEP, f"sweep-{name}-{point(value)}", sweep.method, seed, steps, own, self.test)
-                for seed in self.seeds
+                for seed in (self.seeds if self.sweep_seeds is None else self.sweep_seeds)
             ]
             found[value] = [main.get(spec.digest, spec) for spec in specs]
         return found
@@ -282,7 +292,7 @@ class Plan:
         asked = Measurement(**{**vars(measurement), "seed": measurement.seed + seed})
         everything = {**self.fields, **own}
         if not steps:  # nothing is trained, but the questions are the same
-            everything = {name: value for name, value in everything.items() if name in ("task", "task_options")}
+            everything = {name: value for name, value in everything.items() if name in _OF_A_MEASUREMENT}
         title = "start" if kind == START else self.methods[method].title
         return RunSpec(f"{name}-seed{seed}", kind, method, title, seed, steps, everything, asked, self.model)
 

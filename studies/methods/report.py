@@ -41,13 +41,13 @@ def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, d
 def _all(specs: Sequence[RunSpec], results: Results) -> Group | None:
     found = [results.get(spec.name, spec.digest) for spec in specs]
     runs = [run for run in found if run is not None]
-    return Group(runs) if len(runs) == len(found) else None
+    return Group(runs) if runs and len(runs) == len(found) else None
 
 
 def write_report(plan: Plan, results: Results, output: Path) -> list[Claim]:
     """claims.json, claims.md and the figures into `output`; returns the claims."""
     groups, sweeps, search = collect(plan, results)
-    claims = judge(groups, sweeps, {name: sweep.values for name, sweep in plan.sweeps.items()})
+    claims = judge(plan, groups, sweeps)
     about = machinery(finished_runs(plan, results, search))
     titles = {name: method.title for name, method in plan.methods.items()}
     data = {

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,6 +26,9 @@ from entropy_rft.errors import UserMistake
 from entropy_rft.run_files import CHECKPOINT, METRICS
 from studies.methods.plan import Measurement, RunSpec
 from studies.methods.results import RunResult
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from entropy_rft.sampling import ThinkEndMarker
 
 # Metrics that the figures and claims read, with their names in a result.
 CURVES = {
@@ -58,7 +61,7 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     """
     import torch
 
-    from entropy_rft.sampling import load_model_and_tokenizer
+    from entropy_rft.sampling import ThinkEndMarker, load_model_and_tokenizer
     from entropy_rft.tasks import load_task
     from entropy_rft.training.run_directory import installed_versions
 
@@ -74,9 +77,10 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     # The questions are those of seed 0 whatever the run's seed, so that runs are compared question by question.
     task = load_task(task_name, split=asked.split, limit=asked.questions, seed=0, **options)
     loaded, tokenizer = load_model_and_tokenizer(directory if spec.steps else model, device=device)
-    questions, digest = measure(loaded, tokenizer, task, asked)
+    marker = ThinkEndMarker(tokenizer, spec.fields.get("think_end_token", "</think>"))
+    questions, digest = measure(loaded, tokenizer, task, asked, marker)
     also = {
-        f"{temperature:g}": measure(loaded, tokenizer, task, replace(asked, temperature=temperature))[0]
+        f"{temperature:g}": measure(loaded, tokenizer, task, replace(asked, temperature=temperature), marker)[0]
         for temperature in asked.also_at
     }
     ended = time.monotonic()
@@ -142,9 +146,11 @@ def _seconds(metrics: Path) -> float:
     return float(json.loads(last)["time"])
 
 
-def measure(model: Any, tokenizer: Any, task: Any, asked: Measurement) -> tuple[dict[str, list[Any]], str]:
+def measure(
+    model: Any, tokenizer: Any, task: Any, asked: Measurement, marker: ThinkEndMarker
+) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
-    from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
+    from entropy_rft.sampling import TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
     from entropy_rft.sampling.records import record_completions
     from entropy_rft.tasks import task_rows
@@ -159,7 +165,6 @@ def measure(model: Any, tokenizer: Any, task: Any, asked: Measurement) -> tuple[
         seed=asked.seed,
         progress=False,
     )
-    marker = ThinkEndMarker(tokenizer, "</think>")
     right = verdicts(task.reward_funcs[0], rows, groups, marker)
     flat = [completion for group in groups for completion in group]
     records = record_completions(model, flat, marker, max(1, asked.batch_size // 4), False)

@@ -39,12 +39,13 @@ def declared(own: Distribution, extras: frozenset[str]) -> dict[str, Distributio
 
 def make_environment(directory: Path, wheel: Path, extras: Sequence[str]) -> Path:
     """Make it in `directory`; returns its folder of commands."""
-    venv.create(directory, with_pip=True)
+    venv.create(directory)
     commands = directory / ("Scripts" if sys.platform == "win32" else "bin")
     here = Path(sysconfig.get_path("purelib"))
     there = directory / here.relative_to(sys.prefix)
     # `pip install WHEEL` from where it lies: its metadata name what is to be linked.
-    pip = [commands / "python", "-m", "pip", "--disable-pip-version-check"]
+    # The pip that is here, run by the interpreter there.
+    pip = [sys.executable, "-m", "pip", "--python", commands / "python", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     (own,) = importlib.metadata.distributions(name="entropy_rft", path=[str(there)])
     own_extras = frozenset({"", *extras})

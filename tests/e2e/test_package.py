@@ -103,9 +103,8 @@ for module in pkgutil.walk_packages(entropy_rft.__path__, "entropy_rft."):
 
 
 def test_a_packaged_recipe_trains_and_is_reported(commands: Path, environment: None, tmp_path: Path) -> None:
-    run(
-        commands, tmp_path, "train", "--config", "tiny/clip_b.yaml", "--max_steps", "2", "--max_completion_length", "24"
-    )
+    small = ("--max_steps", "2", "--max_completion_length", "24", "--per_device_train_batch_size", "8")
+    run(commands, tmp_path, "train", "--config", "tiny/clip_b.yaml", *small)
     directory = tmp_path / "runs" / "tiny" / "clip_b"
     assert (directory / "model.safetensors").is_file()
     steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from warm import WarmCommand
+
+from studies.methods import schedule
 
 pytestmark = pytest.mark.e2e
 
@@ -59,6 +63,23 @@ def command(directory: Path, *more: str) -> list[str]:
     return [sys.executable, script, "--study", "tiny", "--plan", str(plan), "--jobs", "2", *places, *more]
 
 
+class Forked(WarmCommand):
+    """In place of `subprocess.Popen` of a run's process: forked from one that has imported what each run imports."""
+
+    def __init__(self, words: list[str], env: dict[str, str], stdout: Any, **_: Any) -> None:
+        assert words[:-1] == [sys.executable, "-m", "studies.methods.worker"]
+        script = Path(__file__).with_name("forked_worker.py")
+        super().__init__(words[-1:], Path.cwd(), env, joined=True, script=script, output=Path(stdout.name))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the runs of `in_this_process`; the study that is broken off starts its own as it does for a user."""
+    names = ("STDOUT", "DEVNULL", "TimeoutExpired")
+    others = {name: getattr(subprocess, name) for name in names}
+    monkeypatch.setattr(schedule, "subprocess", SimpleNamespace(Popen=Forked, **others))
+
+
 def in_this_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str]:
@@ -85,7 +106,7 @@ def workers(directory: Path) -> list[str]:
 
 
 def test_a_study_is_broken_off_and_goes_on_beside_a_run_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = subprocess.Popen(
         command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -186,7 +207,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_the_medium_study_at_a_reduced_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = yaml.safe_load((ROOT / "recipes" / "studies" / "medium.yaml").read_text(encoding="utf-8"))
     make = plan["model"]["make"]

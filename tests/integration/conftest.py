@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ def make_trainer(random_model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """vLLM's real servers, one that generates and one that pools; each takes half a minute of two cores to start."""
+    from vllm_servers import both_servers
+
+    with both_servers(tmp_path_factory.mktemp("vllm")) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,33 @@
-"""How the tests start two real processes on the CPU: torchrun for DDP, `accelerate launch` for DeepSpeed."""
+"""How the tests start two real processes on the CPU, as torchrun does for DDP and `accelerate launch` for DeepSpeed."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from warm import WarmRanks
 
 from entropy_rft.entropy import RULES
 
 HERE = Path(__file__).parent
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
+ALONE = "alone"  # one process
 
 # What two_ranks.py trains by; "masked" leaves rank 1 without a valid token.
 CASES = (*RULES, "clip_b_pear", "clip_v_pear", "masked", "masked_pear", "refresh")
 # For the engines between DDP, which shards nothing, and ZeRO-3, which shards everything.
 FEW_CASES = ("clip_b", "clip_v_pear", "masked_pear")
-# For LoRA beside all weights: the rules read the same statistics, and what differs is where the gradients go. The soak
-# tests train by all cases.
+# For ZeRO-3, where what differs from DDP is how the model's parts come together: a rule of each kind. The soak tests
+# train by all cases, as for LoRA.
+ZERO3_CASES = ("clip_v", "kl_cov", "target", "clip_b_pear", "masked_pear", "refresh")
+# For LoRA beside all weights: the rules read the same statistics, and what differs is where the gradients go.
 LORA_CASES = (*FEW_CASES, "refresh")
 STEPS = 4
 
@@ -33,13 +35,30 @@ STEPS = 4
 TIMEOUT = 500
 
 
-def launcher(engine: str, directory: Path, zero: Mapping[str, Any] | None = None) -> list[str]:
-    """The command before a script, or before ``-m module``, that runs it in two processes of `engine`.
+def environment_of(file: Path, *flags: str) -> tuple[argparse.Namespace, dict[str, str]]:
+    """What ``accelerate launch --config_file FILE FLAGS`` makes of them: its arguments, and what it adds to the
+    environment of the processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    args = launch_command_parser().parse_args(["--config_file", str(file), *flags, "-m", "entropy_rft", "train"])
+    args, defaults, _ = _validate_launch_command(args)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        command, environment = prepare_deepspeed_cmd_env(args)
+        assert command is None  # torchrun on each machine, not pdsh
+    else:
+        environment = prepare_multi_gpu_env(args)
+    return args, {name: value for name, value in environment.items() if os.environ.get(name) != value}
+
+
+def engine_environment(engine: str, directory: Path, zero: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What `accelerate launch` adds to the environment of two processes of `engine`; nothing for DDP.
 
     `zero` adds fields to DeepSpeed's ``zero_optimization``, which then comes from a JSON file of its own.
     """
     if engine == "ddp":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        return {}
     stage = int(engine.removeprefix("zero"))
     deepspeed: dict[str, Any] = {"zero3_init_flag": stage == 3}
     settings: dict[str, Any] = {
@@ -62,33 +81,33 @@ def launcher(engine: str, directory: Path, zero: Mapping[str, Any] | None = None
         deepspeed["deepspeed_config_file"] = str(own)
     file = directory / f"{engine}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    return [*command, "--main_process_port", str(port)]
+    return environment_of(file, "--main_process_port", "0")[1]
 
 
-def launch(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `command` to its end; a failure shows what the processes said."""
-    # `use_cpu` in the training arguments is enough. ACCELERATE_USE_CPU=1 beside it would make accelerate silently
-    # ignore DeepSpeed, and train by DDP.
-    environment = os.environ | {
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])]),
-    }
-    environment.pop("ACCELERATE_USE_CPU", None)
-    process = subprocess.Popen(
-        command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        output, errors = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its ranks then, by force after half a minute; killed, it would not
-        output, errors = process.communicate(timeout=60)
-        pytest.fail(f"still running after {TIMEOUT} s\n{output[-4000:]}\n{errors[-6000:]}")
-    assert process.returncode == 0, f"{output[-4000:]}\n{errors[-6000:]}"
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+def launch(
+    engine: str,
+    arguments: Sequence[str | os.PathLike[str]],
+    cwd: Path,
+    script: Path | None = None,
+    zero: Mapping[str, Any] | None = None,
+) -> None:
+    """Run ``entropy-rft ARGUMENTS``, or `script`, in two processes of `engine` (in one if that is "alone") to its end.
+
+    The launchers themselves are what test_launching.py is about: here the processes are forked, with the environment
+    that a launcher gives them. A failure shows what they said.
+    """
+    paths = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])])
+    environment = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": paths}
+    with pytest.MonkeyPatch.context() as inherited:
+        # `use_cpu` in the training arguments is enough. ACCELERATE_USE_CPU=1 beside it would make accelerate silently
+        # ignore DeepSpeed, and train by DDP.
+        inherited.delenv("ACCELERATE_USE_CPU", raising=False)
+        if engine == ALONE:
+            processes = WarmRanks(arguments, cwd, environment, 1, script)
+        else:
+            processes = WarmRanks(arguments, cwd, environment | engine_environment(engine, cwd, zero), 2, script)
+    code, output = processes.finish(TIMEOUT)
+    assert code == 0, output[-6000:]
 
 
 def needs_deepspeed() -> None:

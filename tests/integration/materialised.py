@@ -92,12 +92,11 @@ def measure(model_dir: str, output: Path, lora: bool) -> dict[str, Any]:
     return result
 
 
-def main(output: str, *model_dirs: str) -> None:
-    results = {
-        (Path(model_dir).name, lora): measure(model_dir, Path(output), lora)
-        for model_dir in model_dirs
-        for lora in (False, True)
-    }
+def main(output: str, *cases: str) -> None:
+    """Each case is ``full=MODEL`` or ``lora=MODEL``."""
+    results = {}
+    for kind, _, model_dir in (case.partition("=") for case in cases):
+        results[Path(model_dir).name, kind] = measure(model_dir, Path(output), kind == "lora")
     torch.save(results, f"{output}-{os.environ['RANK']}.pt")
     leave()
 

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from warm import warm_run
+from warm import WarmRanks, warm_run
 
 from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.cli.main import main
@@ -185,16 +184,9 @@ def test_evaluates_during_training(recipe: Path, tmp_path: Path) -> None:
 def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "entropy_rft"]
-    result = subprocess.run(
-        [sys.executable, *launch, "train", "--config", str(recipe), "--per_device_train_batch_size", "4"],
-        cwd=tmp_path,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+    words = ["train", "--config", recipe, "--per_device_train_batch_size", "4"]
+    code, output = WarmRanks(words, tmp_path, {"ACCELERATE_USE_CPU": "1"}, 2).finish(300)
+    assert code == 0, output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
     assert [entry["step"] for entry in metrics(tmp_path / "run")] == [1, 2, 3, 4]
     assert (tmp_path / "run.1" / "run.json").read_text() == "{}"
@@ -204,7 +196,7 @@ def test_two_processes_are_one_run(recipe: Path, tmp_path: Path) -> None:
 def test_real_questions_run_through(tmp_path: Path) -> None:
     """GSM8K with the embedded model's architecture and byte-level tokenizer: the pipeline is what is shown."""
     result = entropy_rft(
-        *("train", "--config", ROOT / "recipes/tiny/clip_b_pear.yaml", "--task", "gsm8k"),
+        *("train", "--config", ROOT / "recipes/tiny/target_pear.yaml", "--task", "gsm8k"),
         *("--task_path", DATA / "gsm8k_train.jsonl", "--max_steps", "5", "--output_dir", tmp_path / "gsm8k"),
         *("--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "48"),
         cwd=tmp_path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import environment_of
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from warm import WarmRanks
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
-RECIPE = ROOT / "recipes" / "tiny" / "clip_b_pear.yaml"
+RECIPE = ROOT / "recipes" / "tiny" / "target_pear.yaml"
 SHORT = ("--max_steps", "2", "--per_device_train_batch_size", "8", "--max_completion_length", "16")
 SHORT += ("--save_strategy", "no", "--output_dir", "run")
 # On a CPU; port 0 is a free one.
@@ -61,23 +61,6 @@ def needs(engine: str) -> None:
         pytest.importorskip("deepspeed")
 
 
-def environment_of(file: Path, *flags: str) -> tuple[argparse.Namespace, dict[str, str]]:
-    """What ``accelerate launch --config_file FILE FLAGS`` makes of them: its arguments, and what it adds to the
-    environment of the processes."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    args = launch_command_parser().parse_args(["--config_file", str(file), *flags, "-m", "entropy_rft", "train"])
-    args, defaults, _ = _validate_launch_command(args)
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        command, environment = prepare_deepspeed_cmd_env(args)
-        assert command is None  # torchrun on each machine, not pdsh
-    else:
-        environment = prepare_multi_gpu_env(args)
-    return args, {name: value for name, value in environment.items() if os.environ.get(name) != value}
-
-
 def two_ranks_refuse(message: str, cwd: Path, *flags: str | Path, **environment: str) -> None:
     """Two processes in that environment say it, each in one line, and write nothing."""
     with pytest.MonkeyPatch.context() as inherited:
@@ -107,8 +90,9 @@ def test_accelerate_launch_with_the_shipped_file(engine: str, tmp_path: Path) ->
     check_run(result, tmp_path / "run", engine)
 
 
-# With zero3 it is what each of the two machines below is started with.
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=pytest.mark.soak)])
+# With ddp it is what the test of the exit code below is started with, and with zero3 each of the two machines.
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_our_own_flag_launches(engine: str, tmp_path: Path) -> None:
     needs(engine)
     result = launch(
@@ -191,16 +175,22 @@ def test_the_batch_is_the_worlds(tmp_path: Path) -> None:
     two_ranks_refuse(message, tmp_path, "--config", RECIPE, "--num_generations", "3")
 
 
-def test_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
+def test_our_own_flag_launches_and_the_exit_code_of_the_processes_comes_back(tmp_path: Path) -> None:
+    """One process ends in the second step."""
     (tmp_path / "ours.py").write_text(
-        "import os\n\ndef reward(completions, **kwargs):\n"
-        "    if os.environ['RANK'] == '1':\n        os._exit(7)\n    return [0.0] * len(completions)\n"
+        "import os\n\ndef reward(completions, trainer_state, **kwargs):\n"
+        "    if os.environ['RANK'] == '1' and trainer_state.global_step == 1:\n        os._exit(7)\n"
+        "    return [float(len(str(completion)) % 5) for completion in completions]\n"
     )
     result = launch(
         *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", RECIPE, *SHORT),
         *("--rewards", "ours:reward", "--hub_token", "hf_secret"),
         cwd=tmp_path,
     )
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (described["processes"], described["engine"]) == (2, "ddp")
+    (logged,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(logged)["entropy_clip/sigma"] > 0
     assert result.returncode == 7, result.stderr[-4000:]
     assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; its output is above"
     assert "hf_secret" not in result.stdout + result.stderr

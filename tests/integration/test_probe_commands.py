@@ -6,9 +6,6 @@ import contextlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import WarmCommand
 
 from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
 
@@ -24,10 +22,6 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 COLLECT = ("--model", DEFAULT_MODEL, "--task", DEFAULT_TASK, "--max_tokens", "96", "--device", "cpu")
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "entropy_rft", "probe", *map(str, words)]
 
 
 def probe(*words: object, cwd: Path, expected: int = 0) -> tuple[str, str]:
@@ -55,14 +49,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Traces of 60 training questions and, in two shards, of 12 test questions; and a probe of the former."""
     directory = tmp_path_factory.mktemp("probe")
     train = ("collect", *COLLECT, "--limit", 60, "--samples", 4, "--chunk_size", 6, "--output_dir", "train")
-    running = subprocess.Popen(command(*train), cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    running = WarmCommand(["probe", *map(str, train)], directory, joined=True)
     patience = time.monotonic() + 240
     while len(list(directory.glob("train/data/chunk-*.parquet"))) < 2:
-        assert running.poll() is None, running.communicate()[0]
+        assert running.poll() is None, running.output()
         assert time.monotonic() < patience
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
+    running.kill()
+    running.wait(60)
     kept = trace_rows(directory / "train")
     assert 12 <= len(kept) < 60
     out, _ = probe(*train, cwd=directory)

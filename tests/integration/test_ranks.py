@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from launching import CASES, ENGINES, FEW_CASES, HERE, LORA_CASES, STEPS, launch, launcher, needs_deepspeed
+from launching import ALONE, CASES, ENGINES, FEW_CASES, HERE, LORA_CASES, STEPS, ZERO3_CASES, launch, needs_deepspeed
 from rule_matrix import acted_on, loose_rules
 
 from entropy_rft.entropy import RULES, EntropyClip, Rule, TokenStatistics
@@ -46,15 +45,15 @@ PEAR_BOUND = BOUND + 0.125 * 1e-5
 ENGINE = {"ddp": ("DistributedDataParallel", 0)} | {f"zero{stage}": ("DeepSpeedEngine", stage) for stage in (1, 2, 3)}
 Results = dict[str, dict[str, Any]]
 
-
-ALONE = "alone"
 TWO_UPDATES = ("refresh", *(name for name, rule in RULES.items() if rule.later_updates_only))
 
 
 def cases_of(engine: str, lora: bool, soak: bool) -> tuple[str, ...]:
     if engine in ("zero1", "zero2"):
         return FEW_CASES
-    return LORA_CASES if lora and not soak else CASES
+    if soak:
+        return CASES
+    return LORA_CASES if lora else ZERO3_CASES if engine == "zero3" else CASES
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +70,9 @@ def trained(
     @functools.cache
     def run(engine: str) -> dict[bool, Results]:
         directory = tmp_path_factory.mktemp(engine)
-        command = [sys.executable] if engine == ALONE else launcher(engine, directory)
         output = directory / "results.pt"
-        script = [str(HERE / "two_ranks.py"), str(random_model_dir), str(output), *cases_of(engine, False, soak)]
-        launch([*command, *script, "--lora", *cases_of(engine, True, soak)], cwd=directory)
+        words = [random_model_dir, output, *cases_of(engine, False, soak), "--lora", *cases_of(engine, True, soak)]
+        launch(engine, words, directory, HERE / "two_ranks.py")
         return torch.load(output)
 
     return run

@@ -482,6 +482,131 @@ def test_hpa_and_alerts_and_the_adapter_use_metrics_that_exist() -> None:
             assert used <= exported
 
 
+# ---- one engine: the router inside vLLM
+
+ONE_ENGINE = RECIPES / "one_engine"
+CLASS = "entropy_rft.router.middleware.RouterMiddleware"
+VLLM = "entropy-rft-vllm"
+
+
+def of_one_engine() -> list[dict[str, Any]]:
+    kubernetes = ONE_ENGINE / "kubernetes"
+    files = [*yaml.safe_load((kubernetes / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]]
+    files.append("secret.example.yaml")
+    return [each for file in files for each in yaml.safe_load_all((kubernetes / file).read_text(encoding="utf-8"))]
+
+
+def the(kind: str) -> dict[str, Any]:
+    (found,) = [each for each in of_one_engine() if each["kind"] == kind and each["metadata"]["name"] == VLLM]
+    return found
+
+
+def test_the_class_that_the_recipes_name_is_there() -> None:
+    import importlib
+
+    module, name = CLASS.rsplit(".", 1)
+    assert isinstance(getattr(importlib.import_module(module), name), type)
+    assert CLASS in (ONE_ENGINE / "serve.sh").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", ["middleware.yaml", "kubernetes/middleware.yaml"])
+def test_middleware_yaml_is_right_as_it_stands(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from entropy_rft.router.middleware_settings import load_middleware_settings
+
+    monkeypatch.setenv("ENTROPY_RFT_PROBE", "/probe")
+    monkeypatch.setenv("ENTROPY_RFT_CONFIG", str(ONE_ENGINE / file))
+    settings = load_middleware_settings()
+    assert (settings.probe, settings.features.kind) == ("/probe", "vllm")
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(commented((ONE_ENGINE / file).read_text(encoding="utf-8")), encoding="utf-8")
+    monkeypatch.setenv("ENTROPY_RFT_CONFIG", str(whole))
+    assert load_middleware_settings().model_dump() == settings.model_dump()  # the commented lines are the defaults
+
+
+@needs_bash
+@pytest.mark.integration
+def test_serve_script_starts_vllm_with_the_middleware(tmp_path: Path) -> None:
+    program, probe = tmp_path / "vllm", tmp_path / "probe"
+    program.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$ENTROPY_RFT_PROBE" "$ENTROPY_RFT_CONFIG" "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "MODEL": "some/model", "PROBE": str(probe), "VLLM": str(program)}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [ONE_ENGINE / "serve.sh", "--port", "9"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    without = run()
+    assert (without.returncode, without.stdout) == (1, "")
+    assert "holds no probe.json" in without.stderr
+    probe.mkdir()
+    (probe / "probe.json").write_text("{}")
+    lines = run().stdout.splitlines()
+    assert lines == [
+        *(str(probe), str(ONE_ENGINE / "middleware.yaml")),
+        *("serve", "some/model", "--middleware", CLASS, "--port", "9"),
+    ]
+
+
+def test_the_cluster_of_one_engine_fits_together() -> None:
+    kubernetes = ONE_ENGINE / "kubernetes"
+    kustomization = yaml.safe_load((kubernetes / "kustomization.yaml").read_text(encoding="utf-8"))
+    (generated,) = kustomization["configMapGenerator"]
+    used = {*kustomization["resources"], *generated["files"], "kustomization.yaml", "secret.example.yaml"}
+    assert {file.name for file in kubernetes.iterdir()} == used
+    deployment = the("Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Service", "PodDisruptionBudget"):
+        selector = the(kind)["spec"]["selector"]
+        assert selector.get("matchLabels", selector).items() <= labels.items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert (
+        the("ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= the("Service")["metadata"]["labels"].items()
+    )
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    (image,) = kustomization["images"]
+    assert container["image"] == image["name"]
+    arguments = container["args"]
+    assert arguments[arguments.index("--middleware") + 1] == CLASS
+    (port,) = container["ports"]
+    assert arguments[arguments.index("--port") + 1] == str(port["containerPort"])
+    (service,) = the("Service")["spec"]["ports"]
+    (endpoint,) = the("ServiceMonitor")["spec"]["endpoints"]
+    assert service["targetPort"] == port["name"]
+    assert (endpoint["port"], endpoint["path"]) == (service["name"], "/metrics")
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert {mount["name"] for mount in mounts.values()} == set(volumes)
+    environment = {each["name"]: each for each in container["env"]}
+    config = mounts[environment["ENTROPY_RFT_CONFIG"]["value"]]
+    assert config["subPath"] in generated["files"]
+    assert volumes[config["name"]]["configMap"]["name"] == generated["name"]
+    assert f" {environment['ENTROPY_RFT_PROBE']['value']}\n" in (ONE_ENGINE / "Containerfile").read_text(
+        encoding="utf-8"
+    )
+    reference = environment["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]
+    assert reference["name"] == the("Secret")["metadata"]["name"]
+    assert reference["key"] in the("Secret")["stringData"]
+    exported = metric_names()
+    for group in the("PrometheusRule")["spec"]["groups"]:
+        for rule in group["rules"]:
+            used_metrics = set(re.findall(r"\bentropy_rft_\w+", rule["expr"]))
+            assert used_metrics, rule["alert"]
+            assert used_metrics <= exported
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.integration
+def test_kustomize_renders_the_cluster_of_one_engine() -> None:
+    command = ["kubectl", "kustomize", ONE_ENGINE / "kubernetes"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    (config,) = [d for d in yaml.safe_load_all(result.stdout) if d["kind"] == "ConfigMap"]
+    assert config["metadata"]["name"].startswith(f"{VLLM}-")
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.integration
 def test_kustomize_renders_it() -> None:

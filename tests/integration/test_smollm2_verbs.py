@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,27 +51,44 @@ def test_evaluate_on_gsm8k(smollm2_dir: Path, tmp_path: Path) -> None:
     assert 0.5 < found["entropy"] < 8  # nats
 
 
-def test_the_demo(short_smollm2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of its first four layers only: it trains three times, and the whole model would take minutes."""
+@pytest.fixture
+def tiny_smollm2_dir(smollm2_dir: Path, tmp_path: Path) -> Path:
+    """A random model of its kind, with its vocabulary and chat template, that is a hundredth of its size."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = tmp_path / "tiny"
+    shutil.copytree(smollm2_dir, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    size = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    # Peaked enough that entropies differ between positions.
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "initializer_range": 0.5}
+    config = AutoConfig.from_pretrained(directory, **size, **heads)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+def test_the_demo(tiny_smollm2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains three times, which would take the whole model minutes."""
     from entropy_rft.models import smollm2
 
     monkeypatch.setenv("ENTROPY_RFT_CACHE", str(tmp_path / "cache"))
     smollm2.directory().parent.mkdir()
-    smollm2.directory().symlink_to(short_smollm2_dir)
+    smollm2.directory().symlink_to(tiny_smollm2_dir)
     words = ("--model", "smollm2", "--steps", 1, "--questions", 2, "--samples", 2)
     said = entropy_rft("demo", *words, cwd=tmp_path)
     assert "SmolLM2, a real language model" in said.splitlines()[0]
-    for text in ("reasoning_gym/chain_sum/test", "2 × 2", "GRPO", "Clip_B", "PEAR", "total time: "):
+    for text in ("reasoning_gym/chain_sum/test", "2 × 2", "GRPO", "target", "PEAR", "total time: "):
         assert text in said
     runs = tmp_path / "runs" / "demo"
     assert (runs / "report.html").is_file()
-    for name in ("grpo", "clip_b", "clip_b_pear"):
+    for name in ("grpo", "target", "target_pear"):
         found = json.loads((runs / name / "evaluation.json").read_text())
         assert (found["questions"], found["samples"]) == (2, 2)
         (logged,) = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert 0 < logged["entropy"] < 10.8  # nats; the logarithm of the vocabulary
         assert ("entropy_clip/dropped" in logged) == (name != "grpo")
-        assert ("pear/penalty" in logged) == (name == "clip_b_pear")
+        assert ("pear/penalty" in logged) == (name == "target_pear")
 
 
 @pytest.fixture(scope="module")

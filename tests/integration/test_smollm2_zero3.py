@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from launching import launch, launcher, needs_deepspeed
+from launching import launch, needs_deepspeed
 from safetensors import safe_open
 
 pytestmark = [pytest.mark.integration, pytest.mark.smollm2]
@@ -43,8 +43,7 @@ def train(model: Path, tmp_path: Path, engine: str) -> tuple[dict[str, torch.Ten
     """What two processes of `engine` make of the model, and what they log."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"model_name_or_path": str(model), **FIELDS}))
-    command = [*launcher(engine, tmp_path), "-m", "entropy_rft", "train", "--config", str(recipe)]
-    launch([*command, "--output_dir", engine], cwd=tmp_path)
+    launch(engine, ["train", "--config", recipe, "--output_dir", engine], tmp_path)
     run = tmp_path / engine
     described = json.loads((run / "run.json").read_text())
     assert (described["processes"], described["engine"]) == (2, engine)

@@ -93,7 +93,8 @@ class Launcher:
         )
 
     def finish(self, run: Path, *flags: str | Path, warm: bool = False, **environment: str) -> tuple[int, str]:
-        """The exit code and what was printed; `warm` leaves torchrun out, where it plays no part."""
+        """The exit code and what was printed; `warm` leaves torchrun out, where it plays no part: how it ends the other
+        processes, and its own exit code."""
         if warm and self.processes > 1:
             words, own = self._command(run, flags)
             return WarmRanks(words, run.parent, own | environment, self.processes).finish(300)
@@ -184,7 +185,7 @@ def launcher(request: pytest.FixtureRequest, recipe: Path) -> Launcher:
 def straight(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
     run = tmp_path_factory.mktemp("straight") / "run"
-    code, output = launcher.finish(run)
+    code, output = launcher.finish(run, warm=True)
     assert code == 0, output
     assert complete(run) == list(range(1, STEPS + 1))
     return run
@@ -248,10 +249,10 @@ def test_killed_within_each_file_of_a_checkpoint(launcher: Launcher, straight: P
 
 def test_killed_between_the_last_checkpoint_and_the_model(launcher: Launcher, straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = launcher.finish(run, SABOTAGE=f"after marker:{STEPS}")
+    code, output = launcher.finish(run, warm=True, SABOTAGE=f"after marker:{STEPS}")
     assert code != 0, output
     assert not (run / "model.safetensors").exists()
-    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto")
+    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", warm=True)
     assert code == 0, output
     assert_same_run(run, straight)
 
@@ -299,7 +300,7 @@ def test_a_loss_that_is_nan_under_deepspeed(recipe: Path, tmp_path: Path, stage:
     """Which leaves such an update out by itself, and would go on to the end without learning anything."""
     needs_deepspeed()
     run = tmp_path / "run"
-    code, output = Launcher(recipe, 2, zero=stage).finish(run, SABOTAGE="nan:3")
+    code, output = Launcher(recipe, 2, zero=stage).finish(run, warm=True, SABOTAGE="nan:3")
     assert code == 1, output
     line = next(line for line in errors(output) if "NaN" in line)
     assert "the gradients of step 3 are NaN or infinite: likely causes are" in line
@@ -347,7 +348,7 @@ def test_a_full_disk_at_each_point_of_a_checkpoint(
     size = sum(-(-path.stat().st_size // 4096) * 4 for path in checkpoint.iterdir())
     disk = small_disk(2 * size + size // 2)
     run = disk / "run"
-    code, output = launcher.finish(run)
+    code, output = launcher.finish(run, warm=True)
     assert code == 1, output
     line = next(line for line in errors(output) if "cannot write" in line)
     assert f"cannot write checkpoint-3 in {run}: No space left on device" in line
@@ -357,7 +358,7 @@ def test_a_full_disk_at_each_point_of_a_checkpoint(
     assert launcher.processes > 1 or not (run / "checkpoint-3").exists()
     # With room again it goes on; the limit frees it here.
     subprocess.run(["mount", "-o", f"remount,size={20 * size}k", str(disk)], check=True)
-    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", "--save_total_limit", "2")
+    code, output = launcher.finish(run, "--resume_from_checkpoint", "auto", "--save_total_limit", "2", warm=True)
     assert code == 0, output
     assert complete(run) == [STEPS - 1, STEPS]
     assert_same_run(run, straight)

@@ -91,6 +91,15 @@ def test_none_is_bit_identical_to_trl(random_model_dir: Path, tmp_path: Path, op
     check_that_both_train_alike(random_model_dir, tmp_path, options, {"entropy_clip": "none"})
 
 
+def test_a_plain_config_is_told_once_what_is_switched_on(
+    random_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(EntropyGRPOTrainer, GRPOConfig, random_model_dir, tmp_path, {"max_steps": 1})
+    run(EntropyGRPOTrainer, EntropyGRPOConfig, random_model_dir, tmp_path, {"max_steps": 1})
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("entropy_rft")]
+    assert said == [EntropyGRPOConfig.from_grpo(GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)).switched_on()]
+
+
 KL_COV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one update": ({}, {}),
     "one update, accumulation": ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, {}),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ pytest.importorskip("vllm")
 pytest.importorskip("aiohttp")
 
 from processes import ServerProcess
+from vllm_servers import POOLED_TOKENS, POOLING_KEY
 
 from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE
 from entropy_rft.difficulty import DifficultyProbe, question_states
@@ -25,7 +24,6 @@ from entropy_rft.sampling import encode_prompt, load_model_and_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]
 
-KEY = "a-key-of-the-pooling-server"
 QUESTIONS = [f"What is {a} + {b}{' - 3' * (b % 5)}?" for a in (1, 20, 99) for b in (2, 13, 19)]
 
 
@@ -34,22 +32,9 @@ def always() -> bool:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a pooling server of the embedded model, started as `recipes/router/` does it."""
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        model_source(DEFAULT_MODEL),
-    ]
-    command += ["--served-model-name", "tiny", "--runner", "pooling", "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", "{port}"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": KEY}
-    log = tmp_path_factory.mktemp("pooling") / "server.log"
-    with ServerProcess(command, log, environment=environment) as server:
-        server.wait_until_ready()
-        yield server.url
+def url(vllm_servers: tuple[ServerProcess, ServerProcess]) -> str:
+    """The address of a pooling server of the embedded model."""
+    return vllm_servers[1].url
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +44,7 @@ def model_and_tokenizer() -> tuple[Any, Any]:
 
 def run(url: str, test: Any, **options: Any) -> None:
     async def main() -> None:
-        states = VLLMPooling(url, **{"api_key": KEY, "width": 128, **options})
+        states = VLLMPooling(url, **{"api_key": POOLING_KEY, "width": 128, **options})
         await states.start()
         try:
             assert await states.ready()
@@ -73,11 +58,11 @@ def run(url: str, test: Any, **options: Any) -> None:
 def test_exactly_a_plain_forward(url: str, model_and_tokenizer: tuple[Any, Any]) -> None:
     model, tokenizer = model_and_tokenizer
     prompts = [encode_prompt(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
-    prompts += [[5], [5] * 512, encode_prompt(tokenizer, "hello")]
+    prompts += [[5], [5] * POOLED_TOKENS, encode_prompt(tokenizer, "hello")]
     expected = question_states(model, prompts).numpy()
 
     async def test(states: VLLMPooling) -> None:
-        assert states.max_tokens == 512
+        assert states.max_tokens == POOLED_TOKENS
         found = np.stack(await asyncio.gather(*(states.state(prompt, always) for prompt in prompts)))
         assert np.abs(found - expected).max() < 1e-4
         again = np.stack(await asyncio.gather(*(states.state(prompt, always) for prompt in prompts)))
@@ -92,8 +77,8 @@ def test_questions_that_it_refuses(url: str) -> None:
             *(states.state([token], always) for token in (5, 10**6, 6)), return_exceptions=True
         )
         assert [isinstance(value, FeatureError) for value in found] == [False, True, False]
-        with pytest.raises(FeatureError, match="513 tokens"):
-            await states.state([5] * 513, always)
+        with pytest.raises(FeatureError, match=f"{POOLED_TOKENS + 1} tokens"):
+            await states.state([5] * (POOLED_TOKENS + 1), always)
 
     run(url, test)
 
@@ -107,14 +92,14 @@ def test_a_wrong_key_and_a_wrong_width(url: str) -> None:
             await wrong.state([5], always)
         await wrong.close()
         with pytest.raises(ValueError, match="width 128, but the probe reads 64"):
-            await VLLMPooling(url, api_key=KEY, width=64).start()
+            await VLLMPooling(url, api_key=POOLING_KEY, width=64).start()
 
     asyncio.run(main())
 
 
 def test_the_probe_says_the_same(url: str, model_and_tokenizer: tuple[Any, Any], monkeypatch: Any) -> None:
     """From the messages of a request to the probabilities, as `probe evaluate` has them."""
-    monkeypatch.setenv("POOLING_KEY", KEY)
+    monkeypatch.setenv("POOLING_KEY", POOLING_KEY)
     model, tokenizer = model_and_tokenizer
     probe = DifficultyProbe.from_pretrained(DEFAULT_PROBE)
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]

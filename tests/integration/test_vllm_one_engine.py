@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
+import re
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ pytest.importorskip("aiohttp")
 from processes import ServerProcess, router_process
 
 from entropy_rft.assets import TINY_PROBE, TINY_REASONER
+from entropy_rft.cli.main import main
 from entropy_rft.difficulty import DifficultyProbe, choose, question_states
 from entropy_rft.difficulty.served import ENV
 from entropy_rft.difficulty.served.wire import decoded, request_body
@@ -44,17 +46,18 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-def server(log: Path, probe: str) -> ServerProcess:
+def server(log: Path, probe: str, *options: str, **environment: str) -> ServerProcess:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
     command += ["--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     command += ["--block-size", str(BLOCK), "--max-num-batched-tokens", str(BUDGET), "--max-num-seqs", "16"]
-    command += ["--host", "127.0.0.1", "--port", "{port}"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", ENV: probe}
-    return ServerProcess(command, log, environment=environment)
+    command += ["--host", "127.0.0.1", "--port", "{port}", *options]
+    fixed = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", ENV: probe}
+    return ServerProcess(command, log, environment={**fixed, **environment})
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+def post(url: str, body: dict[str, Any], **headers: str) -> Any:
+    headers["content-type"] = "application/json"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
@@ -62,15 +65,15 @@ def post(url: str, body: dict[str, Any]) -> Any:
 def counter(url: str, name: str) -> float:
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
 def ordinary(url: str) -> list[Any]:
     """Tokens and log-probabilities of ordinary requests, each after the other."""
     found = []
-    for question in QUESTIONS[::3]:
+    for question in QUESTIONS[::5]:
         for options in SAMPLING:
-            body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 60, **options}
+            body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 48, **options}
             answer = post(f"{url}/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": 5})
             found.append(answer["choices"][0]["logprobs"]["content"])
     return found
@@ -133,7 +136,7 @@ def test_ordinary_requests_are_those_of_a_server_without_the_probe(
     served: ServerProcess, without: list[Any], model_and_tokenizer: tuple[Any, Any]
 ) -> None:
     """Tokens and log-probabilities bit for bit, alone and while marked requests are in the same batches."""
-    assert sum(len(answer) for answer in without) > 300
+    assert sum(len(answer) for answer in without) > 200
     assert ordinary(served.url) == without
     body, stop = request_body("tiny", [5] * 9), False
 
@@ -150,7 +153,7 @@ def test_ordinary_requests_are_those_of_a_server_without_the_probe(
             beside = ordinary(served.url)
         finally:
             stop = True
-        assert sum(each.result() for each in asking) > 20
+        assert sum(each.result() for each in asking) > 10
     assert [[token["token"] for token in answer] for answer in beside] == [
         [token["token"] for token in answer] for answer in without
     ]
@@ -219,17 +222,121 @@ def test_the_source_of_the_router(
     assert np.abs(np.array(asyncio.run(main())) - expected).max() < 1e-4
 
 
-def test_probe_check(served: ServerProcess, probe: DifficultyProbe, tmp_path: Path) -> None:
-    def check(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "entropy_rft", "probe", "check", "--url", served.url, "--probe"]
-        return subprocess.run([*command, str(directory), *options], capture_output=True, text=True, timeout=300)
+def test_probe_check(
+    served: ServerProcess, probe: DifficultyProbe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(directory: Path, *options: str) -> int:
+        return main(["probe", "check", "--url", served.url, "--probe", str(directory), *options])
 
-    good = check(TINY_PROBE, "--dtype", "float32")
-    assert good.returncode == 0, good.stderr
-    assert "evaluates this probe as a plain forward does" in good.stdout
+    code = check(TINY_PROBE, "--dtype", "float32")
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "evaluates this probe as a plain forward does" in said.out
     other = DifficultyProbe.from_pretrained(TINY_PROBE)
     other.temperature *= 1.01
     other.save_pretrained(tmp_path / "other")
-    bad = check(tmp_path / "other", "--quick")
-    assert bad.returncode == 2
-    assert f"evaluates the probe {probe.digest()[:6]}, but the router has {other.digest()[:6]}" in bad.stderr
+    assert check(tmp_path / "other", "--quick") == 2
+    message = f"evaluates the probe {probe.digest()[:6]}, but the router has {other.digest()[:6]}"
+    assert message in capsys.readouterr().err
+
+
+# ---- the router inside the server
+
+STRATEGIES = {
+    "easy": {"instruction": "Answer directly.", "temperature": 0, "max_tokens_fraction": 0.25},
+    "normal": {"instruction": "", "temperature": 0, "max_tokens_fraction": 0.5},
+    "hard": {"instruction": "Take care.", "temperature": 0, "max_tokens_fraction": 1.0},
+}
+SETTINGS: dict[str, Any] = {
+    "strategies": STRATEGIES,
+    "max_tokens": 48,
+    "min_confidence": 0.4,
+    "features": {"kind": "vllm", "deadline_ms": 20_000},
+}
+VARIED = [  # of each difficulty
+    *("What is 53 + 2?", "What is 98 - 10 + 1?", "What is 49 - 2 - 13?", "What is 40 - 17 + 5 - 4?"),
+    *("What is 84 - 18 - 10 + 8 + 20?", "What is 82 - 9 + 11 + 4 - 18 + 1 + 17?", "What is 80 - 3?"),
+    *("What is 81 - 14 - 14 + 12 - 4 - 12?", "What is 27 + 18 - 4 - 7?", "What is 6 + 9 - 4 + 16 - 4 - 7 + 8?"),
+]
+SAID = ("difficulty", "confidence", "reason", "applied")
+
+
+def asked_in_every_dialect() -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, question in enumerate(VARIED):
+        common = {"model": "tiny", "stream": number % 3 == 2}
+        yield "/v1/chat/completions", {**common, "messages": conversation(question)}
+        yield "/v1/completions", {**common, "prompt": question}
+        if number % 4 == 0:
+            yield "/v1/responses", {**common, "input": question}
+            yield "/v1/messages", {**common, "messages": conversation(question), "max_tokens": 30}
+
+
+def answers(url: str, headers: Mapping[str, str]) -> list[tuple[dict[str, str | None], list[str]]]:
+    """What the router says in its headers, and the answer's texts; ids and times differ in any case."""
+    found = []
+    for path, body in asked_in_every_dialect():
+        request = urllib.request.Request(
+            url + path, json.dumps(body).encode(), {"content-type": "application/json", **headers}
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            said = {name: answer.headers[f"x-entropy-rft-{name}"] for name in SAID}
+            found.append((said, re.findall(r'"(?:content|text|delta)":\s*"([^"]*)"', answer.read().decode())))
+    return found
+
+
+def test_the_middleware_is_the_router(served: ServerProcess, tmp_path: Path) -> None:
+    """One process in place of two: the same strategies, headers and answers in every dialect, with the server's key."""
+    router_settings = {**SETTINGS, "probe": str(TINY_PROBE), "backends": [served.url]}
+    with router_process(tmp_path, router_settings, ready="/ready") as router:
+        router.wait_until_ready(120)
+        outside = answers(router.url, {})
+    assert {said["difficulty"] for said, _ in outside} == {"easy", "normal", "hard"}
+    assert all(any(texts) for _, texts in outside)
+
+    config = tmp_path / "middleware.yaml"
+    config.write_text(json.dumps(SETTINGS))
+    options = ["--middleware", "entropy_rft.router.middleware.RouterMiddleware", "--api-key", "secret"]
+    with server(tmp_path / "inside.log", str(TINY_PROBE), *options, ENTROPY_RFT_CONFIG=str(config)) as inside:
+        inside.wait_until_ready()
+        assert "questions get the strategy of the difficulty" in inside.log.read_text()
+        for (said, texts), (other, others) in zip(answers(inside.url, {"x-api-key": "secret"}), outside, strict=True):
+            assert float(said.pop("confidence") or 0) == pytest.approx(float(other.pop("confidence") or 0), abs=2e-4)
+            assert said == other
+            assert texts == others
+
+        # The question for the difficulty and the one for the answer share their prefix.
+        queries, hits = (counter(inside.url, f"vllm:prefix_cache_{name}_total") for name in ("queries", "hits"))
+        body = {"model": "tiny", "messages": conversation(LONG), "max_tokens": 4}
+        prompt = post(f"{inside.url}/v1/chat/completions", body, authorization="Bearer secret")["usage"][
+            "prompt_tokens"
+        ]
+        assert counter(inside.url, "vllm:prefix_cache_queries_total") - queries >= 2 * (prompt - 10)
+        assert counter(inside.url, "vllm:prefix_cache_hits_total") - hits >= BLOCK
+
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            post(f"{inside.url}/v1/chat/completions", body)
+        assert counter(inside.url, "entropy_rft_requests_total") == len(outside) + 2
+
+        # A client that leaves ends the generation.
+        endless = {**body, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        request = urllib.request.Request(
+            f"{inside.url}/v1/chat/completions",
+            json.dumps(endless).encode(),
+            {"content-type": "application/json", "authorization": "Bearer secret"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.readline().startswith(b"data: ")
+        deadline = time.monotonic() + 60
+        while counter(inside.url, "vllm:num_requests_running") or not aborted(inside.url):
+            assert time.monotonic() < deadline, inside.said()
+            time.sleep(0.05)  # vLLM tells nobody that it has aborted a request
+
+
+def aborted(url: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(
+        float(line.split()[-1])
+        for line in lines
+        if line.startswith("vllm:request_success_total{") and 'finished_reason="abort"' in line
+    )

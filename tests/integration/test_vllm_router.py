@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ pytest.importorskip("vllm")
 import anthropic
 import openai
 from processes import ServerProcess, router_process
+from vllm_servers import POOLING_KEY, SERVED
 
 from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE, DEFAULT_TASK
 from entropy_rft.difficulty import DifficultyProbe, question_states
@@ -28,15 +28,7 @@ from entropy_rft.tasks import load_task
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]
 
-SERVED = "tiny"
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 MIN_CONFIDENCE = 0.5
-TAGS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # so that the thinking can be limited
-GENERATES = (
-    # A strict tool that the request names is called by any model: vLLM lets it write nothing else.
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-    *("--reasoning-config", json.dumps(TAGS)),
-)
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"operation": {"enum": ["add", "subtract"]}},
@@ -45,31 +37,10 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def vllm_server(log: Path, *options: str) -> ServerProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        model_source(DEFAULT_MODEL),
-    ]
-    command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
-    return ServerProcess(
-        [*command, "--enforce-eager", "--max-model-len", "2048", *options], log, environment=ENVIRONMENT
-    )
-
-
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+def servers(vllm_servers: tuple[ServerProcess, ServerProcess]) -> tuple[ServerProcess, ServerProcess]:
     """The one that generates, and the one that pools."""
-    directory = tmp_path_factory.mktemp("vllm")
-    with (
-        vllm_server(directory / "generate.log", *GENERATES) as generating,
-        vllm_server(directory / "pooling.log", "--runner", "pooling") as pooling,
-    ):
-        generating.wait_until_ready()
-        pooling.wait_until_ready()
-        yield generating, pooling
+    return vllm_servers
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +51,19 @@ def router(
     settings = {
         "probe": str(DEFAULT_PROBE),
         "backends": [{"url": generating.url}],
-        "features": {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 20_000},
+        "features": {
+            "kind": "vllm_pooling",
+            "url": pooling.url,
+            "api_key_env": "POOLING_KEY",
+            "deadline_ms": 20_000,
+        },
         "min_confidence": MIN_CONFIDENCE,
         "max_tokens": 200,
     }
-    with router_process(tmp_path_factory.mktemp("router"), settings, ready="/ready") as router:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("POOLING_KEY", POOLING_KEY)
+        process = router_process(tmp_path_factory.mktemp("router"), settings, ready="/ready")
+    with process as router:
         router.wait_until_ready(120)
         yield router
 
@@ -134,7 +113,8 @@ def metric(server: ServerProcess, name: str, *labels: str) -> float:
 def test_difficulties_are_those_of_a_plain_forward(client: openai.OpenAI, router: ServerProcess, plain: Any) -> None:
     found = []
     for messages in questions():
-        raw = client.chat.completions.with_raw_response.create(model=SERVED, messages=messages)
+        # A short answer, since only the question matters here.
+        raw = client.chat.completions.with_raw_response.create(model=SERVED, messages=messages, max_tokens=16)
         answer = raw.parse()
         assert answer.choices[0].message.content
         assert answer.usage.completion_tokens > 1
@@ -160,7 +140,7 @@ def test_states_of_the_pooling_server_are_exact(servers: tuple[ServerProcess, Se
     from entropy_rft.router.vllm_pooling import VLLMPooling
 
     async def states(prompts: list[list[int]]) -> list[Any]:
-        pooling = VLLMPooling(servers[1].url, width=128)
+        pooling = VLLMPooling(servers[1].url, api_key=POOLING_KEY, width=128)
         await pooling.start()
         try:
             assert await pooling.ready()

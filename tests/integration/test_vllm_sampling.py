@@ -15,12 +15,21 @@ pytest.importorskip("vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration]
 
+# `entropy-rft` with an engine that compiles nothing: that is vLLM's own matter, and takes a minute on a CPU.
+EAGER = """
+import functools
+import vllm
+vllm.LLM = functools.partial(vllm.LLM, enforce_eager=True)
+from entropy_rft.cli.main import main
+raise SystemExit(main())
+"""
+
 
 def test_collect_with_an_engine(tmp_path: Path) -> None:
     from entropy_rft.difficulty import load_traces
 
     result = subprocess.run(
-        [sys.executable, "-m", "entropy_rft", "probe", "collect", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK,
+        [sys.executable, "-c", EAGER, "probe", "collect", "--model", DEFAULT_MODEL, "--task", DEFAULT_TASK,
          "--limit", "12", "--samples", "4", "--max_tokens", "120", "--output_dir", "traces", "--vllm",
          "--dtype", "float32", "--thinking_tokens", "90"],
         cwd=tmp_path,

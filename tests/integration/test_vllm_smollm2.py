@@ -29,6 +29,8 @@ SMALL: dict[str, Any] = {
 }
 
 
+# The server below shows what is this model's own, and test_vllm.py an engine in the trainer's process.
+@pytest.mark.soak
 def test_colocated(short_smollm2_dir: Path, tmp_path: Path) -> None:
     run = train(short_smollm2_dir, tmp_path / "result.json", vllm_mode="colocate", vllm_max_model_length=256, **SMALL)
     assert run["tied"]

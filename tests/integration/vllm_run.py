@@ -29,7 +29,12 @@ class Stale(TrainerCallback):
             self.trainer.vllm_generation.sync_weights = lambda: None
 
 
-def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
+def main(model_dir: str, output: str, *runs: dict[str, Any]) -> None:
+    """Train by each of the options, one after the other, and write what each gave."""
+    Path(output).write_text(json.dumps([train(model_dir, f"{output}-run", options) for options in runs]))
+
+
+def train(model_dir: str, output_dir: str, options: dict[str, Any]) -> dict[str, Any]:
     task = load_task(DEFAULT_TASK, limit=32, thinking=options.pop("thinking", True))
     lora = options.pop("lora", False)
     pear = options.pop("pear", True)
@@ -46,7 +51,7 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
         model=model_dir,
         reward_funcs=rewards,
         args=EntropyGRPOConfig(
-            output_dir=f"{output}-run",
+            output_dir=output_dir,
             use_vllm=True,
             max_steps=STEPS + 1,
             lr_scheduler_type="constant",
@@ -60,7 +65,7 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
             **{
                 "per_device_train_batch_size": 16,
                 "num_generations": 8,
-                "max_completion_length": 64,
+                "max_completion_length": 32,
                 "learning_rate": 1e-2 if lora else 1e-3,
                 **options,
             },
@@ -78,7 +83,7 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
 
     trainer.model.get_base_model().register_forward_hook(count) if lora else trainer.model.register_forward_hook(count)
     trainer.train()
-    result = {
+    return {
         "backend": type(trainer.vllm_generation).__name__,
         "device": str(trainer.accelerator.device),
         "tied": trainer.model.config.tie_word_embeddings,
@@ -86,8 +91,7 @@ def main(model_dir: str, output: str, options: dict[str, Any]) -> None:
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "finite": all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()),
     }
-    Path(output).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:]))

@@ -1,14 +1,16 @@
-"""``entropy-rft …`` in real processes that are forked from one which has imported torch, transformers and TRL already.
+"""``entropy-rft …`` or a script in real processes that are forked from one which has imported torch and TRL already.
 
 Each command has a process, a session, an environment, a working directory and an exit code of its own, as when a
-shell starts it; only the six seconds of imports are shared. The tests of the package and of `scripts/demo.sh` start the
-command as users do, in a new interpreter.
+shell starts it; only the six seconds of imports are shared. The tests of the package, of the launchers and of
+`scripts/demo.sh` start the command as users do, in a new interpreter.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -21,8 +23,15 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# DeepSpeed is what each training imports, whatever its engine, where it is installed.
 _CONTEXT.set_forkserver_preload(
-    ["entropy_rft.cli.main", "entropy_rft.training.run", "entropy_rft.evaluation", "entropy_rft.difficulty"]
+    [
+        "entropy_rft.cli.main",
+        "entropy_rft.training.run",
+        "entropy_rft.evaluation",
+        "entropy_rft.difficulty",
+        "deepspeed",
+    ]
 )
 
 
@@ -34,6 +43,8 @@ class WarmCommand:
         cwd: its working directory.
         environment: besides this process's own.
         joined: stderr goes where stdout goes.
+        script: a Python file that is run with `arguments` in place of ``entropy_rft``.
+        output: a file that stdout is appended to.
     """
 
     def __init__(
@@ -42,13 +53,15 @@ class WarmCommand:
         cwd: Path,
         environment: Mapping[str, str] | None = None,
         joined: bool = False,
+        script: Path | None = None,
+        output: Path | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="warm-"))
-        self._output, self._errors = self._directory / "output", self._directory / "errors"
+        self._output, self._errors = output or self._directory / "output", self._directory / "errors"
         files = (str(self._output), str(self._output if joined else self._errors))
         words = [os.fspath(word) for word in arguments]
         everything = os.environ | dict(environment or {})
-        self._process = _CONTEXT.Process(target=_run, args=(words, str(cwd), everything, files))
+        self._process = _CONTEXT.Process(target=_run, args=(words, str(cwd), everything, files, script))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -100,7 +113,7 @@ class WarmRanks:
     """A run of several processes, as torchrun starts them: the first that fails ends the others.
 
     Args:
-        arguments, cwd, environment: as of `WarmCommand`, of each rank.
+        arguments, cwd, environment, script: as of `WarmCommand`, of each rank.
         ranks: how many.
     """
 
@@ -110,15 +123,15 @@ class WarmRanks:
         cwd: Path,
         environment: Mapping[str, str],
         ranks: int,
+        script: Path | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+            world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        world |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
         self.ranks = [
-            WarmCommand(
-                arguments, cwd, world | {"RANK": str(rank), "LOCAL_RANK": str(rank), **environment}, joined=True
-            )
-            for rank in range(ranks)
+            WarmCommand(arguments, cwd, {**environment, **world, "RANK": rank, "LOCAL_RANK": rank}, True, script)
+            for rank in map(str, range(ranks))
         ]
 
     def finish(self, timeout: float) -> tuple[int, str]:
@@ -159,8 +172,9 @@ def warm_run(
     return subprocess.CompletedProcess(list(arguments), process.wait(), output, errors)
 
 
-def _run(words: list[str], cwd: str, environment: dict[str, str], files: tuple[str, str]) -> None:
+def _run(words: list[str], cwd: str, environment: dict[str, str], files: tuple[str, str], script: Path | None) -> None:
     os.setsid()
+    gc.freeze()  # what is imported stays: each full collection, of which a training makes three, would walk through it
     for number in (signal.SIGINT, signal.SIGTERM):  # as a shell starts a command in the foreground
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for stream, file in zip((1, 2), files, strict=True):
@@ -173,12 +187,17 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], files: tuple[s
     os.environ.update(environment)
     os.chdir(cwd)
     sys.path[:0] = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = ["entropy-rft", *words]
+    sys.argv = [str(script or "entropy-rft"), *words]
 
     from entropy_rft.cli.main import main
 
     try:
-        code = main(words)
+        if script is None:
+            code = main(words)
+        else:
+            sys.path.insert(0, str(script.parent))
+            runpy.run_path(str(script), run_name="__main__")
+            code = 0
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

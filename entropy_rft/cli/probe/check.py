@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
         from entropy_rft.router.vllm_served import VLLMServed
     except ImportError as error:
         raise UserValueError(f'probe check needs {error.name}: pip install "entropy_rft[router]"') from error
-    from entropy_rft.assets import TINY_PROBE
+    from entropy_rft.assets import DEFAULT_PROBE
     from entropy_rft.difficulty import DifficultyProbe
 
-    directory = TINY_PROBE if args.probe == "embedded" else args.probe
+    directory = DEFAULT_PROBE if args.probe == "embedded" else args.probe
     probe = DifficultyProbe.from_pretrained(directory, base_model=args.model, force=args.force)
     served = VLLMServed(
         {args.url: os.environ.get("ENTROPY_RFT_API_KEY")}, model=args.served_model, digest=probe.digest(), timeout=60

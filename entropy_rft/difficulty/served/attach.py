@@ -52,10 +52,10 @@ def install(directory: str) -> None:
 
 
 def load_probe(directory: str) -> DifficultyProbe:
-    """The probe in `directory`; ``embedded`` is the tiny reasoner's."""
-    from entropy_rft.assets import TINY_PROBE
+    """The probe in `directory`; ``embedded`` is the embedded model's."""
+    from entropy_rft.assets import DEFAULT_PROBE
 
-    return DifficultyProbe.from_pretrained(TINY_PROBE if directory == "embedded" else directory)
+    return DifficultyProbe.from_pretrained(DEFAULT_PROBE if directory == "embedded" else directory)
 
 
 def attach(worker: Any, probe: DifficultyProbe) -> ServedProbe | None:

@@ -24,8 +24,9 @@ class Target(Rule):
     Of the tokens with a negative advantage those with the lowest discriminant ``S* = π(a) (H + log π(a))`` lower the
     entropy most, to first order ``ΔH = -α (S* - E_π[S])`` (arXiv 2602.03392). The rule drops a share of the batch: the
     tokens with the lowest ``S*``. A :class:`Controller` sets the share: it compares the batch's mean entropy, and the
-    entropy that its trend predicts, with the target. The rule does not act against entropy that is above the target and
-    falls. Entropy that is above it and does not fall is lowered: then the tokens with the highest ``S*`` are dropped.
+    entropy that its trend predicts, with the target. The rule does not act against entropy that is above the
+    target, which falls by itself, and waits for it. Only entropy that runs away, 1.3 times above the target and above
+    the lowest level so far, is lowered: then the tokens with the highest ``S*`` are dropped.
 
     :meth:`decide` is one step of the controller. The state is small (:meth:`state_dict`); the trainer keeps it in the
     checkpoint. It depends on statistics of the whole batch only, so it is the same on every process and layout.
@@ -100,16 +101,16 @@ class Target(Rule):
 
 # Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
 # that holds the entropy is assumed to be about _HOLDING until the run shows another one.
-_SPEED = 0.15
+_SPEED = 0.1
 _HOLDING = 0.015
-_LEVEL_MEMORY = 0.35  # weight of the newest batch in the smoothed entropy
-_TREND_MEMORY = 0.2  # weight of the newest change in its trend
-_LOOK_AHEAD = 6  # updates
+_LEVEL_MEMORY = 0.65  # weight of the newest batch in the smoothed entropy
+_TREND_MEMORY = 0.1  # weight of the newest change in its trend
+_LOOK_AHEAD = 6  # updates: Adam's first moment makes the effect of a share some ten updates late
 _SLOWEST_FALL = 1e-3  # of the target, per update: the assumed fall of a run that does not fall
-_FORGETTING = 0.98  # factor on the fastest fall seen, per update
-_RUNAWAY = 0.1  # relative distance above the target from which entropy that does not fall is lowered
-_SLOW_MEMORY = 0.05  # weight of the newest batch in the slow average that shows whether it falls
-_PATIENCE = 20  # updates before that average is used
+_FORGETTING = 0.995  # factor on the fastest fall seen, per update
+# Entropy this many times above the target, and above the lowest that was seen, runs away and is lowered. What lowers it
+# (leaving confident mistakes unpunished) costs accuracy at once, so entropy that only falls slowly is left alone.
+_RUNAWAY = 1.3
 
 
 @dataclass
@@ -129,8 +130,7 @@ class Controller:
         max_share: bound of the share.
         target: nats; ``None`` until it is known.
         level, trend: smoothed entropy and its change an update, nats; ``None`` before the first batch.
-        slow: average of some twenty updates, nats; entropy below it falls.
-        updates: how many were seen.
+        lowest: the lowest level so far, nats.
         integral: I.
         fall: c.
         share: of the last step.
@@ -140,8 +140,7 @@ class Controller:
     target: float | None = None
     level: float | None = None
     trend: float = 0.0
-    slow: float = 0.0
-    updates: int = 0
+    lowest: float = math.inf
     integral: float = 0.0
     fall: float = 0.0
     share: float = 0.0
@@ -161,9 +160,7 @@ class Controller:
         error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
         per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
         proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
-        # Above the target the entropy should fall; it is lowered only if it stays there or rises.
-        does_not_fall = self.updates > _PATIENCE and self.level >= self.slow
-        runs_away = does_not_fall and self.level > (1 + _RUNAWAY) * self.target
+        runs_away = self.level > _RUNAWAY * max(self.target, self.lowest)
         low, high = (-self.max_share, 0.0) if runs_away else (0.0, self.max_share)
         wanted = proportional * error + self.integral
         self.share = min(max(wanted, low), high)
@@ -183,14 +180,13 @@ class Controller:
                 setattr(self, name, value)
 
     def _observe(self, entropy: float, target: float) -> None:
-        self.updates += 1
         if self.level is None:
-            self.level = self.slow = entropy
+            self.level = self.lowest = entropy
             return
         before = self.level
         self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (before + self.trend)
         self.trend += _TREND_MEMORY * (self.level - before - self.trend)
-        self.slow += _SLOW_MEMORY * (entropy - self.slow)
+        self.lowest = min(self.lowest, self.level)
         self.fall = max(_FORGETTING * self.fall, -self.trend / target)
 
 

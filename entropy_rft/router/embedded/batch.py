@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from entropy_rft.models.cache_name import cache_name
+
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -129,14 +131,14 @@ class DecodingBatch:
             input_ids=input_ids.to(device),
             attention_mask=mask.to(device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name(): cache},
         )
         logits = output.logits[:, -1].float().cpu()
         if not bool(logits.amax(-1).isfinite().all()) or bool(logits.isnan().any()):
             raise FloatingPointError("the model's logits are NaN or infinite: check its weights and dtype")
-        return logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return logits, [(layer.keys, layer.values) for layer in output[cache_name()].layers]
 
 
 def _stacked(old: Tensor, new: Tensor, total: int) -> Tensor:

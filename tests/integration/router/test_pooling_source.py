@@ -96,7 +96,7 @@ def test_one_bad_question_spoils_no_other() -> None:
         found = await asyncio.gather(*(states.state([n], always) for n in (5, 6, 1000, 7)), return_exceptions=True)
         assert [isinstance(value, FeatureError) for value in found] == [False, False, True, False]
         assert "Token id is out of vocabulary" in str(found[2])
-        with pytest.raises(FeatureError, match="21 tokens, the pooling server takes 20"):
+        with pytest.raises(FeatureError, match="21 tokens, a pooling server takes 20"):
             await states.state([5] * 21, always)
 
     run(test, concurrency=1)

@@ -29,7 +29,7 @@ def test_the_methods_differ_in_rule_and_reward_only(name: str) -> None:
         "rewards",
         "entropy_clip",
         "entropy_metrics",
-        "entropy_clip_mu_low",
+        "entropy_clip_target",
         "pear_alpha",
         "pear_floor",
         "output_dir",
@@ -37,7 +37,7 @@ def test_the_methods_differ_in_rule_and_reward_only(name: str) -> None:
     shared = [{field: value for field, value in recipe.items() if field not in own} for recipe in recipes]
     assert shared[0]["model_name_or_path"] == name
     assert shared == [shared[0]] * len(METHODS)
-    assert [recipe["entropy_clip"] for recipe in recipes] == ["none", "clip_b", "clip_b"]
+    assert [recipe["entropy_clip"] for recipe in recipes] == ["none", "target", "target"]
     assert [recipe["rewards"] for recipe in recipes] == [["task"], ["task"], ["pear"]]
 
 

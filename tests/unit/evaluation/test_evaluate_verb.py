@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entropy_rft.assets import DEFAULT_TASK
+from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
 from entropy_rft.cli import evaluate as verb
 from entropy_rft.cli.flags import parse_options
 from entropy_rft.evaluation import Evaluation
@@ -42,9 +42,23 @@ def test_an_evaluation_from_the_command_line(model_dir, capsys):
     assert (repeated.tokens, repeated.avg_at_k) == (result.tokens, result.avg_at_k)
 
 
+def test_a_limit_on_the_thinking(tmp_path):
+    words = ("--model", DEFAULT_MODEL, *SMALL, "--max_tokens", 48)
+    plain = parsed(*words, "--output", tmp_path / "plain.json")
+    plain.run(plain)
+    assert Evaluation.load(tmp_path / "plain.json").thinking_tokens > 10
+    limited = parsed(*words, "--thinking_tokens", 3, "--output", tmp_path / "limited.json")
+    limited.run(limited)
+    result = Evaluation.load(tmp_path / "limited.json")
+    assert result.thinking_tokens <= 6  # the opening marker counts
+    assert result.settings["thinking_tokens"] == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--model", "./nowhere", "--task", DEFAULT_TASK, "--thinking_tokens", "-1"], "thinking_tokens"),
+        (["--model", "./nowhere", "--task", DEFAULT_TASK, "--extra_body", "{"], "is not JSON"),
         (["--model", "./nowhere", "--task", DEFAULT_TASK], "nowhere"),
         (["--model", "./nowhere", "--task", "arithmetik"], "arithmetik"),
         (["--model", "./nowhere", "--task", DEFAULT_TASK, "--task_option", "thinking"], "key=value"),

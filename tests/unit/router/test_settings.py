@@ -78,7 +78,7 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_not_ours(monkeypatch
         ("backends: [http://a, http://a]", "backends: 'a' occurs twice: give each a name of its own"),
         (
             "features: {kind: vlm}",
-            "features.kind: input should be 'vllm', 'vllm_pooling', 'local' or 'none', got 'vlm'",
+            "features.kind: input should be 'vllm', 'vllm_pooling', 'sglang', 'local' or 'none', got 'vlm'",
         ),
         ("features: {kind: vllm_pooling}", "features: vllm_pooling needs url, the address of a server"),
         ("features: {kind: local}", "probe is missing: features need a probe that reads them"),

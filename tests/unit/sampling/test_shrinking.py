@@ -70,3 +70,12 @@ def test_it_stops_when_all_have_ended(random_model) -> None:
 def test_the_limit_is_no_multiple_of_a_slice(random_model) -> None:
     found = generate_shrinking(random_model, input_ids=PROMPTS, attention_mask=MASK, generation_config=config(None, 7))
     assert found.shape == (4, 11)
+
+
+def test_transformers_has_nothing_to_warn_of(random_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import generic
+
+    said: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", said.append)
+    generate_shrinking(random_model, input_ids=PROMPTS, attention_mask=MASK, generation_config=config(None))
+    assert said == []

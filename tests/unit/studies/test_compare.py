@@ -19,7 +19,7 @@ from studies.methods import compare
 from studies.methods.batches import group_advantages
 from studies.methods.claims import FAILS, HOLDS, MISSING, UNDECIDED, Check, judge
 from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, proportion, trend
-from studies.methods.plan import Plan
+from studies.methods.plan import Method, Plan, Sweep
 from studies.methods.report import entropy_at, write_report
 from studies.methods.results import Results
 from studies.methods.search import runs_due, scores
@@ -153,34 +153,57 @@ def test_verdict_of_a_check(low: float, high: float, relation: str, verdict: str
     assert Check("x", Estimate((low + high) / 2, low, high), relation, 1.3).verdict == verdict
 
 
-POINTS = {"mu": [1.0, 2.0], "alpha": [1.0, 2.0]}
+@pytest.fixture
+def whole_plan(plan: Plan) -> Plan:
+    """With every kind of method that is judged, and nothing searched."""
+    methods = {name: replace(method, trials=[]) for name, method in plan.methods.items()}
+    methods["target"] = Method("target", "entropy", {"entropy_clip": "target"})
+    methods["clip_b_pear"] = Method("Clip_B + PEAR", "length", {"entropy_clip": "clip_b"}, builds_on="pear")
+    methods["target_pear"] = Method("target + PEAR", "length", {"entropy_clip": "target"}, builds_on="pear")
+    sweeps = {
+        "mu": Sweep("clip_b", "entropy_clip_mu_low", [1.0, 2.0]),
+        "alpha": Sweep("pear", "pear_alpha", [1.0, 2.0]),
+    }
+    return replace(plan, methods=methods, sweeps=sweeps)
 
 
-def test_claims_on_invented_runs(plan: Plan) -> None:
+def test_claims_on_invented_runs(whole_plan: Plan) -> None:
     def group(method: str, **means: float) -> Group:
-        return Group([invented(spec, **means) for spec in plan.mains(method, {})])
+        return Group([invented(spec, **means) for spec in whole_plan.mains(method, {})])
 
     groups = {
-        "start": Group([invented(spec, accuracy=0.4, entropy=0.5) for spec in plan.starts()]),
+        "start": Group([invented(spec, accuracy=0.4, entropy=0.5) for spec in whole_plan.starts()]),
         "grpo": group("grpo", accuracy=0.3, entropy=0.2, thinking=50),
         "clip_b": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
-        "clip_v": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
+        "target": group("target", accuracy=0.9, entropy=0.4, thinking=50),
         "pear": group("pear", accuracy=0.3, entropy=0.1, thinking=30),
         "clip_b_pear": group("pear", accuracy=0.3, entropy=0.2, thinking=30),
-        "clip_v_pear": group("pear", accuracy=0.3, entropy=0.2, thinking=32),
+        "target_pear": group("pear", accuracy=0.3, entropy=0.2, thinking=32),
     }
     sweeps = {"mu": {1.0: group("clip_b", entropy=0.2), 2.0: group("clip_b", entropy=0.3)}}
-    claims = judge(groups, sweeps, POINTS)
-    assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, FAILS, MISSING]
-    assert claims[5].missing == ["alpha = 1", "alpha = 2"]
+    claims = judge(whole_plan, groups, sweeps)
+    assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, HOLDS, FAILS, MISSING]
+    assert [claim.number for claim in claims] == [1, 2, 3, 4, 5, 6, 7]
+    assert claims[2].text.startswith("target ends with at least 1.3 times GRPO's entropy")
+    assert claims[5].text.startswith("Clip_B: a smaller μ")
+    assert claims[6].missing == ["alpha = 1", "alpha = 2"]
     groups["clip_b"] = group("clip_b", accuracy=0.1, entropy=0.4)
-    assert judge(groups, sweeps, POINTS)[1].verdict == FAILS
+    assert [claim.verdict for claim in judge(whole_plan, groups, sweeps)[1:3]] == [FAILS, HOLDS]
     # Clipping that loses PEAR's shorter thinking is not what is claimed.
-    groups["clip_v_pear"] = group("pear", accuracy=0.3, entropy=0.2, thinking=40)
-    assert judge(groups, sweeps, POINTS)[3].verdict == FAILS
+    groups["target_pear"] = group("pear", accuracy=0.3, entropy=0.2, thinking=40)
+    assert judge(whole_plan, groups, sweeps)[4].verdict == FAILS
     groups["start"] = Group([replace(run, questions_digest="others") for run in groups["start"].runs])
     with pytest.raises(ValueError, match="different questions"):
-        judge(groups, sweeps, POINTS)
+        judge(whole_plan, groups, sweeps)
+
+
+def test_only_what_a_plan_has_is_judged(plan: Plan) -> None:
+    methods = {name: replace(plan.methods[name], trials=[]) for name in ("grpo", "pear")}
+    claims = judge(replace(plan, methods=methods, sweeps={}), {}, {})
+    assert [claim.text for claim in claims] == [
+        "GRPO's entropy falls",
+        "PEAR ends with at least 25 % fewer thinking tokens than GRPO within a point of avg@k",
+    ]
 
 
 def test_entropy_when_an_accuracy_is_first_reached(plan: Plan) -> None:
@@ -199,32 +222,30 @@ def test_entropy_when_an_accuracy_is_first_reached(plan: Plan) -> None:
     assert entropy_at(replace(run, curves={}), 0.5) is None
 
 
-def test_no_claim_holds_of_what_is_not_measured(plan: Plan) -> None:
+def test_no_claim_holds_of_what_is_not_measured(whole_plan: Plan) -> None:
     def group(method: str, **means: float) -> Group:
-        return Group([invented(spec, **means) for spec in plan.mains(method, {})])
+        return Group([invented(spec, **means) for spec in whole_plan.mains(method, {})])
 
     groups = {
         "grpo": group("grpo", accuracy=0.3, entropy=0.2, thinking=50),
         "clip_b": group("clip_b", accuracy=0.9, entropy=0.4, thinking=50),
         "pear": group("pear", accuracy=0.3, entropy=0.1, thinking=30),
     }
-    sweeps = {"mu": {1.0: group("clip_b", entropy=0.4), 2.0: group("clip_b", entropy=0.3)}}
-    points = {"mu": [1.0, 1.5, 2.0]}
-    claims = judge(groups, sweeps, points)
-    assert [claim.verdict for claim in claims] == [MISSING, MISSING, HOLDS, MISSING, MISSING, MISSING]
-    assert [claim.missing for claim in claims[:5]] == [
-        ["start"], ["clip_v"], [], ["clip_b_pear", "clip_v_pear"], ["mu = 1.5"]
+    sweeps = {"mu": {1.0: group("clip_b", entropy=0.4)}}
+    claims = judge(whole_plan, groups, sweeps)
+    assert [claim.verdict for claim in claims] == [MISSING, HOLDS, MISSING, HOLDS, MISSING, MISSING, MISSING]
+    assert [claim.missing for claim in claims[:6]] == [
+        ["start"], [], ["target"], [], ["clip_b_pear", "target_pear"], ["mu = 2"]
     ]  # fmt: skip
     # What is there can refute it all the same.
-    groups["clip_b"] = group("clip_b", accuracy=0.9, entropy=0.1)
-    assert judge(groups, sweeps, points)[1].verdict == FAILS
+    groups["pear"] = group("pear", accuracy=0.3, entropy=0.3, thinking=30)
+    assert judge(whole_plan, groups, sweeps)[4].verdict == FAILS
 
 
-def test_alike_is_neither_higher_nor_lower(plan: Plan) -> None:
-    same = Group([invented(spec) for spec in plan.mains("grpo", {})])
-    names = ("start", "grpo", "clip_b", "clip_v", "pear", "clip_b_pear", "clip_v_pear")
-    sweeps = {name: dict.fromkeys(values, same) for name, values in POINTS.items()}
-    claims = judge(dict.fromkeys(names, same), sweeps, POINTS)
+def test_alike_is_neither_higher_nor_lower(whole_plan: Plan) -> None:
+    same = Group([invented(spec) for spec in whole_plan.mains("grpo", {})])
+    sweeps = {name: dict.fromkeys(sweep.values, same) for name, sweep in whole_plan.sweeps.items()}
+    claims = judge(whole_plan, dict.fromkeys(["start", *whole_plan.methods], same), sweeps)
     assert {claim.verdict for claim in claims} == {FAILS}
 
 

@@ -60,6 +60,16 @@ def test_each_setting_is_one_point(frontier: Plan, results: Results, finish: Cal
     }  # fmt: skip
 
 
+def test_points_are_of_the_seeds_that_sweeps_have(
+    frontier: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    fewer = replace(frontier, sweep_seeds=[1])
+    _finish_all(fewer, results, finish, 0.0)
+    found = found_in(fewer, results)
+    assert len(found) == 5
+    assert {run.spec["seed"] for p in found for run in p.group.runs} == {1}
+
+
 @pytest.mark.parametrize("gain", [0.0, 0.1])
 def test_the_difference_at_equal_entropy(
     frontier: Plan, results: Results, finish: Callable[..., None], gain: float

@@ -164,6 +164,14 @@ def test_only_some_methods_and_other_seeds(plan: Plan) -> None:
         plan.only(["paer"])
 
 
+def test_sweeps_may_have_fewer_seeds(plan: Plan) -> None:
+    fewer = replace(plan, sweep_seeds=[1])
+    assert [spec.seed for spec in fewer.sweep_runs("mu", {})[1.5]] == [1]
+    assert [spec.seed for spec in fewer.mains("clip_b", {})] == [0, 1]
+    assert fewer.only(None, [0]).sweep_runs("mu", {})[1.5] == []
+    assert plan.only(None, [5]).sweep_runs("mu", {})[1.5][0].seed == 5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -178,6 +186,7 @@ def test_only_some_methods_and_other_seeds(plan: Plan) -> None:
                 "methods": {
                     "grpo": {"title": "GRPO", "aim": "accuracy", "trials": [{}]},
                     "a": {"title": "A", "aim": "length", "trials": [{}, {}]},
+                    "b": {"title": "B", "aim": "length", "trials": [{}]},
                 }
             },
             "gets the same number of them",

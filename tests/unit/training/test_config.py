@@ -84,6 +84,10 @@ def test_a_ready_grpo_config_is_upgraded(tmp_path: Path) -> None:
     ours = EntropyGRPOConfig.from_grpo(theirs)
     assert type(theirs) is GRPOConfig
     assert (ours.steps_per_generation, ours.entropy_clip, ours.output_dir) == (4, "clip_b", str(tmp_path))
+    assert ours.switched_on().startswith("args is a plain GRPOConfig: the rule clip_b is switched on (mu_low=2.5, ")
+    none = EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip="none").switched_on()
+    assert "no entropy rule is switched on" in none
+    assert "switches one on: clip_b, clip_cov, " in none
 
 
 def test_the_words_of_a_field_are_those_that_trl_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,47 @@
+"""vLLM's servers of the embedded model that several files of tests share: one that generates, and one that pools."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from processes import ServerProcess
+
+from entropy_rft.assets import DEFAULT_MODEL
+from entropy_rft.models.sources import model_source
+
+SERVED = "tiny"
+POOLING_KEY = "a-key-of-the-pooling-server"
+POOLED_TOKENS = 512  # of the longest question
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+TAGS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}  # so that the thinking can be limited
+GENERATES = (
+    *("--max-model-len", "2048"),
+    # A strict tool that the request names is called by any model: vLLM lets it write nothing else.
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    *("--reasoning-config", json.dumps(TAGS)),
+)
+POOLS = ("--runner", "pooling", "--max-model-len", str(POOLED_TOKENS))
+
+
+def vllm_server(log: Path, *options: str, **environment: str) -> ServerProcess:
+    """Started as `recipes/router/` does it, in float32."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_source(DEFAULT_MODEL)]
+    command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
+    return ServerProcess([*command, "--enforce-eager", *options], log, environment=ENVIRONMENT | environment)
+
+
+@contextmanager
+def both_servers(directory: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """The one that generates, and the one that pools and asks for `POOLING_KEY`."""
+    stores = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    with (
+        vllm_server(directory / "generate.log", *GENERATES, **stores) as generating,
+        vllm_server(directory / "pooling.log", *POOLS, VLLM_API_KEY=POOLING_KEY) as pooling,
+    ):
+        generating.wait_until_ready()
+        pooling.wait_until_ready()
+        yield generating, pooling
