@@ -155,6 +155,7 @@ class RouterMiddleware:
 
         parts = await assembled(loaded, features, pool, checked, stack, passed=passed)
         readiness = Readiness(settings, pool, features, loaded.metrics)
+        await readiness.missing()  # the metrics are right from the first request on
         stack.push_async_callback(cancelled, asyncio.create_task(readiness.keep()))
         self._parts = parts
         logger.info("%s", self._says())

@@ -298,6 +298,7 @@ def test_the_middleware_is_the_router(served: ServerProcess, tmp_path: Path) -> 
     with server(tmp_path / "inside.log", str(TINY_PROBE), *options, ENTROPY_RFT_CONFIG=str(config)) as inside:
         inside.wait_until_ready()
         assert "questions get the strategy of the difficulty" in inside.log.read_text()
+        assert counter(inside.url, "entropy_rft_feature_up") == 1
         for (said, text), (other, same_text) in zip(answers(inside.url, {"x-api-key": "secret"}), outside, strict=True):
             assert float(said.pop("confidence") or 0) == pytest.approx(float(other.pop("confidence") or 0), abs=2e-4)
             assert said == other
