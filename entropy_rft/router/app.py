@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -49,6 +49,7 @@ class RouterApp:
         metrics: with its registry.
         draining: the router is shutting down: /ready answers 503, and connections are not kept alive.
         failure: why it could not start.
+        elsewhere: of its pool, see there.
         pool, generate: set once it has started.
     """
 
@@ -63,6 +64,7 @@ class RouterApp:
         self.features = features
         self.draining = False
         self.failure: Exception | None = None
+        self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self.pool: Pool
         self.generate: Generate
         self._parts: Parts
@@ -143,6 +145,7 @@ class RouterApp:
             stack.push_async_callback(_in_thread, server.close)
             backends = [BackendSettings(url=await loop.run_in_executor(None, server.start), name=EMBEDDED)]
         self.pool = Pool(settings, [Backend(each, settings.breaker) for each in backends])
+        self.pool.elsewhere = self.elsewhere
         stack.push_async_callback(self.pool.close)
         await self.pool.start()
         if self.features is None and settings.features.kind != "none":

@@ -6,7 +6,8 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -51,6 +52,9 @@ class Metrics:
         self, mean_tokens: Mapping[str, float] | None = None, model: str = "", *, process: bool = True
     ) -> None:
         self.registry = registry = CollectorRegistry()
+        self._register: Callable[[Any], None] = registry.register
+        self.publish: Callable[[], None] = lambda: None
+        """Makes the latest state known to other workers."""
         if process:
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
@@ -111,15 +115,26 @@ class Metrics:
             "entropy_rft_tokens_extra_estimate", "The same, summed where the strategy costs more", registry=registry
         )
         self.retries = Counter("entropy_rft_retries", "Requests that were sent to a backend again", registry=registry)
-        self.in_flight = Gauge("entropy_rft_in_flight", "Requests being answered now", registry=registry)
-        self.ready = Gauge("entropy_rft_ready", "Whether /ready answers 200", registry=registry)
+        # The modes say how the values of several workers become one.
+        self.in_flight = Gauge(
+            "entropy_rft_in_flight", "Requests being answered now", registry=registry, multiprocess_mode="livesum"
+        )
+        self.ready = Gauge(
+            "entropy_rft_ready", "Whether /ready answers 200", registry=registry, multiprocess_mode="livemin"
+        )
         self.feature_up = Gauge(
-            "entropy_rft_feature_up", "Whether the feature source answers; NaN where there is none", registry=registry
+            "entropy_rft_feature_up",
+            "Whether the feature source answers; NaN where there is none",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.feature_up.set(math.nan)
-        info = Gauge("entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry)
+        info = Gauge(
+            "entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry, multiprocess_mode="max"
+        )
         info.labels(__version__, model).set(1)
-        Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry).set(time.time())
+        start = Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry, multiprocess_mode="min")
+        start.set(time.time())
         mean = dict(mean_tokens or {})
         usual = mean.get("normal")
         self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in NAMES}
@@ -168,7 +183,14 @@ class Metrics:
 
     def watch(self, pool: Pool, features: Any) -> None:
         """Let scrapes read the backends' state and the feature cache's."""
-        self.registry.register(_State(pool, features))
+        self._register(_State(pool, features))
+
+    def share(self, directory: Path) -> None:
+        """From now on `registry` has what all workers count; call it before `watch`. See `shared_registry`."""
+        from entropy_rft.router.shared_metrics import shared_registry
+
+        self.registry, published = shared_registry(directory)
+        self._register, self.publish = published.add, published.publish
 
 
 class _State:
