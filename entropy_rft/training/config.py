@@ -148,7 +148,7 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
         unused = [_PREFIX + name for name in _options() if getattr(self, _PREFIX + name) is not None]
         if unused and self.entropy_clip == NO_RULE:
             warnings.warn(
-                f"{', '.join(sorted(unused))} have no effect: entropy_clip is none; set it to one of {', '.join(RULES)}",
+                f"{', '.join(sorted(unused))}: no effect: entropy_clip is none; set it to one of {', '.join(RULES)}",
                 stacklevel=3,
             )
         _check_trls_fields(self)

@@ -43,7 +43,7 @@ def test_fields_become_the_rule(tmp_path: Path, fields: dict, rule: Rule | None)
 
 
 def test_fields_of_a_rule_that_is_not_on_are_said(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"entropy_clip_mu_low, entropy_clip_share .* no effect: entropy_clip is none"):
+    with pytest.warns(UserWarning, match=r"entropy_clip_mu_low, entropy_clip_share: no effect: entropy_clip is none"):
         EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip_mu_low=2.0, entropy_clip_share=0.1)
 
 
