@@ -244,8 +244,8 @@ def test_probe_check(
 
 STRATEGIES = {
     "easy": {"instruction": "Answer directly.", "temperature": 0, "max_tokens_fraction": 0.25},
-    "normal": {"instruction": "", "temperature": 0, "max_tokens_fraction": 0.5},
-    "hard": {"instruction": "Take care.", "temperature": 0, "max_tokens_fraction": 1.0},
+    "normal": {"instruction": "Take care.", "temperature": 0, "max_tokens_fraction": 0.5},
+    "hard": {"instruction": "", "temperature": 0, "max_tokens_fraction": 1.0},
 }
 SETTINGS: dict[str, Any] = {
     "strategies": STRATEGIES,
@@ -306,31 +306,35 @@ def test_the_middleware_is_the_router(served: ServerProcess, tmp_path: Path) -> 
             assert said == other
             assert text == same_text
 
-        # The question for the difficulty and the one for the answer share their prefix.
+        # A hard question has no instruction: the request for its difficulty has the same tokens as that for its answer.
         queries, hits = (counter(inside.url, f"vllm:prefix_cache_{name}_total") for name in ("queries", "hits"))
         body = {"model": "tiny", "messages": conversation(LONG), "max_tokens": 4}
-        prompt = post(f"{inside.url}/v1/chat/completions", body, authorization="Bearer secret")["usage"][
-            "prompt_tokens"
-        ]
-        assert counter(inside.url, "vllm:prefix_cache_queries_total") - queries >= 2 * (prompt - 10)
-        assert counter(inside.url, "vllm:prefix_cache_hits_total") - hits >= BLOCK
+        answer = post(f"{inside.url}/v1/chat/completions", body, authorization="Bearer secret")
+        prompt = answer["usage"]["prompt_tokens"]
+        assert counter(inside.url, "vllm:prefix_cache_queries_total") - queries == 2 * prompt
+        assert counter(inside.url, "vllm:prefix_cache_hits_total") - hits == (prompt - 1) // BLOCK * BLOCK
 
         with pytest.raises(urllib.error.HTTPError, match="401"):
             post(f"{inside.url}/v1/chat/completions", body)
         assert counter(inside.url, "entropy_rft_requests_total") == len(outside) + 2
 
         # A client that leaves ends the generation.
-        endless = {**body, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        endless = {**body, "max_tokens": 300, "ignore_eos": True, "stream": True}
         request = urllib.request.Request(
             f"{inside.url}/v1/chat/completions",
             json.dumps(endless).encode(),
             {"content-type": "application/json", "authorization": "Bearer secret"},
         )
         made = counter(inside.url, "vllm:generation_tokens_total")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.readline().startswith(b"data: ")
-        deadline = time.monotonic() + 60
-        while counter(inside.url, "vllm:num_requests_running"):
-            assert time.monotonic() < deadline, inside.said()
-            time.sleep(0.02)  # vLLM tells nobody that it has aborted a request
+        with urllib.request.urlopen(request, timeout=60) as stream:
+            assert stream.readline().startswith(b"data: ")
+            wait_until_running(inside, 1)
+        wait_until_running(inside, 0)
         assert counter(inside.url, "vllm:generation_tokens_total") - made < endless["max_tokens"]
+
+
+def wait_until_running(server: ServerProcess, requests: int) -> None:
+    deadline = time.monotonic() + 60
+    while counter(server.url, "vllm:num_requests_running") != requests:
+        assert time.monotonic() < deadline, server.said()
+        time.sleep(0.01)  # vLLM tells nobody that it has begun or aborted a request
