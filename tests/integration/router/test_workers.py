@@ -245,6 +245,14 @@ def test_none_is_left_when_the_first_process_is_killed(stub: Stub, tmp_path: Pat
         assert not left
 
 
+def test_a_port_is_not_shared_with_another_router(stub: Stub, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with started(stub, tmp_path) as router:
+        status, said = run_with(tmp_path / "second", router.port, backends=[stub.url], workers=2)
+        assert (status, said.count("\n")) == (2, 1)
+        assert f"cannot listen on 127.0.0.1 port {router.port}" in said
+
+
 def moved_probe(directory: Path) -> Path:
     """The embedded probe as if made for a model that does not exist."""
     probe = directory / "probe"
@@ -254,12 +262,12 @@ def moved_probe(directory: Path) -> Path:
     return probe
 
 
-def run_with(directory: Path, **settings: Any) -> tuple[int, str]:
+def run_with(directory: Path, port: int = 0, **settings: Any) -> tuple[int, str]:
     """Exit code and standard error of a router that cannot start, without what its log says."""
     config = directory / "router.yaml"
     config.write_text(json.dumps(settings))
     command = [sys.executable, "-m", "entropy_rft", "serve", "--config", str(config), "--log_level", "error"]
-    result = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=PATIENCE)
+    result = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, timeout=PATIENCE)
     assert not result.stdout
     return result.returncode, result.stderr
 
