@@ -338,7 +338,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for directory in mounted:
-        subprocess.run(["umount", str(directory)], check=True)
+        # Lazily: helpers of processes that have just ended may be there for a moment more.
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def test_a_full_disk_at_each_point_of_a_checkpoint(

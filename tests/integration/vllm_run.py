@@ -65,7 +65,7 @@ def train(model_dir: str, output_dir: str, options: dict[str, Any]) -> dict[str,
             **{
                 "per_device_train_batch_size": 16,
                 "num_generations": 8,
-                "max_completion_length": 32,
+                "max_completion_length": 64,
                 "learning_rate": 1e-2 if lora else 1e-3,
                 **options,
             },
