@@ -11,32 +11,34 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-import orjson
-
 from entropy_rft.router.asking import Asking, Sender
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import Dialect
 from entropy_rft.router.errors import RouterError
+from entropy_rft.router.experiment import UNCHANGED
 from entropy_rft.router.guard import CONNECTION
 from entropy_rft.router.holders import Holders
 from entropy_rft.router.metrics import Metrics
-from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, answers_wanted, check_request, stripped
+from entropy_rft.router.policy import DIFFICULTY_HEADER, Decision, answers_wanted, check_request, stripped, unchanged
 from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
 from entropy_rft.router.settings import RouterSettings
-from entropy_rft.router.upstream import Headers
+from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
 
 _DIFFICULTY = DIFFICULTY_HEADER.encode()
 _APPLIED = b"x-entropy-rft-applied"
+_WOULD_APPLY = b"x-entropy-rft-would-apply"
 OWN_HEADERS = (
     DIFFICULTY_HEADER,
     "x-entropy-rft-confidence",
     "x-entropy-rft-reason",
+    "x-entropy-rft-arm",
     "x-entropy-rft-applied",
+    "x-entropy-rft-would-apply",
     "x-entropy-rft-routing-ms",
 )
 _LINGER_S = 5.0  # how long the rest of a refused body is read, so that its sender can read the error
@@ -48,7 +50,7 @@ _ID_WITHIN = 65_536  # bytes at an answer's beginning that hold its id
 class Exchange:
     """One request and its answer, with the state that other parts need."""
 
-    __slots__ = ("decision", "dialect", "gone", "headers", "relay", "scope", "started", "status", "task")
+    __slots__ = ("decision", "dialect", "gone", "headers", "relay", "scope", "started", "status", "task", "would")
 
     def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers, dialect: Dialect) -> None:
         self.scope = scope
@@ -60,6 +62,7 @@ class Exchange:
         self.decision: Decision | None = None
         self.status = "500"
         self.gone = False
+        self.would: list[str] = []  # the fields that shadow mode would set
 
     def leave(self) -> None:
         """The client has disconnected: cancel the request."""
@@ -188,16 +191,17 @@ class Generate:
         body = check_request(parsed, dialect.name)
         send = Sender(self._proxy, self._holders, dialect, body, self._passed(headers, identity))
         asking = await self._routed(exchange, body, send, ours, start) if dialect.routed else None
-        request = stripped(body, self._model) if asking is None else asking.request
         if self._draining():
             ours.append((b"connection", b"close"))
         if self._log_prompts:
+            request = stripped(body, self._model) if asking is None else asking.request
             logger.info("request", extra={"request_id": identity.decode(), "body": request})
         watch = None if CONNECTION in exchange.scope else asyncio.create_task(_watch(receive, exchange))
         upstream = None
         try:
             if asking is None:
-                upstream = await send(orjson.dumps(request))
+                first = None if exchange.decision is None else exchange.decision.backend
+                upstream = await send(unchanged(raw, body, self._model), first=first)
             else:
                 upstream = await asking.answer()
                 self._note_applied(exchange, asking, ours)
@@ -207,7 +211,7 @@ class Generate:
             if dialect.answer_id is not None and upstream.status == 200:
                 found = dialect.answer_id.search(upstream.body, 0, _ID_WITHIN)
                 if found:
-                    self._holders.remember(found[1].decode("utf-8", "replace"), upstream.backend)
+                    self._remember(found[1].decode("utf-8", "replace"), upstream, exchange.decision)
             await relay.pass_on(upstream)
         finally:
             if upstream is not None:
@@ -217,27 +221,41 @@ class Generate:
         if relay.died:
             exchange.status = "stream_error"
         elif upstream.status == 200 and exchange.decision is not None:
-            difficulty = exchange.decision.difficulty.value
-            self._metrics.answered(difficulty, relay.tail, answers_wanted(body, dialect.name))
+            decision = exchange.decision
+            self._metrics.answered(decision.label, relay.tail, answers_wanted(body, dialect.name), decision.arm)
 
     async def _routed(
         self, exchange: Exchange, body: dict[str, Any], send: Sender, ours: Headers, start: float
-    ) -> Asking:
-        """Decide, and make the request for the backends."""
-        endpoint = exchange.dialect.name
+    ) -> Asking | None:
+        """Decide, and make the request for the backends; ``None`` where it is passed on unchanged."""
+        endpoint, routing = exchange.dialect.name, self._routing
         hint = exchange.headers.get(_DIFFICULTY)
-        decision = await self._routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
+        decision = await routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
         exchange.decision = decision
-        asking = Asking(self._routing, send, body, decision, exchange.dialect)
+        asking = None if decision.arm in UNCHANGED else Asking(routing, send, body, decision, exchange.dialect)
+        would = routing.would_apply(body, decision, endpoint) if decision.arm == "shadow" else ()
         routing_s = perf_counter() - start
         self._metrics.routing.observe(routing_s)
+        if decision.arm != "control":
+            ours += [
+                (_DIFFICULTY, decision.difficulty.value.encode()),
+                (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
+            ]
         ours += [
-            (_DIFFICULTY, decision.difficulty.value.encode()),
-            (b"x-entropy-rft-confidence", b"%.4f" % (decision.confidence or 0.0)),
             (b"x-entropy-rft-reason", decision.reason.encode()),
+            (b"x-entropy-rft-arm", decision.arm.encode()),
             (b"x-entropy-rft-routing-ms", b"%.3f" % (1000 * routing_s)),
         ]
+        if would:
+            ours.append((_WOULD_APPLY, ", ".join(shown for _, shown in would).encode()))
+            exchange.would = [field for field, _ in would]
         return asking
+
+    def _remember(self, answer: str, upstream: Upstream, decision: Decision | None) -> None:
+        """Save what the next turn of a stored answer needs."""
+        self._holders.remember(answer, upstream.backend)
+        if decision is not None:
+            self._routing.experiment.remember(answer, decision.place)
 
     def _note_applied(self, exchange: Exchange, asking: Asking, ours: Headers) -> None:
         """Show and count what the router set in the request that was answered."""
@@ -286,10 +304,14 @@ class Generate:
 
     def _account(self, exchange: Exchange, identity: bytes) -> None:
         endpoint, decision = exchange.dialect.name, exchange.decision
-        difficulty = "none" if decision is None else decision.difficulty.value
+        difficulty = "none" if decision is None else decision.label
         self._metrics.ended(endpoint, difficulty, exchange.status)
         seconds = perf_counter() - exchange.started
         self._metrics.duration.observe(seconds)
+        if decision is not None:
+            self._metrics.arms.ended(decision.arm, exchange.status, seconds)
+            if exchange.would and exchange.status == "200":
+                self._metrics.arms.would_apply(difficulty, exchange.would)
         if self._log_requests:
             logger.info(
                 "answered",
@@ -299,6 +321,8 @@ class Generate:
                     "status": exchange.status,
                     "difficulty": difficulty,
                     "reason": None if decision is None else decision.reason,
+                    "confidence": None if decision is None else decision.confidence,
+                    "arm": None if decision is None else decision.arm,
                     "seconds": round(seconds, 6),
                 },
             )

@@ -23,7 +23,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from entropy_rft import __version__
 from entropy_rft.difficulty.strategies import NAMES
+from entropy_rft.router.arm_metrics import ArmMetrics
 from entropy_rft.router.backends import CLOSED, OPEN
+from entropy_rft.router.experiment import UNCHANGED
 
 if TYPE_CHECKING:
     from entropy_rft.router.pool import Pool
@@ -102,10 +104,13 @@ class Metrics:
             buckets=_WHOLE,
             registry=registry,
         )
+        self.arms = ArmMetrics(registry)
         tokens = Counter(
             "entropy_rft_tokens", "Tokens that answers report in their usage", ["kind", "difficulty"], registry=registry
         )
-        self._tokens = {name: (tokens.labels("prompt", name), tokens.labels("completion", name)) for name in NAMES}
+        self._tokens = {
+            name: (tokens.labels("prompt", name), tokens.labels("completion", name)) for name in (*NAMES, "none")
+        }
         self._saved = Counter(
             "entropy_rft_tokens_saved_estimate",
             "Estimate: the measured mean length of Normal answers minus that of the strategy's, where positive",
@@ -137,7 +142,7 @@ class Metrics:
         start.set(time.time())
         mean = dict(mean_tokens or {})
         usual = mean.get("normal")
-        self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in NAMES}
+        self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in (*NAMES, "none")}
 
     def ended(self, endpoint: str, difficulty: str, status: str) -> None:
         """Count a request."""
@@ -162,19 +167,23 @@ class Metrics:
                 child = self._bound_applied[name, difficulty] = self._applied.labels(name, difficulty)
             child.inc()
 
-    def answered(self, difficulty: str, tail: bytes, answers: int) -> None:
+    def answered(self, difficulty: str, tail: bytes, answers: int, arm: str = "treatment") -> None:
         """Count the tokens of an answer, by the usage near its end, and estimate what was saved.
 
         Args:
-            difficulty: the strategy's.
+            difficulty: the decision's; `none` where nothing was decided.
             tail: the answer's last bytes.
             answers: how many it holds (`n`).
+            arm: of the conversation. Without a strategy nothing was saved.
         """
         prompts, completions = _PROMPT.findall(tail), _COMPLETION.findall(tail)
         if completions:
             for counter, found in zip(self._tokens[difficulty], (prompts, completions), strict=True):
                 if found:
                     counter.inc(int(found[-1]))
+            self.arms.answered(arm, int(prompts[-1]) if prompts else None, int(completions[-1]))
+        if arm in UNCHANGED:
+            return
         saving = self._saving[difficulty] * answers
         if saving > 0:
             self._saved.inc(saving)

@@ -234,6 +234,14 @@ _HEADERS: dict[str, Any] = {
     "x-entropy-rft-difficulty": {"schema": {"enum": list(CHOICES[1:])}, "description": "The strategy that was used."},
     "x-entropy-rft-confidence": {"schema": {"type": "number"}, "description": "The probe's, 0 to 1."},
     "x-entropy-rft-reason": {"schema": {"type": "string"}, "description": "Why that strategy."},
+    "x-entropy-rft-arm": {
+        "schema": {"enum": ["treatment", "control", "shadow", "client"]},
+        "description": "Whether the conversation gets strategies; without one, difficulty and confidence are absent.",
+    },
+    "x-entropy-rft-would-apply": {
+        "schema": {"type": "string"},
+        "description": "In shadow mode, what the router would have set in the request.",
+    },
     "x-entropy-rft-applied": {
         "schema": {"type": "string"},
         "description": "What the router set in the request, separated by commas; the client's own values are not.",

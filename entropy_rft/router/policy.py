@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.router.dialects import DIALECTS, Dialect, Endpoint
 from entropy_rft.router.errors import RouterError
@@ -13,6 +15,7 @@ from entropy_rft.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from entropy_rft.router.backends import Backend
+    from entropy_rft.router.experiment import Arm
 
 AUTO = "auto"
 DIFFICULTY_HEADER = "x-entropy-rft-difficulty"
@@ -32,8 +35,10 @@ REASONS = (
     "no_probe",
     "feature_timeout",
     "feature_error",
+    "control",  # the conversation is in the arm without strategies
 )
-"""Why a request got its difficulty; all but the first three mean Normal because there is no other choice."""
+"""Why a request got its difficulty; all but the first three mean Normal because there is no other choice, and `control`
+that nothing was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,21 @@ class Decision:
             the probe was not asked.
         reason: one of `REASONS`.
         backend: that was asked for the difficulty, and is to answer: it has the question in its prefix cache.
+        arm: of the conversation; see `experiment`.
+        place: of the conversation, where it has one.
     """
 
     difficulty: Difficulty
     confidence: float | None
     reason: str
     backend: Backend | None = None
+    arm: Arm = "treatment"
+    place: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The difficulty in metrics and logs; `none` where nothing was decided."""
+        return "none" if self.arm == "control" else self.difficulty.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +155,14 @@ def stripped(body: Mapping[str, Any], model: str | None = None) -> dict[str, Any
     if model is not None:
         new["model"] = model
     return new
+
+
+def unchanged(raw: bytes, body: Mapping[str, Any], model: str | None = None) -> bytes:
+    """What a backend gets of a request without a strategy: the client's own bytes, unless something is for the router
+    alone or the model has another name (see `stripped`)."""
+    if "difficulty" not in body and (model is None or body.get("model") == model):
+        return raw
+    return orjson.dumps(stripped(body, model))
 
 
 def rewrite(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -15,6 +15,7 @@ from entropy_rft.router.affinity import beginning
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import DIALECTS
+from entropy_rft.router.experiment import Experiment
 from entropy_rft.router.features import FeatureError, FeatureSource
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
@@ -58,6 +59,7 @@ class Routing:
         self._metrics = metrics
         self._deadline_s = settings.features.deadline_ms / 1000
         self._last_complaint = float("-inf")
+        self.experiment = Experiment(settings)
         self._asks_backends = settings.features.kind == "vllm" and settings.features.url is None
         self._knows_system_role = knows_system_role
         self._placement: Placement = placement
@@ -88,10 +90,21 @@ class Routing:
         return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
     async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
-        effort = DIALECTS[endpoint].effort(body) if self._takes_effort else None
+        dialect = DIALECTS[endpoint]
+        asked = policy.asked_difficulty(body, header)
+        place = self.experiment.place(body, dialect)
+        arm = self.experiment.arm(place, asked is not None)
+        if arm == "control":
+            return Decision(Difficulty.NORMAL, None, "control", arm=arm, place=place)
+        # An effort is the backend's field too: it does not take a request out of its arm, as a difficulty does.
+        effort = dialect.effort(body) if self._takes_effort else None
         asked = policy.asked_difficulty(body, header, effort)
         if asked is not None:
-            return Decision(asked, 1.0, "client")
+            return Decision(asked, 1.0, "client", arm=arm, place=place)
+        return replace(await self._found(body, endpoint), arm=arm, place=place)
+
+    async def _found(self, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+        """By the probe, where it can be asked."""
         if self._features is None:
             decision = policy.normal("no_probe")
         else:
@@ -161,6 +174,15 @@ class Routing:
         return policy.rewrite(
             body, strategy, budget, endpoint, model, placement, thinking=thinking, takes_effort=self._takes_effort
         )
+
+    def would_apply(self, body: Mapping[str, Any], decision: Decision, endpoint: Endpoint) -> Sequence[tuple[str, str]]:
+        """What the strategy would set in a request that is passed on unchanged; see `policy.applied`."""
+        try:
+            request, _ = self.rewritten(body, decision, endpoint, self.placement, thinking=True)
+            return policy.applied(body, request, self.placement, endpoint)
+        except Exception:  # the request does not depend on it
+            logger.exception("what the strategy would set could not be found out")
+            return ()
 
     def may_lack_system_role(self, body: Mapping[str, Any], request: Mapping[str, Any], endpoint: Endpoint) -> bool:
         """Whether our system message in `request` may be the cause of its refusal."""

@@ -99,6 +99,12 @@ class RouterSettings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
+    mode: Literal["route", "shadow"] = "route"
+    """`shadow` decides, measures and shows what it would set, but passes every request on unchanged."""
+    rollout: float = Field(default=1.0, ge=0, le=1)
+    """Share of the conversations to which `mode` applies; the others are passed on unchanged, and not probed."""
+    rollout_salt: str = ""
+    """Two experiments with different salts choose their conversations independently."""
     min_confidence: float = Field(default=0.5, ge=0, le=1)
     """Below it the question is Normal instead of the probe's choice; the default of `probe evaluate`."""
     max_tokens: int | None = Field(default=None, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class Dialect:
         path: that a client posts to, and the backend's.
         check: raises `RouterError` where a body has no conversation or prompt. Anything else is the backend's to check.
         unprobed: why the probe cannot be used for a body (one of `policy.REASONS`), or ``None`` if it can.
+        turns: role and content of each entry of a body's conversation, in its order, as the client gives them.
         question: of a body, in the form that the chat template gets from the backend.
         instructed: the fields of a body that change when an instruction is added where the placement says.
         conversation: all the fields that `instructed` may change; none where a body has no conversation.
@@ -59,6 +60,7 @@ class Dialect:
     path: str
     check: Callable[[Body], None]
     unprobed: Callable[[Body], str | None] = nothing
+    turns: Callable[[Body], Iterable[tuple[str, Any]]]
     question: Callable[[Body], Question]
     instructed: Callable[[Body, str, Placement], dict[str, Any]]
     conversation: tuple[str, ...]

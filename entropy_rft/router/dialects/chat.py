@@ -57,6 +57,7 @@ CHAT = Dialect(
     path="/v1/chat/completions",
     check=lambda body: check_list(body, "messages", "message", "role"),
     unprobed=unprobed,
+    turns=lambda body: ((message["role"], message.get("content")) for message in body["messages"]),
     question=question,
     instructed=with_instruction,
     conversation=("messages",),

@@ -48,6 +48,7 @@ COMPLETIONS = Dialect(
     path="/v1/completions",
     check=check,
     unprobed=unprobed,
+    turns=lambda body: [("user", body["prompt"])],
     question=question,
     instructed=uninstructed,
     conversation=(),

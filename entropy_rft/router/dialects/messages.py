@@ -7,6 +7,7 @@ that vLLM makes of them, so that the probe reads the prompt that the model gets.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,14 @@ def unprobed(body: Body) -> str | None:
             if any(each.get("type", "text") not in _TEXT_BLOCKS for each in (block, *inner)):
                 return "image"
     return "prefill" if body["messages"][-1]["role"] == "assistant" else None
+
+
+def turns(body: Body) -> Iterator[tuple[str, Any]]:
+    if body.get("system"):
+        yield "system", _system_text(body["system"])
+    for message in body["messages"]:
+        content = message.get("content")
+        yield message["role"], _system_text(content) if message["role"] == "system" else content
 
 
 def question(body: Body) -> Question:
@@ -216,6 +225,7 @@ MESSAGES = Dialect(
     path="/v1/messages",
     check=check,
     unprobed=unprobed,
+    turns=turns,
     question=question,
     instructed=with_instruction,
     conversation=("system", "messages"),

@@ -8,6 +8,7 @@ backend alone: the probe reads only the new items.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -63,6 +64,15 @@ def unprobed(body: Body) -> str | None:
     last = items[-1]
     unfinished = last.get("type", "message") in ("message", "reasoning") and last.get("status") in _UNFINISHED
     return "prefill" if unfinished else None
+
+
+def turns(body: Body) -> Iterator[tuple[str, Any]]:
+    if body.get("instructions"):
+        yield "system", body["instructions"]
+    items = body["input"]
+    for item in [{"role": "user", "content": items}] if isinstance(items, str) else items:
+        kind = str(item.get("type") or "message")
+        yield (str(item.get("role")), item.get("content")) if kind == "message" else (kind, None)
 
 
 def question(body: Body) -> Question:
@@ -159,6 +169,7 @@ RESPONSES = Dialect(
     path="/v1/responses",
     check=check,
     unprobed=unprobed,
+    turns=turns,
     question=question,
     instructed=with_instruction,
     conversation=("instructions", "input"),
