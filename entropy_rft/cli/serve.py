@@ -30,6 +30,7 @@ FLAGS: dict[str, str] = {
     "client_reasoning_effort": "override: a client's is passed on; difficulty: it chooses one (default: override)",
     "keep_difficulty": "whether an agent's turn keeps its highest difficulty (default: true)",
     "ready_needs_features": "whether /ready is 503 while the feature source is down (default: true)",
+    "reload": "load probe and strategies again: signal (SIGHUP), watch (also changed files) or off (default: signal)",
     "cors_origins": "origins of web pages that may call, separated by commas (default: none)",
     "log_prompts": "write each request's messages to the log (default: false)",
     "log_requests": "write a line for each request (default: false)",
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: a setting is wrong, something that it names cannot be loaded, or a package is missing; one line.
     """
     try:
+        from entropy_rft.router.reloading import Reading
         from entropy_rft.router.serve import check, serve
         from entropy_rft.router.settings import load_settings
     except ImportError as error:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: value for name in FLAGS if (value := getattr(args, name)) is not None}
     settings = load_settings(args.config, overrides)
     if not args.check:
-        return serve(settings)
+        return serve(settings, Reading(lambda: load_settings(args.config, overrides), args.config))
     check(settings)
     print("the configuration is valid")
     return 0

@@ -29,6 +29,7 @@ from entropy_rft.router.openapi import document
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.proxy import passed_on
 from entropy_rft.router.relay import Send
+from entropy_rft.router.reloading import Reading, Reloader
 from entropy_rft.router.security import Keys, Receive
 from entropy_rft.router.settings import EMBEDDED, BackendSettings, RouterSettings
 from entropy_rft.router.status import StatusBoard, page
@@ -50,10 +51,13 @@ class RouterApp:
         draining: the router is shutting down: /ready answers 503, and connections are not kept alive.
         failure: why it could not start.
         elsewhere: of its pool, see there.
-        pool, generate: set once it has started.
+        pool, generate, reloader: set once it has started.
     """
 
-    def __init__(self, settings: RouterSettings, features: FeatureSource | None, probe: Any) -> None:
+    def __init__(
+        self, settings: RouterSettings, features: FeatureSource | None, probe: Any, reading: Reading | None = None
+    ) -> None:
+        self._reading = reading or Reading(lambda: settings)
         self._loaded = loaded = Loaded(settings, features, probe)
         self.settings = settings
         self.probe = loaded.probe
@@ -69,6 +73,7 @@ class RouterApp:
         self.generate: Generate
         self._parts: Parts
         self._readiness: Readiness
+        self.reloader: Reloader
         self._board: StatusBoard
         self._web: Any = self._starlette()
         self._hot: Any = self._generate
@@ -148,12 +153,16 @@ class RouterApp:
         self.pool.elsewhere = self.elsewhere
         stack.push_async_callback(self.pool.close)
         await self.pool.start()
+        given = self.features is not None
         if self.features is None and settings.features.kind != "none":
             self.features = await loop.run_in_executor(None, build_features, settings, self.probe)
         self._parts = await assembled(self._loaded, self.features, self.pool, self.keys, stack, lambda: self.draining)
         self.generate = self._parts.generate
         self._board = StatusBoard(self.metrics.registry)
         self._readiness = Readiness(settings, self.pool, self.features, self.metrics)
+        self.reloader = Reloader(self._reading, self._loaded, self._parts, self._readiness, given)
+        self.reloader.start()
+        stack.push_async_callback(self.reloader.close)
         for work in (self._board.run(), self._readiness.keep(lambda: self.draining)):
             stack.push_async_callback(cancelled, asyncio.create_task(work))
 
@@ -265,15 +274,22 @@ async def _never(request: Request) -> Response:
     raise HTTPException(404)
 
 
-def create_app(settings: RouterSettings, *, features: FeatureSource | None = None, probe: Any = None) -> RouterApp:
+def create_app(
+    settings: RouterSettings,
+    *,
+    features: FeatureSource | None = None,
+    probe: Any = None,
+    reading: Reading | None = None,
+) -> RouterApp:
     """The router.
 
     Args:
         settings: see `load_settings`.
         features: a source other than the one that the settings describe.
         probe: a `DifficultyProbe` other than the one that the settings name.
+        reading: reads the settings again for a reload; without it they stay, and only what they name is loaded again.
 
     Raises:
         ValueError: the probe, the strategies or a key cannot be loaded; one line.
     """
-    return RouterApp(settings, features, probe)
+    return RouterApp(settings, features, probe, reading)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.features import FeatureSource, ProbedFeatures
 from entropy_rft.router.generate import Generate
 from entropy_rft.router.holders import Holders
-from entropy_rft.router.loading import load_probe, placement_of, strategies_of
+from entropy_rft.router.loading import Chosen, load_chosen
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.proxy import Proxy, passed_on
@@ -35,9 +34,8 @@ class Loaded:
         process: the metrics hold those of the process too.
 
     Attributes:
-        probe: or ``None``.
-        strategies: one for each difficulty.
-        placement: of their instructions.
+        settings, probe, strategies, placement: as of `Chosen`; a reload changes them.
+        probe_given: the probe is not the one that the settings name.
         metrics: with its registry.
 
     Raises:
@@ -52,22 +50,55 @@ class Loaded:
                 "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
                 "(none: only clients choose the difficulty)"
             )
-        self.settings = settings
-        self.probe = probe if probe is not None else load_probe(settings)
-        self.strategies: Mapping[Difficulty, Strategy] = strategies_of(settings, self.probe)
-        self.placement: Placement = placement_of(settings, self.probe)
-        mean_tokens = getattr(self.probe, "metrics", {}).get("mean_tokens", {})
-        model = settings.model or settings.served_model_name or getattr(self.probe, "base_model", None) or ""
-        self.metrics = Metrics(mean_tokens, str(model), process=process)
+        self.probe_given = probe is not None
+        chosen = load_chosen(settings, probe)
+        model = settings.model or settings.served_model_name or getattr(chosen.probe, "base_model", None) or ""
+        self.metrics = Metrics(model=str(model), process=process)
+        self.take(chosen)
+
+    def take(self, chosen: Chosen) -> None:
+        """Use this from now on."""
+        self.settings = chosen.settings
+        self.probe = chosen.probe
+        self.strategies = chosen.strategies
+        self.placement = chosen.placement
+        self.metrics.watch_probe(
+            getattr(self.probe, "metrics", {}).get("mean_tokens", {}), getattr(self.probe, "digest", lambda: "")()
+        )
+
+    def says(self) -> str:
+        """What decides, in one line."""
+        if self.probe is None:
+            how = "the difficulty that the client names"
+        else:
+            name = self.settings.probe or "given"
+            digest = getattr(self.probe, "digest", lambda: "")()[:6]
+            how = f"the difficulty that the probe {name} ({digest}) finds, features: {self.settings.features.kind}"
+        return f"questions get the strategy of {how}; instructions go to {self.placement}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
-    """What answers: `generate` the requests that are routed, `proxy` and `holders` the others."""
+    """What answers: `generate` the requests that are routed, `proxy` and `holders` the others; and what they use."""
 
     proxy: Proxy
     holders: Holders
     generate: Generate
+    pool: Pool
+    features: FeatureSource | None
+
+    async def close(self) -> None:
+        """End the features that are in use."""
+        if self.features is not None:
+            await self.features.close()
+
+
+def routing_of(loaded: Loaded, features: FeatureSource | None, pool: Pool, before: Routing | None = None) -> Routing:
+    """The routing by what is loaded; `before` is the one that it replaces."""
+    knows = features.knows_system_role if isinstance(features, ProbedFeatures) else None
+    return Routing(
+        loaded.settings, loaded.strategies, features, pool, loaded.metrics, knows, loaded.placement, before=before
+    )
 
 
 async def assembled(
@@ -94,17 +125,17 @@ async def assembled(
         ValueError: the features cannot be used; one line.
     """
     settings, metrics = loaded.settings, loaded.metrics
-    if features is not None:
-        stack.push_async_callback(features.close)
-        await features.start()
-    metrics.watch(pool, features)
-    knows = features.knows_system_role if isinstance(features, ProbedFeatures) else None
-    routing = Routing(settings, loaded.strategies, features, pool, metrics, knows, loaded.placement)
     proxy = Proxy(settings, pool, metrics)
     holders = Holders(proxy, pool)
+    routing = routing_of(loaded, features, pool)
     generate = Generate(settings, routing, proxy, holders, metrics, keys, draining, passed)
+    parts = Parts(proxy, holders, generate, pool, features)
+    stack.push_async_callback(parts.close)
     stack.push_async_callback(generate.close)
-    return Parts(proxy, holders, generate)
+    if features is not None:
+        await features.start()
+    metrics.watch(pool, features)
+    return parts
 
 
 class Readiness:
@@ -115,12 +146,15 @@ class Readiness:
         pool: of the backends.
         features: or ``None``.
         metrics: of the router.
+
+    Attributes:
+        features: that are in use now.
     """
 
     def __init__(self, settings: RouterSettings, pool: Pool, features: FeatureSource | None, metrics: Metrics) -> None:
         self._settings = settings
         self._pool = pool
-        self._features = features
+        self.features = features
         self._metrics = metrics
 
     async def keep(self, draining: Callable[[], bool] = lambda: False) -> None:
@@ -134,10 +168,10 @@ class Readiness:
         missing = ["draining"] if draining else []
         if not self._pool.any_up():
             missing.append("backends")
-        if self._features is not None:
+        if self.features is not None:
             try:
                 async with timeout(_FEATURES_PATIENCE_S):
-                    up = await self._features.ready()
+                    up = await self.features.ready()
             except Exception:  # after any error it is not ready
                 up = False
             self._metrics.feature_up.set(up)

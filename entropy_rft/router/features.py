@@ -156,9 +156,20 @@ class ProbedFeatures:
     async def start(self) -> None:
         await self.states.start()
 
+    def with_probe(self, probe: DifficultyProbe) -> ProbedFeatures:
+        """The same source for another probe, with caches of its own; one of the two is retired then, not closed."""
+        new = ProbedFeatures(self._tokenize, self.states, probe, int(self._keys.maxsize), self.knows_system_role)
+        new.hits, new.misses = self.hits, self.misses  # counters that never fall
+        return new
+
     async def close(self) -> None:
         self._closed = True
         await self.states.close()
+        await self.retire()
+
+    async def retire(self) -> None:
+        """End what is this object's own, but not the states, which another one uses."""
+        self._closed = True
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
         for task in tasks:
             task.cancel()

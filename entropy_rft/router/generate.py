@@ -91,6 +91,9 @@ class Generate:
         keys: of the clients.
         draining: whether the router is shutting down, so that connections are not kept alive.
         passed: the headers that a backend gets, from a request's and its id.
+
+    Attributes:
+        routing: decides about the requests that come from now on.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Generate:
         self.id_header = settings.request_id_header.encode()
         self._log_requests = settings.log_requests
         self._log_prompts = settings.log_prompts
-        self._routing = routing
+        self.routing = routing
         self._proxy = proxy
         self._holders = holders
         self._model = settings.served_model_name
@@ -228,7 +231,7 @@ class Generate:
         self, exchange: Exchange, body: dict[str, Any], send: Sender, ours: Headers, start: float
     ) -> Asking | None:
         """Decide, and make the request for the backends; ``None`` where it is passed on unchanged."""
-        endpoint, routing = exchange.dialect.name, self._routing
+        endpoint, routing = exchange.dialect.name, self.routing
         hint = exchange.headers.get(_DIFFICULTY)
         decision = await routing.decide(body, endpoint, None if hint is None else hint.decode("latin-1"))
         exchange.decision = decision
@@ -255,7 +258,7 @@ class Generate:
         """Save what the next turn of a stored answer needs."""
         self._holders.remember(answer, upstream.backend)
         if decision is not None:
-            self._routing.experiment.remember(answer, decision.place)
+            self.routing.experiment.remember(answer, decision.place)
 
     def _note_applied(self, exchange: Exchange, asking: Asking, ours: Headers) -> None:
         """Show and count what the router set in the request that was answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from entropy_rft.difficulty.strategies import (
@@ -15,6 +16,34 @@ from entropy_rft.difficulty.strategies import (
 )
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the decisions depend on.
+
+    Attributes:
+        settings: of the router.
+        probe: or ``None``.
+        strategies: one for each difficulty.
+        placement: of their instructions.
+    """
+
+    settings: RouterSettings
+    probe: Any
+    strategies: Mapping[Difficulty, Strategy]
+    placement: Placement
+
+
+def load_chosen(settings: RouterSettings, probe: Any = None) -> Chosen:
+    """What the settings name; `probe` is used instead of theirs.
+
+    Raises:
+        ValueError: the probe or the strategies cannot be loaded, or do not fit each other; one line.
+    """
+    if probe is None:
+        probe = load_probe(settings)
+    return Chosen(settings, probe, strategies_of(settings, probe), placement_of(settings, probe))
 
 
 def load_probe(settings: RouterSettings) -> Any:

@@ -53,6 +53,7 @@ class Metrics:
     def __init__(
         self, mean_tokens: Mapping[str, float] | None = None, model: str = "", *, process: bool = True
     ) -> None:
+        self._state: _State | None = None
         self.registry = registry = CollectorRegistry()
         self._register: Callable[[Any], None] = registry.register
         self.publish: Callable[[], None] = lambda: None
@@ -140,7 +141,36 @@ class Metrics:
         info.labels(__version__, model).set(1)
         start = Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry, multiprocess_mode="min")
         start.set(time.time())
-        mean = dict(mean_tokens or {})
+        self._probe = Gauge(
+            "entropy_rft_probe_info",
+            "Always 1; the label is the beginning of the digest of the probe in use",
+            ["digest"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        reloads = Counter(
+            "entropy_rft_reloads",
+            "Reloads of probe and strategies; error: the old ones stay in use",
+            ["result"],
+            registry=registry,
+        )
+        self._digest = ""
+        self._reloads = {True: reloads.labels("ok"), False: reloads.labels("error")}
+        self.watch_probe(mean_tokens or {}, "")
+
+    def reloaded(self, well: bool) -> None:
+        """Count a reload."""
+        self._reloads[well].inc()
+
+    def watch_probe(self, mean_tokens: Mapping[str, float], digest: str) -> None:
+        """Name the probe in use, and estimate by its mean lengths (see the class) from now on."""
+        if self._digest:  # the files of several workers cannot lose a label
+            self._probe.labels(self._digest).set(0)
+        self._probe.clear()
+        self._digest = digest[:12]
+        if self._digest:
+            self._probe.labels(self._digest).set(1)
+        mean = dict(mean_tokens)
         usual = mean.get("normal")
         self._saving = {n: float(usual - mean[n]) if usual is not None and n in mean else 0.0 for n in (*NAMES, "none")}
 
@@ -192,7 +222,13 @@ class Metrics:
 
     def watch(self, pool: Pool, features: Any) -> None:
         """Let scrapes read the backends' state and the feature cache's."""
-        self._register(_State(pool, features))
+        self._state = _State(pool, features)
+        self._register(self._state)
+
+    def watch_features(self, features: Any) -> None:
+        """Let scrapes read the cache of these features from now on."""
+        if self._state is not None:
+            self._state.features = features
 
     def share(self, directory: Path) -> None:
         """From now on `registry` has what all workers count; call it before `watch`. See `shared_registry`."""
@@ -207,7 +243,7 @@ class _State:
 
     def __init__(self, pool: Pool, features: Any) -> None:
         self._pool = pool
-        self._features = features
+        self.features = features
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -242,12 +278,12 @@ class _State:
                 if found is not None:
                     family.add_metric([backend.name], float(found))
             yield family
-        if hasattr(self._features, "hits"):
+        if hasattr(self.features, "hits"):
             cache = CounterMetricFamily(
                 "entropy_rft_feature_cache", "Questions found in the cache, or not", labels=["result"]
             )
-            cache.add_metric(["hit"], self._features.hits)
-            cache.add_metric(["miss"], self._features.misses)
+            cache.add_metric(["hit"], self.features.hits)
+            cache.add_metric(["miss"], self.features.misses)
             yield cache
 
 

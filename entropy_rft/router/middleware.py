@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -26,9 +27,10 @@ from entropy_rft.router.dialects import BY_PATH
 from entropy_rft.router.features import FeatureSource, build_features
 from entropy_rft.router.in_process import CLIENT_SCOPE, ASGISession
 from entropy_rft.router.logs import configure_logs
-from entropy_rft.router.middleware_settings import load_middleware_settings
+from entropy_rft.router.middleware_settings import CONFIG_ENV, load_middleware_settings
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.relay import Send
+from entropy_rft.router.reloading import Reading, Reloader
 from entropy_rft.router.security import Keys, Receive
 from entropy_rft.router.settings import RouterSettings
 
@@ -77,6 +79,7 @@ class RouterMiddleware:
         self._probe = probe
         self._parts: Parts | None = None  # before the start requests are passed through
         self._loaded: Loaded
+        self.reloader: Reloader
         self._session: ASGISession
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -150,11 +153,10 @@ class RouterMiddleware:
         stack.push_async_callback(pool.close)
         await pool.start()
         features = self._given
+        own = None if settings.model is not None else arguments.get("tokenizer") or arguments.get("model")
+        build = partial(build_features, session=self._session, tokenizer=own)
         if features is None and settings.features.kind != "none":
-            own = None if settings.model is not None else arguments.get("tokenizer") or arguments.get("model")
-            features = await asyncio.get_running_loop().run_in_executor(
-                None, build_features, settings, loaded.probe, self._session, own
-            )
+            features = await asyncio.get_running_loop().run_in_executor(None, build, settings, loaded.probe)
         checked = Keys(keys)
 
         def passed(headers: dict[bytes, bytes], identity: bytes) -> dict[str, str]:
@@ -164,19 +166,14 @@ class RouterMiddleware:
         readiness = Readiness(settings, pool, features, loaded.metrics)
         await readiness.missing()  # the metrics are right from the first request on
         stack.push_async_callback(cancelled, asyncio.create_task(readiness.keep()))
+        reading = Reading(lambda: settings)
+        if self._settings is None:
+            reading = Reading(load_middleware_settings, os.environ.get(CONFIG_ENV) or None)
+        self.reloader = Reloader(reading, loaded, parts, readiness, self._given is not None, build)
+        self.reloader.start()
+        stack.push_async_callback(self.reloader.close)
         self._parts = parts
-        logger.info("%s", self._says())
-
-    def _says(self) -> str:
-        """What the middleware does, in one line."""
-        loaded = self._loaded
-        if loaded.probe is None:
-            how = "the difficulty that the client names"
-        else:
-            name = loaded.settings.probe or "given"
-            digest = getattr(loaded.probe, "digest", lambda: "")()[:6]
-            how = f"the difficulty that the probe {name} ({digest}) finds, features: {loaded.settings.features.kind}"
-        return f"questions get the strategy of {how}; instructions go to {loaded.placement}"
+        logger.info("%s", loaded.says())
 
     async def _metrics(self, scope: Any, receive: Receive, send: Send) -> None:
         """The server's own metrics and the router's, in one answer."""

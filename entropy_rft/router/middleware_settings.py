@@ -57,5 +57,7 @@ def load_middleware_settings() -> RouterSettings:
             "backends": [BackendSettings(url=_URL, name=_NAME)],
             "health": HealthSettings(path="/health"),
             "retries": RetrySettings(attempts=1),
+            # A signal would end the server otherwise, as when its terminal is closed: that stays, unless asked for.
+            "reload": settings.reload if "reload" in settings.model_fields_set else "off",
         }
     )

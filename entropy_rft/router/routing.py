@@ -40,6 +40,7 @@ class Routing:
         knows_system_role: whether the model's chat template supports system messages; ``None``: found out from the
             backends' answers.
         placement: of the instruction, where the chat template supports system messages.
+        before: the routing that this one replaces; what it has learned is taken over.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Routing:
         metrics: Metrics,
         knows_system_role: bool | None = None,
         placement: Placement = "system",
+        *,
+        before: Routing | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -59,14 +62,19 @@ class Routing:
         self._metrics = metrics
         self._deadline_s = settings.features.deadline_ms / 1000
         self._last_complaint = float("-inf")
-        self.experiment = Experiment(settings)
+        self.experiment: Experiment = Experiment(settings, None if before is None else before.experiment)
+        self._deciding = 0
+        self._idle: asyncio.Event | None = None
         self._asks_backends = settings.features.kind == "vllm" and settings.features.url is None
-        self._knows_system_role = knows_system_role
+        if knows_system_role is None and before is not None:
+            knows_system_role = before._knows_system_role
+        self._knows_system_role: bool | None = knows_system_role
         self._placement: Placement = placement
         self._affine = settings.affinity == "conversation"
-        self._turns = Turns() if settings.keep_difficulty else None
+        kept = None if before is None else before._turns
+        self._turns: Turns | None = (kept or Turns()) if settings.keep_difficulty else None
         self._takes_effort = settings.client_reasoning_effort == "difficulty"
-        if knows_system_role is False:
+        if knows_system_role is False and before is None:
             self._say_placement()
 
     async def decide(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
@@ -75,11 +83,23 @@ class Routing:
         Raises:
             RouterError: the client gives an unknown difficulty.
         """
-        decision = await self._decided(body, endpoint, header)
+        self._deciding += 1
+        try:
+            decision = await self._decided(body, endpoint, header)
+        finally:
+            self._deciding -= 1
+            if self._idle is not None and not self._deciding:
+                self._idle.set()
         if self._affine and decision.backend is None:
             backend = self._backend(body, endpoint)
             decision = decision if backend is None else replace(decision, backend=backend)
         return decision
+
+    async def idle(self) -> None:
+        """Wait until no decision is in progress, after another routing has taken this one's place."""
+        if self._deciding:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
 
     def _backend(self, body: Mapping[str, Any], endpoint: Endpoint) -> Backend | None:
         """Of a request's conversation, where it can be read as one."""

@@ -18,6 +18,7 @@ from entropy_rft.router.app import RouterApp, create_app
 from entropy_rft.router.fairness import listening, settle_memory
 from entropy_rft.router.guard import guarded
 from entropy_rft.router.logs import configure_logs, say_draining, say_listening
+from entropy_rft.router.reloading import Reading
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
 
 
@@ -119,20 +120,27 @@ def check(settings: RouterSettings) -> None:
     create_app(embedded_defaults(settings))
 
 
-def serve(settings: RouterSettings) -> int:
+def serve(settings: RouterSettings, reading: Reading | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        settings: see `load_settings`.
+        reading: reads the settings again for a reload.
 
     Raises:
         ValueError: the probe, the strategies or a key cannot be loaded; one line.
         OSError: the address cannot be listened on.
     """
     configure_logs(settings.log_format, settings.log_level)
+    if reading is not None:
+        again = reading.read
+        reading = Reading(lambda: embedded_defaults(again()), reading.file)
     if settings.workers > 1:
         from entropy_rft.router.supervisor import supervise
 
         listener = _listen(settings.host, settings.port)
-        return supervise(settings, listener)
-    app = create_app(embedded_defaults(settings))
+        return supervise(settings, listener, reading)
+    app = create_app(embedded_defaults(settings), reading=reading)
     listener = _listen(settings.host, settings.port)
     server = RouterServer(app, settle_memory)
     try:

@@ -24,10 +24,11 @@ from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from entropy_rft.errors import UserOSError, UserValueError
+from entropy_rft.errors import UserMistake, UserOSError, UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.logs import say_draining, say_listening
 from entropy_rft.router.pool import Pool
+from entropy_rft.router.reloading import RELOADABLE, Reading
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.shared_metrics import VARIABLE
 from entropy_rft.threads import own_cores
@@ -98,9 +99,13 @@ class Supervisor:
         settings: of the router.
         listener: bound, not listening; it reserves the port, and where connections are not spread it is the workers'.
         directory: for the files of the metrics.
+        reading: reads the settings again for a reload.
     """
 
-    def __init__(self, settings: RouterSettings, listener: socket.socket, directory: Path) -> None:
+    def __init__(
+        self, settings: RouterSettings, listener: socket.socket, directory: Path, reading: Reading | None = None
+    ) -> None:
+        self._reading = reading
         self._settings = settings
         self._share = share_of(settings)
         self._listener = listener
@@ -122,6 +127,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        if self._reading is not None and self._settings.reload != "off":
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         keepers: list[asyncio.Task[None]] = []
         try:
             await self._checks.start()
@@ -200,6 +207,20 @@ class Supervisor:
         worker.close()
         mark_process_dead(worker.process.pid, str(self._directory))
 
+    def _reload(self) -> None:
+        """Let every worker reload; one that starts later begins with what was read now."""
+        assert self._reading is not None
+        try:
+            read = self._reading.read()
+            changed = self._settings.model_copy(update={name: getattr(read, name) for name in RELOADABLE})
+        except UserMistake as error:
+            logger.error("not reloaded, the probe and the strategies stay as they were: %s", error)
+            return
+        self._share = share_of(changed)
+        for worker in self._workers:
+            if worker.ready:
+                worker.tell({"reload": self._share})
+
     def _signalled(self, number: int) -> None:
         """The first signal begins to drain, a second one shortens it, as in a router of one process."""
         if not self._stop.is_set():
@@ -257,7 +278,7 @@ def _ended(status: int) -> str:
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def supervise(settings: RouterSettings, listener: socket.socket) -> int:
+def supervise(settings: RouterSettings, listener: socket.socket, reading: Reading | None = None) -> int:
     """Serve with `settings.workers` processes until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
@@ -265,4 +286,4 @@ def supervise(settings: RouterSettings, listener: socket.socket) -> int:
         WorkerFault: a worker could not start for another reason.
     """
     with listener, TemporaryDirectory(prefix="entropy-rft-metrics-") as directory:
-        return asyncio.run(Supervisor(settings, listener, Path(directory)).run())
+        return asyncio.run(Supervisor(settings, listener, Path(directory), reading).run())

@@ -1,7 +1,7 @@
 """One of several processes that answer a router's requests; `supervisor` starts it, with these messages between them.
 
 Each is a line of JSON. To the worker: first its settings and the directory of the metrics, then what the checks of the
-backends find, and signals. From the worker: that it answers requests, or why it could not start.
+backends find, signals, and settings to reload. From the worker: that it answers requests, or why it could not start.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from entropy_rft.router.fairness import settle_memory
 from entropy_rft.router.logs import configure_logs
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
+from entropy_rft.router.reloading import Reading
 from entropy_rft.router.serve import RouterServer
 from entropy_rft.router.settings import load_settings
 from entropy_rft.router.supervisor import LONGEST_MESSAGE
@@ -42,6 +43,7 @@ class Link:
         self._tasks: list[asyncio.Task[None]] = []
         self._writer: asyncio.StreamWriter  # nothing is written to it; without it the connection would be closed
         self.server: RouterServer
+        self.settings: dict[str, Any] = {}  # the latest that were told
 
     def first(self) -> dict[str, Any]:
         """Wait for the first message, before there is an event loop."""
@@ -70,6 +72,10 @@ class Link:
             message = json.loads(line)
             if "signal" in message:
                 self.server.handle_exit(message["signal"], None)
+                continue
+            if "reload" in message:
+                self.settings = message["reload"]
+                self.server.router.reloader.request()
                 continue
             backend = backends[message["backend"]]
             backend.checked(message["up"], loop.time())
@@ -119,9 +125,9 @@ def _serve(link: Link, listener: socket.socket, settings: dict[str, Any], direct
         def say_draining(self, sig: int) -> None: ...
 
     share_cores()
-    loaded = load_settings(None, settings)
+    loaded, link.settings = load_settings(None, settings), settings
     configure_logs(loaded.log_format, loaded.log_level)
-    app = create_app(loaded)
+    app = create_app(loaded, reading=Reading(lambda: load_settings(None, link.settings)))
     app.metrics.share(directory)
     app.elsewhere = link.follow
     link.server = server = Server(app, settle_memory)

@@ -371,6 +371,46 @@ def test_the_engine_is_asked_in_the_same_process(digest: str, environment: Calla
     run(app, test)
 
 
+def test_strategies_are_reloaded_but_not_the_engines_probe(
+    tmp_path: Path, environment: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine could not follow another probe."""
+    probe = DifficultyProbe.from_pretrained(DEFAULT_PROBE)
+    probe.save_pretrained(tmp_path / "probe")
+    app = StubApp(with_probe(probe.digest()))
+
+    def set_up(temperature: float) -> None:
+        strategies = {"hard": {"instruction": "", "temperature": temperature}}
+        environment(probe=str(tmp_path / "probe"), features={"deadline_ms": 20_000}, strategies=strategies)
+
+    async def main() -> None:
+        middleware = RouterMiddleware(app)
+        async with live(middleware, app) as client:
+            assert middleware.reloader.listens is False  # a signal ends vLLM as ever, unless `reload` says otherwise
+            await client.ask(CHAT)
+            assert app.requests[-1].json["temperature"] == 0.5
+            set_up(0.75)
+            assert await middleware.reloader.reload()
+            reply = await client.ask(CHAT)
+            assert reply.headers["x-entropy-rft-reason"] == "probe"
+            assert app.requests[-1].json["temperature"] == 0.75
+            asked = len(app.requests)
+            probe.temperature = 3.0
+            probe.save_pretrained(tmp_path / "probe")
+            set_up(1.0)
+            assert not await middleware.reloader.reload()
+            await client.ask(CHAT)
+            assert app.requests[-1].json["temperature"] == 0.75
+            assert len(app.requests) == asked + 1  # the question is still in the cache
+            assert await client.metric("entropy_rft_reloads_total", 'result="ok"') == 1
+            assert await client.metric("entropy_rft_reloads_total", 'result="error"') == 1
+
+    set_up(0.5)
+    asyncio.run(main())
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not reloaded" in line]
+    assert "features.kind is vllm" in line
+
+
 def test_an_engine_that_fails_the_probes_request(digest: str, environment: Callable[..., None]) -> None:
     environment(probe="embedded", features={"deadline_ms": 20_000})
     good, broken = with_probe(digest), False

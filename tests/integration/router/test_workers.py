@@ -314,3 +314,33 @@ def refused(port: int) -> bool:
         return get(port, "/health").status != 200
     except (ConnectionError, AssertionError):
         return True
+
+
+def test_each_worker_reloads(stub: Stub, tmp_path: Path) -> None:
+    strategies = tmp_path / "strategies.yaml"
+
+    def write(temperature: float) -> None:
+        names = ("easy", "normal", "hard")
+        found = {name: {"instruction": "", "temperature": temperature, "max_tokens_fraction": 1.0} for name in names}
+        strategies.write_text(json.dumps(found))
+
+    def used(connection: socket.socket) -> float:
+        assert ask(connection, request()).status == 200
+        return float(stub.requests[-1].json["temperature"])
+
+    write(0.25)
+    with started(stub, tmp_path, strategies=str(strategies)) as router, ExitStack() as stack:
+        connections = [stack.enter_context(connected_to(worker, router)) for worker in workers(router)]
+        assert [used(connection) for connection in connections] == [0.25, 0.25]
+        write(0.75)
+        os.kill(router.pid, signal.SIGHUP)
+        for connection in connections:
+            until(lambda connection=connection: used(connection) == 0.75, router.said)
+        strategies.write_text("easy: 3")
+        os.kill(router.pid, signal.SIGHUP)
+        said = "not reloaded, the probe and the strategies stay as they were"
+        until(lambda: router.log.read_text().count(said) >= 2, router.said)
+        assert [used(connection) for connection in connections] == [0.75, 0.75]
+        metrics = scraped(connections[0])["entropy_rft_reloads_total"]
+        until(lambda: scraped(connections[0])["entropy_rft_reloads_total"][(("result", "error"),)] == 2, router.said)
+        assert metrics[(("result", "ok"),)] == 2
