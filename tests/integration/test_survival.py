@@ -44,6 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
         "task_limit": 12,  # several epochs, whose ends fall between the first step and the last
         "rewards": ["pear", "saboteur:reward"],
         "pear_floor": 0.1,
+        "entropy_clip": "clip_b",
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
         "num_generations": 2,

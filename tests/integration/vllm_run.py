@@ -63,6 +63,7 @@ def train(model_dir: str, output_dir: str, options: dict[str, Any]) -> dict[str,
             save_strategy="no",
             disable_tqdm=True,
             **{
+                "entropy_clip": "clip_b",
                 "per_device_train_batch_size": 16,
                 "num_generations": 8,
                 "max_completion_length": 64,
