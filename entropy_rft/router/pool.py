@@ -38,10 +38,12 @@ class Pool:
         """Open the session and check every backend once, then keep checking."""
         import aiohttp
 
+        from entropy_rft.router.unreadable import reporting
+
         timeouts = self.settings.timeouts
         self.session = aiohttp.ClientSession(
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
+            connector=reporting(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4)),
             timeout=aiohttp.ClientTimeout(
                 # `connect` includes the DNS lookup, `sock_connect` does not.
                 total=None,
