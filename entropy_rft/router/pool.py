@@ -60,10 +60,12 @@ class Pool:
     def _opened(self) -> aiohttp.ClientSession:
         import aiohttp
 
+        from entropy_rft.router.unreadable import reporting
+
         timeouts = self.settings.timeouts
         return aiohttp.ClientSession(
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
+            connector=reporting(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4)),
             timeout=aiohttp.ClientTimeout(
                 # `connect` includes the DNS lookup, `sock_connect` does not.
                 total=None,

@@ -71,7 +71,9 @@ class Relay:
         Raises:
             Truncated: the backend died in the middle of a plain answer.
         """
-        if upstream.complete and not upstream.stream:
+        if upstream.complete and (
+            not upstream.stream or upstream.status == 204
+        ):  # which has no body, so no event either
             upstream.close()
             await self.whole(upstream.status, upstream.headers, upstream.body)
         elif upstream.stream:

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sse import events
 
 from entropy_rft.router import relay as relay_module
 from entropy_rft.router.dialects import DIALECTS, Dialect
@@ -96,25 +97,6 @@ def passed_on(dialect: Dialect, pieces: Sequence[bytes], end: End) -> Outcome:
     assert [message["more_body"] for message in bodies] == [True] * (len(bodies) - 1) + [False]
     assert answer.closed
     return Outcome(b"".join(message["body"] for message in bodies), relay, answer, max(held))
-
-
-def events(stream: bytes) -> list[tuple[str, str]]:
-    """Type and data of each event that a client dispatches, by the standard (whatwg, server-sent events)."""
-    found, kind, data = [], "", []
-    lines = re.split(r"\r\n|\n|\r", stream.decode("utf-8", "replace").removeprefix("\ufeff"))
-    for line in lines[:-1]:  # the last has no end
-        if not line:
-            if data:
-                found.append((kind or "message", "\n".join(data)))
-            kind, data = "", []
-        elif not line.startswith(":"):
-            field, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if field == "data":
-                data.append(value)
-            elif field == "event":
-                kind = value
-    return found
 
 
 def check_error(dialect: Dialect, event: tuple[str, str], code: str) -> None:
