@@ -31,6 +31,7 @@ FLAGS: dict[str, str] = {
     "keep_difficulty": "whether an agent's turn keeps its highest difficulty (default: true)",
     "ready_needs_features": "whether /ready is 503 while the feature source is down (default: true)",
     "reload": "load probe and strategies again: signal (SIGHUP), watch (also changed files) or off (default: signal)",
+    "tracing": "OpenTelemetry spans, configured by OTEL_ variables; needs the extra otel (default: false)",
     "cors_origins": "origins of web pages that may call, separated by commas (default: none)",
     "log_prompts": "write each request's messages to the log (default: false)",
     "log_requests": "write a line for each request (default: false)",

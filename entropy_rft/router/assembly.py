@@ -20,6 +20,7 @@ from entropy_rft.router.proxy import Proxy, passed_on
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import Keys
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tracing import Tracing, check_tracing
 
 _FEATURES_PATIENCE_S = 2.0
 
@@ -50,6 +51,8 @@ class Loaded:
                 "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
                 "(none: only clients choose the difficulty)"
             )
+        if settings.tracing:
+            check_tracing()
         self.probe_given = probe is not None
         chosen = load_chosen(settings, probe)
         model = settings.model or settings.served_model_name or getattr(chosen.probe, "base_model", None) or ""
@@ -128,7 +131,10 @@ async def assembled(
     proxy = Proxy(settings, pool, metrics)
     holders = Holders(proxy, pool)
     routing = routing_of(loaded, features, pool)
-    generate = Generate(settings, routing, proxy, holders, metrics, keys, draining, passed)
+    tracing = Tracing() if settings.tracing else None
+    if tracing is not None:
+        stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, tracing.close)
+    generate = Generate(settings, routing, proxy, holders, metrics, keys, draining, passed, tracing)
     parts = Parts(proxy, holders, generate, pool, features)
     stack.push_async_callback(parts.close)
     stack.push_async_callback(generate.close)

@@ -25,6 +25,7 @@ from entropy_rft.router.relay import Relay, Send, Truncated
 from entropy_rft.router.routing import Routing
 from entropy_rft.router.security import ClientGone, Keys, Receive, parse, read_body, request_id
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tracing import CURRENT, RequestTrace, Tracing
 from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
@@ -50,7 +51,19 @@ _ID_WITHIN = 65_536  # bytes at an answer's beginning that hold its id
 class Exchange:
     """One request and its answer, with the state that other parts need."""
 
-    __slots__ = ("decision", "dialect", "gone", "headers", "relay", "scope", "started", "status", "task", "would")
+    __slots__ = (
+        "decision",
+        "dialect",
+        "gone",
+        "headers",
+        "relay",
+        "scope",
+        "started",
+        "status",
+        "task",
+        "trace",
+        "would",
+    )
 
     def __init__(self, scope: Any, headers: dict[bytes, bytes], send: Send, ours: Headers, dialect: Dialect) -> None:
         self.scope = scope
@@ -62,6 +75,7 @@ class Exchange:
         self.decision: Decision | None = None
         self.status = "500"
         self.gone = False
+        self.trace: RequestTrace | None = None
         self.would: list[str] = []  # the fields that shadow mode would set
 
     def leave(self) -> None:
@@ -91,6 +105,7 @@ class Generate:
         keys: of the clients.
         draining: whether the router is shutting down, so that connections are not kept alive.
         passed: the headers that a backend gets, from a request's and its id.
+        tracing: makes spans.
 
     Attributes:
         routing: decides about the requests that come from now on.
@@ -106,6 +121,7 @@ class Generate:
         keys: Keys,
         draining: Callable[[], bool],
         passed: Callable[[dict[bytes, bytes], bytes], dict[str, str]] = passed_on,
+        tracing: Tracing | None = None,
     ) -> None:
         self._limits = settings.limits
         self.id_header = settings.request_id_header.encode()
@@ -119,6 +135,7 @@ class Generate:
         self._keys = keys
         self._draining = draining
         self._passed = passed
+        self._tracing = tracing
         self._lingering = 0
         # One thread, so that only one large body at a time takes memory for parsing.
         self._parser = ThreadPoolExecutor(1, "entropy_rft_parser")
@@ -148,6 +165,9 @@ class Generate:
             connection.on_lost = exchange.leave
         self.exchanges.add(exchange)
         self._metrics.in_flight.inc()
+        if self._tracing is not None:
+            exchange.trace = self._tracing.request(headers, dialect.path, dialect.name, identity.decode())
+            CURRENT.set(exchange.trace)
         try:
             await self._answer(exchange, receive, identity, ours)
         except RouterError as error:
@@ -311,6 +331,9 @@ class Generate:
         self._metrics.ended(endpoint, difficulty, exchange.status)
         seconds = perf_counter() - exchange.started
         self._metrics.duration.observe(seconds)
+        if exchange.trace is not None:
+            exchange.trace.end(exchange.status, decision)
+            CURRENT.set(None)
         if decision is not None:
             self._metrics.arms.ended(decision.arm, exchange.status, seconds)
             if exchange.would and exchange.status == "200":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.router.arm_metrics import ArmMetrics
 from entropy_rft.router.backends import CLOSED, OPEN
 from entropy_rft.router.experiment import UNCHANGED
+from entropy_rft.router.shared_metrics import VARIABLE
 
 if TYPE_CHECKING:
     from entropy_rft.router.pool import Pool
@@ -164,9 +166,10 @@ class Metrics:
 
     def watch_probe(self, mean_tokens: Mapping[str, float], digest: str) -> None:
         """Name the probe in use, and estimate by its mean lengths (see the class) from now on."""
-        if self._digest:  # the files of several workers cannot lose a label
+        if self._digest and VARIABLE in os.environ:  # the files of several workers cannot lose a label
             self._probe.labels(self._digest).set(0)
-        self._probe.clear()
+        elif self._digest:
+            self._probe.remove(self._digest)
         self._digest = digest[:12]
         if self._digest:
             self._probe.labels(self._digest).set(1)

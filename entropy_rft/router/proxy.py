@@ -26,6 +26,7 @@ from entropy_rft.router.errors import OPENAI, ErrorShape, RouterError
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tracing import CURRENT, Attempt
 from entropy_rft.router.upstream import Headers, Upstream
 
 logger = logging.getLogger("entropy_rft.router")
@@ -180,19 +181,22 @@ class Proxy:
         url = self._urls.get((backend, path))
         if url is None:
             url = URL(backend.url + path, encoded=True)
-        head = self._heads[backend]
-        if headers:
+        head, trace = self._heads[backend], CURRENT.get()
+        if headers or trace is not None:
             head = head.copy()
             head.update(headers)
+        span = None if trace is None else trace.attempt(backend, method, path, head)
         trial = backend.begin(loop.time())
         upstream: Upstream | None = None
         try:
             response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
-            upstream = Upstream(backend, trial, response, self._between_s)
+            upstream = Upstream(backend, trial, response, self._between_s, span)
             await upstream.fill(self._limit)
             return self._judged(upstream, errors, loop.time())
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            self._end(backend, trial, upstream)
+            if span is not None:
+                span.failed(error)
+            self._end(backend, trial, upstream, span)
             backend.failed(loop.time())
             failure = _failure(backend, error)
             logger.warning(
@@ -200,7 +204,7 @@ class Proxy:
             )
             return failure, not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         except BaseException:  # the client disconnected, or the router is shutting down
-            self._end(backend, trial, upstream)
+            self._end(backend, trial, upstream, span)
             raise
 
     @staticmethod
@@ -233,11 +237,13 @@ class Proxy:
         return upstream, status not in _DECLINED
 
     @staticmethod
-    def _end(backend: Backend, trial: int, upstream: Upstream | None) -> None:
+    def _end(backend: Backend, trial: int, upstream: Upstream | None, span: Attempt | None) -> None:
         if upstream is not None:
             upstream.close()
         else:
             backend.ended(trial)
+            if span is not None:
+                span.end(complete=False)
 
     async def _pause(self, attempt: int) -> None:
         seconds = min(self._backoff_s * 2 ** (attempt - 1), _SLOWEST_BACKOFF_S)

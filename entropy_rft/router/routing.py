@@ -22,6 +22,7 @@ from entropy_rft.router.policy import Budget, Decision, Endpoint
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.tokenizing import Question
+from entropy_rft.router.tracing import CURRENT
 from entropy_rft.router.turns import Turns
 
 logger = logging.getLogger("entropy_rft.router")
@@ -137,6 +138,14 @@ class Routing:
         return decision
 
     async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+        trace = CURRENT.get()
+        if trace is None:
+            return await self._asked(features, body, endpoint)
+        with trace.features() as found:
+            found.append(await self._asked(features, body, endpoint))
+            return found[0]
+
+    async def _asked(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         asked = DIALECTS[endpoint].question(body)
         backend = None
         if self._asks_backends:

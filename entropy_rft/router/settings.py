@@ -122,6 +122,8 @@ class RouterSettings(BaseSettings):
     ready_needs_features: bool = True
     """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
     false where a load balancer would otherwise remove every replica at once."""
+    tracing: bool = False
+    """OpenTelemetry spans, which go where the environment's OTEL_ variables say; needs the extra `otel`."""
     reload: Literal["signal", "watch", "off"] = "signal"
     """Whether probe and strategies are loaded again on SIGHUP, or also when their files change (`watch`)."""
     cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)

@@ -10,6 +10,7 @@ import orjson
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.in_process import ASGIResponse
+from entropy_rft.router.tracing import Attempt
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -40,6 +41,7 @@ class Upstream:
     __slots__ = (
         "_between_s",
         "_response",
+        "_span",
         "_trial",
         "backend",
         "body",
@@ -52,7 +54,12 @@ class Upstream:
     )
 
     def __init__(
-        self, backend: Backend, trial: int, response: aiohttp.ClientResponse | ASGIResponse, between_s: float
+        self,
+        backend: Backend,
+        trial: int,
+        response: aiohttp.ClientResponse | ASGIResponse,
+        between_s: float,
+        span: Attempt | None = None,
     ) -> None:
         self.backend = backend
         self.status = response.status
@@ -76,6 +83,9 @@ class Upstream:
         self._response = response
         self._trial: int | None = trial
         self._between_s = between_s
+        self._span = span
+        if span is not None:
+            span.answered(self.status)
 
     async def fill(self, limit: int) -> None:
         """Read the first piece of a stream, or a plain answer up to `limit` bytes.
@@ -129,6 +139,8 @@ class Upstream:
             self._response.close()
         self.backend.ended(self._trial)
         self._trial = None
+        if self._span is not None:
+            self._span.end(self.complete)
 
     def _check_head(self) -> None:
         """Checked here, because our server could not send an error once it has begun to send this head."""
