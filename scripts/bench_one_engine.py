@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """What one engine costs beside a plain server and beside two engines, on a real vLLM; and limits on the thinking.
 
-    python scripts/bench_one_engine.py start --model smollm2 --state state.json   # servers; they stay
-    python scripts/bench_one_engine.py measure --state state.json --seconds 240   # again and again: results are added
-    python scripts/bench_one_engine.py stop --state state.json
-    python scripts/bench_one_engine.py thinking                                   # starts and ends its own server
+    python scripts/bench_one_engine.py start --model smollm2    # servers; they stay
+    python scripts/bench_one_engine.py measure --seconds 240    # again and again: results are added
+    python scripts/bench_one_engine.py stop
+    python scripts/bench_one_engine.py thinking                 # starts and ends its own server
 
 `measure` asks new questions of 64, 512 and 2,048 tokens, streamed, one at a time, and takes the time to the first
 token of the answer. The deployments take turns in each round, so that the machine's other work meets all of them:
@@ -41,7 +41,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from bench_statistics import RESULTS, environment, write
@@ -50,6 +50,7 @@ from entropy_rft.difficulty import DifficultyProbe
 from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.models.sources import model_source
 
+STATE = Path(gettempdir()) / "one-engine-servers.json"
 LENGTHS = (64, 512, 2048)
 DEPLOYMENTS = ("plain", "router", "middleware", "two engines", "local")
 GOALS = (
@@ -79,7 +80,9 @@ def arguments() -> argparse.Namespace:
     measure.add_argument("--note", default="")
     stop = verbs.add_parser("stop")
     for verb in (start, measure, stop):
-        verb.add_argument("--state", type=Path, required=True, help="file that names the servers")
+        verb.add_argument(
+            "--state", type=Path, default=STATE, help="file that names the servers (default: %(default)s)"
+        )
     thinking = verbs.add_parser("thinking")
     thinking.add_argument("--model", default="modulo_reasoner")
     thinking.add_argument("--task", default="modulo")

@@ -33,6 +33,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from bench_statistics import RESULTS, write
 from load_generator import load, questions, run
 from router_report import added, combined, line, table, targets
@@ -45,6 +46,7 @@ from processes import ServerProcess, router_process  # noqa: E402
 
 LITELLM = "1.106.2"
 CONCURRENCY = (1, 16, 64, 256)
+MODES = ("plain", "streamed")
 WORDS = 16  # of a streamed answer
 CACHED = 64  # questions
 PACKAGES = ("entropy_rft", "aiohttp", "httptools", "orjson", "starlette", "uvicorn", "uvloop")
@@ -56,10 +58,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setup", action="store_true", help=f"install LiteLLM {LITELLM} into .venv-litellm")
     parser.add_argument("--quick", action="store_true", help="a quick check, not a measurement")
     parser.add_argument("--concurrency", type=int, nargs="+", default=list(CONCURRENCY))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of the answers")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
     parser.add_argument("--memory-requests", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1, help="of the router; several are not pinned to cores")
     parser.add_argument("--no-pin", action="store_true", help="let the system choose the cores")
     parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
@@ -79,6 +83,7 @@ class Contender:
     process: ServerProcess
     model: str = "stub"
     new_questions: bool = False
+    beside: tuple[int, ...] = ()  # the processes of the stubs
 
     def bodies(self, stream: bool) -> Iterator[bytes]:
         if not self.new_questions:
@@ -104,39 +109,44 @@ def measure(contender: Contender, concurrency: int, stream: bool, seconds: float
         return lambda: load(url, until(duration, ask), concurrency=concurrency, stream=stream)
 
     warm_up = run(phase(min(1.0, seconds / 4)))
-    before = cpu_seconds(contender.process.pid)
+    before, others_before = cpu_seconds(contender.process.pid), others(contender)
     measured = warm_up if warm_up.errors else run(phase(seconds))
     summary = measured.summary()
     # The server's own work, which does not depend on what else the machine does.
-    after = cpu_seconds(contender.process.pid)
-    if before is not None and after is not None and measured.totals:
-        summary["cpu_ms"] = round(1e3 * (after - before) / len(measured.totals), 4)
+    used = cpu_seconds(contender.process.pid) - before
+    if measured.totals:
+        summary["cpu_ms"] = round(1e3 * used / len(measured.totals), 4)
+        summary["cores"] = round(used / measured.seconds, 3)
+        summary["cores_of_load_and_stubs"] = round((others(contender) - others_before) / measured.seconds, 3)
     return summary
+
+
+def others(contender: Contender) -> float:
+    """CPU seconds of the load, in this process, and of the stubs."""
+    stubs = (pid for pid in contender.beside if pid != contender.process.pid)
+    return sum(psutil.Process().cpu_times()[:2]) + sum(cpu_seconds(pid) for pid in stubs)
 
 
 def measure_all(contenders: list[Contender], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Medians over the rounds, the contenders taking turns."""
     results = []
-    for stream, concurrency in itertools.product((False, True), options.concurrency):
+    for mode, concurrency in itertools.product(options.modes, options.concurrency):
         rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
         for _ in range(options.rounds):
             for contender in contenders:
-                rounds[contender.name].append(measure(contender, concurrency, stream, options.seconds))
-        for name, measured in rounds.items():
-            result = {"contender": name, "mode": "streamed" if stream else "plain", "concurrency": concurrency}
-            result |= combined(measured)
+                measured = measure(contender, concurrency, mode == "streamed", options.seconds)
+                rounds[contender.name].append(measured)
+        for name, turns in rounds.items():
+            result = {"contender": name, "mode": mode, "concurrency": concurrency} | combined(turns)
             results.append(result)
             print(line(result), flush=True)
     return results
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """What a process and its threads have used so far; ``None`` where the system does not report it."""
-    path = Path(f"/proc/{pid}/stat")
-    if not path.exists():
-        return None
-    fields = path.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> float:
+    """What a process and those that it started have used so far."""
+    first = psutil.Process(pid)
+    return sum(sum(process.cpu_times()[:2]) for process in (first, *first.children(recursive=True)))
 
 
 def resident_mib(pid: int) -> float:
@@ -184,7 +194,8 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
     pooling = stack.enter_context(stub_process(directory / "pooling.log", "--pooling", "128"))
     stub.wait_until_ready(60)
     pooling.wait_until_ready(60)
-    settings = {"probe": "embedded", "backends": [stub.url], "log_level": "warning"}
+    settings = {"probe": "embedded", "backends": [stub.url], "workers": options.workers}
+    settings["log_level"] = "warning" if options.workers == 1 else "info"
     pooled = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 10_000}
 
     def router(name: str, features: dict[str, Any]) -> ServerProcess:
@@ -206,7 +217,11 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
         contenders = [c for c in contenders if c.name == "stub" or any(word in c.name for word in options.only)]
     for contender in contenders:
         contender.process.wait_until_ready(180)
-    if not options.no_pin:
+        if options.workers > 1 and contender.name.startswith("router"):
+            while "the router listens" not in contender.process.said():  # /ready is answered by the first worker
+                time.sleep(0.05)
+        contender.beside = (stub.pid, pooling.pid)
+    if not options.no_pin and options.workers == 1:
         pin({c.process.pid for c in contenders[1:]}, {stub.pid, pooling.pid, os.getpid()})
     return contenders
 
@@ -286,6 +301,7 @@ def main() -> int:
     if litellm is None:
         print("LiteLLM is left out: give --litellm EXECUTABLE or --setup")
     result: dict[str, Any] = {"environment": environment(options.note, litellm), "seconds": options.seconds}
+    result["workers"] = options.workers
     with TemporaryDirectory() as temporary, ExitStack() as stack:
         contenders = start_all(stack, Path(temporary), litellm, options)
         result["results"] = measure_all(contenders, options)
@@ -294,7 +310,7 @@ def main() -> int:
         memory = None
         if router is not None and options.memory_requests:
             memory = result["memory"] = watch_memory(router, options.memory_requests)
-        result["targets"] = targets(result["added"], memory)
+        result["targets"] = targets(result["results"], result["added"], memory)
     print("\n" + table(result))
     write(options.output, result)
     failed = any(each["errors"] for each in result["results"]) or bool(result.get("memory", {}).get("errors"))

@@ -10,7 +10,7 @@ from typing import Any
 def combined(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of every number; counts are summed, and each round is kept."""
     first_error = next((each["first_error"] for each in rounds if each["errors"]), None)
-    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second"))]
+    numbers = [key for key in rounds[0] if key.endswith(("_ms", "per_second")) or key.startswith("cores")]
     middle = {
         key: statistics.median(values) if (values := [r[key] for r in rounds if r.get(key) is not None]) else None
         for key in numbers
@@ -48,7 +48,19 @@ def added(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[dict[str, Any]]:
+def tail(results: list[dict[str, Any]], concurrency: int) -> float | None:
+    """How many times its p50 a router's p99 is: the most of all contenders and modes at this concurrency."""
+    measured = [
+        each["p99_ms"] / each["p50_ms"]
+        for each in results
+        if each["contender"].startswith("router") and each["concurrency"] == concurrency and not each["errors"]
+    ]
+    return round(max(measured), 2) if measured else None
+
+
+def targets(
+    results: list[dict[str, Any]], rows: list[dict[str, Any]], memory: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     """The targets, and the measured values."""
 
     def value(concurrency: int, key: str) -> float | None:
@@ -67,6 +79,8 @@ def targets(rows: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[d
             value(64, "share_of_litellm_p99"),
             lambda v: v <= 0.1,
         ),
+        ("at concurrency 64 p99 at most 4 times p50", tail(results, 64), lambda v: v <= 4),
+        ("at concurrency 256 p99 at most 4 times p50", tail(results, 256), lambda v: v <= 4),
         (
             "memory over the second half of the requests grows by at most 2 %",
             memory["second_half_growth"] if memory else None,

@@ -20,6 +20,7 @@ FLAGS: dict[str, str] = {
     "strategies": "YAML file of strategies (default: the probe's)",
     "placement": "of an instruction: system, or user_end, the end of the last user message (default: the probe's)",
     "backends": "addresses, separated by commas (default: the embedded model answers)",
+    "affinity": "conversation: its turns go to one backend; none: fewest outstanding requests (default: none)",
     "mode": "route, or shadow: decide and measure, but change no request (default: route)",
     "rollout": "share of the conversations that get strategies (default: 1)",
     "rollout_salt": "another text chooses other conversations (default: empty)",
@@ -27,6 +28,7 @@ FLAGS: dict[str, str] = {
     "max_tokens": "budget of an answer where a client gives none (default: the backends' context length)",
     "client_max_tokens": "meaning of a client's limit: override or budget (default: override)",
     "client_reasoning_effort": "override: a client's is passed on; difficulty: it chooses one (default: override)",
+    "keep_difficulty": "whether an agent's turn keeps its highest difficulty (default: true)",
     "ready_needs_features": "whether /ready is 503 while the feature source is down (default: true)",
     "reload": "load probe and strategies again: signal (SIGHUP), watch (also changed files) or off (default: signal)",
     "tracing": "OpenTelemetry spans, configured by OTEL_ variables; needs the extra otel (default: false)",
@@ -36,6 +38,7 @@ FLAGS: dict[str, str] = {
     "log_format": "json or text (default: json)",
     "log_level": "debug, info, warning or error (default: info)",
     "request_id_header": "(default: x-request-id)",
+    "workers": "processes that answer requests (default: 1)",
     "drain_s": "seconds that requests in progress may take after SIGTERM (default: 300)",
     "drain_delay_s": "seconds that new requests are still accepted after SIGTERM (default: 0)",
 }

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -50,6 +50,7 @@ class RouterApp:
         metrics: with its registry.
         draining: the router is shutting down: /ready answers 503, and connections are not kept alive.
         failure: why it could not start.
+        elsewhere: of its pool, see there.
         pool, generate, reloader: set once it has started.
     """
 
@@ -67,6 +68,7 @@ class RouterApp:
         self.features = features
         self.draining = False
         self.failure: Exception | None = None
+        self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self.pool: Pool
         self.generate: Generate
         self._parts: Parts
@@ -148,6 +150,7 @@ class RouterApp:
             stack.push_async_callback(_in_thread, server.close)
             backends = [BackendSettings(url=await loop.run_in_executor(None, server.start), name=EMBEDDED)]
         self.pool = Pool(settings, [Backend(each, settings.breaker) for each in backends])
+        self.pool.elsewhere = self.elsewhere
         stack.push_async_callback(self.pool.close)
         await self.pool.start()
         given = self.features is not None
@@ -210,7 +213,8 @@ class RouterApp:
         answer, query = request.path_params["answer"], request.scope["query_string"].decode("latin-1")
         if not (_ANSWER.fullmatch(answer) and _QUERY.fullmatch(query)):
             raise HTTPException(404)
-        path = f"{request.url.path}?{query}" if query else request.url.path
+        path = _path(request)
+        path = f"{path}?{query}" if query else path
         method = "GET" if request.method == "HEAD" else request.method
         identity = self.generate.request_id(headers)
 
@@ -235,23 +239,30 @@ class RouterApp:
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            message, code = f"there is no {request.url.path[:200]}", "not_found"
+            message, code = f"there is no {_path(request)[:200]}", "not_found"
         elif error.status_code == 405:
-            message, code = f"{request.method} is not allowed for {request.url.path[:200]}", "method_not_allowed"
+            message, code = f"{request.method} is not allowed for {_path(request)[:200]}", "method_not_allowed"
         else:
             message, code = str(error.detail), None
         headers = {"content-type": "application/json", **self._identity(request), **(error.headers or {})}
-        shape = errors_of(request.url.path)
+        shape = errors_of(_path(request))
         return Response(shape.body(error.status_code, message, code, None), error.status_code, headers)
 
     async def _router_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RouterError)
         headers = {name.decode(): value.decode() for name, value in error.headers()}
-        shape = errors_of(request.url.path)
+        shape = errors_of(_path(request))
         return Response(error.body(shape), shape.status(error.status), {**headers, **self._identity(request)})
 
     async def _own_error(self, request: Request, error: Exception) -> Response:
         return await self._router_error(request, RouterError(500, "the router failed", "internal_error"))
+
+
+def _path(request: Request) -> str:
+    """The path that was routed. Not that of `request.url`: it is made of the Host header, which some versions of
+    Starlette do not check, so that a client could choose what a backend is asked for."""
+    path: str = request.scope["path"]
+    return path
 
 
 async def _in_thread(function: Callable[[], Any]) -> None:

@@ -36,6 +36,7 @@ Probabilities = tuple[float, float, float]
 
 _INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would delay every other request
 _MAX_TOKENIZING = 64  # questions that wait for that thread
+_OWN_SERVER_SECONDS = 120.0
 _MAX_FLIGHTS = 4_096  # questions in progress, whatever the limits of the source
 
 
@@ -337,7 +338,9 @@ def build_features(
                 "features.kind vllm asks the backends, and there are none: give backends, or features.url"
             )
         named = wanted.model or settings.served_model_name
-        states = VLLMServed(servers, model=named, digest=probe.digest(), session=session)
+        # In the server's own process only the deadline of a request limits the time: its first answer may take long.
+        patience = {} if session is None else {"timeout": _OWN_SERVER_SECONDS}
+        states = VLLMServed(servers, model=named, digest=probe.digest(), session=session, **patience)
     else:
         raise UserValueError(f"features.kind must be vllm, vllm_pooling, sglang, local or none, not {wanted.kind!r}")
     tokenize = ChatTokenizer.from_pretrained(tokenizer or model)

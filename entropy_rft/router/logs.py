@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from typing import Any
 
 import orjson
 
+_logger = logging.getLogger("entropy_rft.router")
 # What every record has: anything else was given as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -53,7 +55,24 @@ def configure_logs(log_format: str, level: str, names: Sequence[str] = ("entropy
     if "uvicorn" not in names:
         return
     # Below this level uvicorn logs every request that is not HTTP, so any client could fill the log.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
+    errors = logging.getLogger("uvicorn.error")
+    errors.setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
+    errors.addFilter(_not_said_elsewhere)  # once, however often it is called
+
+
+def say_listening(host: str, port: int, **more: object) -> None:
+    """Log that the router can be asked."""
+    _logger.info("the router listens", extra={"host": host, "port": port, **more})
+
+
+def say_draining(sig: int, delay_s: float) -> None:
+    """Log that the router takes no new requests after `delay_s`, because of a signal."""
+    _logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay_s": delay_s})
+
+
+def _not_said_elsewhere(record: logging.LogRecord) -> bool:
+    """False for uvicorn's line that the application could not start: the command line's own line says why."""
+    return record.msg != "Application startup failed. Exiting."
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

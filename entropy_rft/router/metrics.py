@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -25,6 +27,7 @@ from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.router.arm_metrics import ArmMetrics
 from entropy_rft.router.backends import CLOSED, OPEN
 from entropy_rft.router.experiment import UNCHANGED
+from entropy_rft.router.shared_metrics import VARIABLE
 
 if TYPE_CHECKING:
     from entropy_rft.router.pool import Pool
@@ -54,6 +57,9 @@ class Metrics:
     ) -> None:
         self._state: _State | None = None
         self.registry = registry = CollectorRegistry()
+        self._register: Callable[[Any], None] = registry.register
+        self.publish: Callable[[], None] = lambda: None
+        """Makes the latest state known to other workers."""
         if process:
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
@@ -117,21 +123,32 @@ class Metrics:
             "entropy_rft_tokens_extra_estimate", "The same, summed where the strategy costs more", registry=registry
         )
         self.retries = Counter("entropy_rft_retries", "Requests that were sent to a backend again", registry=registry)
-        self.in_flight = Gauge("entropy_rft_in_flight", "Requests being answered now", registry=registry)
-        self.ready = Gauge("entropy_rft_ready", "Whether /ready answers 200", registry=registry)
+        # The modes say how the values of several workers become one.
+        self.in_flight = Gauge(
+            "entropy_rft_in_flight", "Requests being answered now", registry=registry, multiprocess_mode="livesum"
+        )
+        self.ready = Gauge(
+            "entropy_rft_ready", "Whether /ready answers 200", registry=registry, multiprocess_mode="livemin"
+        )
         self.feature_up = Gauge(
-            "entropy_rft_feature_up", "Whether the feature source answers; NaN where there is none", registry=registry
+            "entropy_rft_feature_up",
+            "Whether the feature source answers; NaN where there is none",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.feature_up.set(math.nan)
-        info = Gauge("entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry)
+        info = Gauge(
+            "entropy_rft_build_info", "Always 1", ["version", "model"], registry=registry, multiprocess_mode="max"
+        )
         info.labels(__version__, model).set(1)
-        Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry).set(time.time())
-        self._digest = ""
+        start = Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry, multiprocess_mode="min")
+        start.set(time.time())
         self._probe = Gauge(
             "entropy_rft_probe_info",
-            "1 for the digest of the probe in use, 0 for those before it",
+            "Always 1; the label is the beginning of the digest of the probe in use",
             ["digest"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         reloads = Counter(
             "entropy_rft_reloads",
@@ -139,6 +156,7 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._digest = ""
         self._reloads = {True: reloads.labels("ok"), False: reloads.labels("error")}
         self.watch_probe(mean_tokens or {}, "")
 
@@ -148,10 +166,12 @@ class Metrics:
 
     def watch_probe(self, mean_tokens: Mapping[str, float], digest: str) -> None:
         """Name the probe in use, and estimate by its mean lengths (see the class) from now on."""
-        if self._digest:
-            self._probe.labels(self._digest).set(0)  # removed it could not be where several processes share metrics
+        if self._digest and VARIABLE in os.environ:  # the files of several workers cannot lose a label
+            self._probe.labels(self._digest).set(0)
+        elif self._digest:
+            self._probe.remove(self._digest)
         self._digest = digest[:12]
-        if digest:
+        if self._digest:
             self._probe.labels(self._digest).set(1)
         mean = dict(mean_tokens)
         usual = mean.get("normal")
@@ -206,12 +226,19 @@ class Metrics:
     def watch(self, pool: Pool, features: Any) -> None:
         """Let scrapes read the backends' state and the feature cache's."""
         self._state = _State(pool, features)
-        self.registry.register(self._state)
+        self._register(self._state)
 
     def watch_features(self, features: Any) -> None:
         """Let scrapes read the cache of these features from now on."""
         if self._state is not None:
             self._state.features = features
+
+    def share(self, directory: Path) -> None:
+        """From now on `registry` has what all workers count; call it before `watch`. See `shared_registry`."""
+        from entropy_rft.router.shared_metrics import shared_registry
+
+        self.registry, published = shared_registry(directory)
+        self._register, self.publish = published.add, published.publish
 
 
 class _State:

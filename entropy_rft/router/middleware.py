@@ -103,8 +103,11 @@ class RouterMiddleware:
     async def _live(self, scope: Any, receive: Receive, send: Send) -> None:
         """The lifespan of the application below, in which the router's own lies."""
         stack = contextlib.AsyncExitStack()
+        failed = False
 
         async def ending() -> Any:
+            if failed:  # the server sends nothing more; the application ends what it has started
+                return {"type": "lifespan.shutdown"}
             message = await receive()
             if message["type"] == "lifespan.shutdown":
                 self._parts = None
@@ -112,6 +115,9 @@ class RouterMiddleware:
             return message
 
         async def starting(message: Any) -> None:
+            nonlocal failed
+            if failed:
+                return
             if message["type"] == "lifespan.startup.complete":
                 try:
                     await self._start(scope, stack)
@@ -119,6 +125,7 @@ class RouterMiddleware:
                     await stack.aclose()
                     if not isinstance(error, UserMistake):
                         logger.exception("the router could not be started")
+                    failed = True
                     message = {"type": "lifespan.startup.failed", "message": f"entropy_rft: {error}"}
             await send(message)
 
@@ -157,6 +164,7 @@ class RouterMiddleware:
 
         parts = await assembled(loaded, features, pool, checked, stack, passed=passed)
         readiness = Readiness(settings, pool, features, loaded.metrics)
+        await readiness.missing()  # the metrics are right from the first request on
         stack.push_async_callback(cancelled, asyncio.create_task(readiness.keep()))
         reading = Reading(lambda: settings)
         if self._settings is None:

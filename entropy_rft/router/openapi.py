@@ -268,9 +268,11 @@ def _answers(dialect: Dialect) -> dict[str, Any]:
     """What the router may answer instead of a backend."""
     described = {
         400: "The request cannot be understood.",
+        404: "A backend does not know the model.",
         408: "The body came too slowly.",
         413: "The body is too large.",
         415: "The body is compressed.",
+        422: "A backend refuses a value.",
         429: "Every backend asks for a pause.",
         500: "The router or a backend failed.",
         502: "No backend gave an answer.",

@@ -26,6 +26,7 @@ EFFORT_DIFFICULTIES = {"low": Difficulty.EASY, "medium": Difficulty.NORMAL, "hig
 REASONS = (
     "probe",  # the probe was asked and its confidence is high enough
     "client",  # the request gives its difficulty itself
+    "turn",  # an earlier request of the same turn was harder; see turns.py
     "low_confidence",
     "image",  # a part of a message is not text: the probe is not trained for it
     "item",  # an item of the input is neither a message, a call of a function or its result, nor reasoning
@@ -36,7 +37,7 @@ REASONS = (
     "feature_error",
     "control",  # the conversation is in the arm without strategies
 )
-"""Why a request got its difficulty; all but the first two mean Normal because there is no other choice, and `control`
+"""Why a request got its difficulty; all but the first three mean Normal because there is no other choice, and `control`
 that nothing was decided."""
 
 

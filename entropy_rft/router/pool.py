@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from entropy_rft.router.affinity import affine
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
 
@@ -28,6 +29,10 @@ class Pool:
         settings: of the router.
         backends: state of each, in the configured order.
         session: asks them; by default one is opened that does so over the network. It is closed with the pool.
+
+    Attributes:
+        elsewhere: set where another process checks the backends: waits until it has told what it found, and applies
+            what it tells from then on.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Pool:
         self.session: aiohttp.ClientSession | ASGISession
         if session is not None:
             self.session = session
+        self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
         self._turn = 0
         self._checks: asyncio.Task[None] | None = None
 
@@ -45,16 +51,21 @@ class Pool:
         """Open the session and check every backend once, then keep checking."""
         if not hasattr(self, "session"):
             self.session = self._opened()
+        if self.elsewhere is not None:
+            await self.elsewhere(self)
+            return
         await asyncio.gather(*(self._check(backend) for backend in self.backends))
         self._checks = asyncio.create_task(self._keep_checking())
 
     def _opened(self) -> aiohttp.ClientSession:
         import aiohttp
 
+        from entropy_rft.router.unreadable import reporting
+
         timeouts = self.settings.timeouts
         return aiohttp.ClientSession(
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4),
+            connector=reporting(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4)),
             timeout=aiohttp.ClientTimeout(
                 # `connect` includes the DNS lookup, `sock_connect` does not.
                 total=None,
@@ -94,6 +105,10 @@ class Pool:
             if best is None or load < best_load:
                 best, best_load = backend, load
         return best
+
+    def affine(self, key: bytes, now: float) -> Backend | None:
+        """The backend of the conversation that begins with `key`; ``None`` when none may be asked now."""
+        return affine(key, [each for each in self.backends if each.up is not False and each.blocked_s(now) <= 0])
 
     def wait_s(self, now: float, among: Collection[Backend] | None = None) -> float:
         """Seconds after which a backend, of all or `among` these, may be asked again."""

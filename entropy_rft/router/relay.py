@@ -16,7 +16,9 @@ from entropy_rft.router.upstream import Headers, Upstream
 logger = logging.getLogger("entropy_rft.router")
 
 Send = Callable[[Any], Awaitable[None]]
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+# An empty line, whatever ends the lines: LF, CR LF or CR. The LF of a last CR LF may come with the next piece.
+_EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r", b"\r\r\n")
+_LONGEST_END = 3
 _LONGEST_EVENT = 2**20  # most bytes buffered until an event is whole
 
 
@@ -69,7 +71,9 @@ class Relay:
         Raises:
             Truncated: the backend died in the middle of a plain answer.
         """
-        if upstream.complete and not upstream.stream:
+        if upstream.complete and (
+            not upstream.stream or upstream.status == 204
+        ):  # which has no body, so no event either
             upstream.close()
             await self.whole(upstream.status, upstream.headers, upstream.body)
         elif upstream.stream:
@@ -103,20 +107,21 @@ class Relay:
     async def _events(self, upstream: Upstream) -> None:
         """A stream of events. An event is passed on when it is whole, so that an error can follow it at any time."""
         await self._start(upstream.status, upstream.headers)
-        piece, held = upstream.body, b""
+        piece, held = upstream.body, bytearray()
         inside = False  # an event that is too long to be buffered
         at_end = False  # the last event has arrived: then nothing is lost, even if the connection breaks
         upstream.body = b""
         error: BaseException | None = None
         while piece:
             self._remember(piece)
-            if held:
-                piece, held = held + piece, b""
-            at_end = at_end or self._dialect.stream_end.search(piece) is not None
-            if not piece.endswith(_EVENT_ENDS) and len(piece) < _LONGEST_EVENT:
-                end = _events_end(piece)
-                piece, held = piece[:end], piece[end:]
+            if held or not piece.endswith(_EVENT_ENDS):
+                searched = len(held)
+                held += piece
+                end = len(held) if len(held) >= _LONGEST_EVENT else _events_end(held, searched)
+                piece = bytes(held[:end])
+                del held[:end]
             if piece:
+                at_end = at_end or self._dialect.stream_end.search(piece) is not None
                 inside = not piece.endswith(_EVENT_ENDS)
                 await self._piece(piece)
             try:
@@ -124,6 +129,7 @@ class Relay:
             except (aiohttp.ClientError, asyncio.TimeoutError) as caught:
                 error = caught
                 break
+        at_end = at_end or self._dialect.stream_end.search(held) is not None
         if (error is not None or upstream.ends_with_connection()) and not at_end:
             self._lost(upstream, error)
             name, event = upstream.backend.name, self._dialect.errors.event
@@ -137,7 +143,7 @@ class Relay:
             return
         upstream.close()
         self.finished = True
-        await self._piece(held, more=False)
+        await self._piece(bytes(held), more=False)
 
     def _remember(self, piece: bytes) -> None:
         self.tail = piece[-USAGE_TAIL:] if len(piece) >= USAGE_TAIL else (self.tail + piece)[-USAGE_TAIL:]
@@ -161,7 +167,10 @@ class Relay:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _events_end(piece: bytes) -> int:
-    """Where the last whole event ends; 0 where there is none."""
-    lf, crlf = piece.rfind(b"\n\n"), piece.rfind(b"\r\n\r\n")
-    return max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
+def _events_end(held: bytearray, searched: int) -> int:
+    """Where the last whole event ends; 0 where none does. No event ends within the first `searched` bytes.
+
+    They are not searched again: a long event in many pieces would take quadratic time, and delay every other request.
+    """
+    start = max(0, searched - _LONGEST_END)
+    return max(at + len(end) if (at := held.rfind(end, start)) >= 0 else 0 for end in _EVENT_ENDS)

@@ -88,7 +88,7 @@ class Reloader:
             return
         self._tasks.add(asyncio.create_task(self._work()))
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._wanted.set)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.request)
             self.listens = True
         if how == "watch":
             self._tasks.add(asyncio.create_task(self._watch()))
@@ -100,6 +100,10 @@ class Reloader:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._retiring, return_exceptions=True)
+
+    def request(self) -> None:
+        """Reload soon."""
+        self._wanted.set()
 
     async def reload(self) -> bool:
         """Load again, and use what was loaded; ``False`` after a mistake, which is logged."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.router import policy
+from entropy_rft.router.affinity import beginning
+from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import DIALECTS
 from entropy_rft.router.experiment import Experiment
@@ -19,7 +21,9 @@ from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.policy import Budget, Decision, Endpoint
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
+from entropy_rft.router.tokenizing import Question
 from entropy_rft.router.tracing import CURRENT
+from entropy_rft.router.turns import Turns
 
 logger = logging.getLogger("entropy_rft.router")
 _QUIET_S = 10.0  # between two log lines about a feature source that fails
@@ -67,6 +71,9 @@ class Routing:
             knows_system_role = before._knows_system_role
         self._knows_system_role: bool | None = knows_system_role
         self._placement: Placement = placement
+        self._affine = settings.affinity == "conversation"
+        kept = None if before is None else before._turns
+        self._turns: Turns | None = (kept or Turns()) if settings.keep_difficulty else None
         self._takes_effort = settings.client_reasoning_effort == "difficulty"
         if knows_system_role is False and before is None:
             self._say_placement()
@@ -79,17 +86,29 @@ class Routing:
         """
         self._deciding += 1
         try:
-            return await self._decided(body, endpoint, header)
+            decision = await self._decided(body, endpoint, header)
         finally:
             self._deciding -= 1
             if self._idle is not None and not self._deciding:
                 self._idle.set()
+        if self._affine and decision.backend is None:
+            backend = self._backend(body, endpoint)
+            decision = decision if backend is None else replace(decision, backend=backend)
+        return decision
 
     async def idle(self) -> None:
         """Wait until no decision is in progress, after another routing has taken this one's place."""
         if self._deciding:
             self._idle = asyncio.Event()
             await self._idle.wait()
+
+    def _backend(self, body: Mapping[str, Any], endpoint: Endpoint) -> Backend | None:
+        """Of a request's conversation, where it can be read as one."""
+        dialect = DIALECTS[endpoint]
+        if endpoint != "chat" and dialect.unprobed(body) is not None:
+            return None
+        key = beginning(dialect.question(body).messages)
+        return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
     async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
         dialect = DIALECTS[endpoint]
@@ -114,7 +133,7 @@ class Routing:
             decision = (
                 policy.normal(reason) if reason is not None else await self._probed(self._features, body, endpoint)
             )
-        if decision.reason != "probe":
+        if decision.reason not in ("probe", "turn"):
             self._metrics.fell_back(decision.reason)
         return decision
 
@@ -127,9 +146,16 @@ class Routing:
             return found[0]
 
     async def _asked(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
-        start = perf_counter()
         asked = DIALECTS[endpoint].question(body)
-        backend = self._pool.choose(asyncio.get_running_loop().time()) if self._asks_backends else None
+        backend = None
+        if self._asks_backends:
+            backend = self._backend(body, endpoint) if self._affine else None
+            backend = backend or self._pool.choose(asyncio.get_running_loop().time())
+        decision = await self._answered(features, asked, backend)
+        return decision if self._turns is None else self._turns.kept(asked.messages, decision)
+
+    async def _answered(self, features: FeatureSource, asked: Question, backend: Backend | None) -> Decision:
+        start = perf_counter()
         if backend is not None:
             asked = replace(asked, server=backend.url)
         try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,12 +15,11 @@ import uvicorn
 from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserOSError, UserValueError
 from entropy_rft.router.app import RouterApp, create_app
+from entropy_rft.router.fairness import listening, settle_memory
 from entropy_rft.router.guard import guarded
-from entropy_rft.router.logs import configure_logs
+from entropy_rft.router.logs import configure_logs, say_draining, say_listening
 from entropy_rft.router.reloading import Reading
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
-
-logger = logging.getLogger("entropy_rft.router")
 
 
 class RouterServer(uvicorn.Server):
@@ -28,9 +27,10 @@ class RouterServer(uvicorn.Server):
 
     Args:
         app: of `create_app`.
+        on_started: called once, when it listens.
     """
 
-    def __init__(self, app: RouterApp) -> None:
+    def __init__(self, app: RouterApp, on_started: Callable[[], None] | None = None) -> None:
         settings = app.settings
         super().__init__(
             uvicorn.Config(
@@ -50,18 +50,33 @@ class RouterServer(uvicorn.Server):
             )
         )
         self.router = app
+        self._on_started = on_started
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal, on `sockets` (each accepts several connections at once) or the settings' address."""
+        await super().serve(None if sockets is None else [each for one in sockets for each in listening(one)])
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self.started:
-            logger.info("the router listens", extra={"host": self.config.host, "port": self.port})
+            if self._on_started is not None:
+                self._on_started()
+            self.say_listening()
 
     @property
     def port(self) -> int:
         """The port that it listens on, also where the settings have 0."""
         return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def say_listening(self) -> None:
+        """Log that it can be asked."""
+        say_listening(self.config.host, self.port)
+
+    def say_draining(self, sig: int) -> None:
+        """Log that it takes no new requests."""
+        say_draining(sig, self.router.settings.drain_delay_s)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Make /ready answer 503, and stop accepting requests after `drain_delay_s` (at once after a second signal)."""
@@ -72,7 +87,7 @@ class RouterServer(uvicorn.Server):
             self.should_exit = True
             return
         self.router.draining = True
-        logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay_s": delay})
+        self.say_draining(sig)
         if delay > 0:
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._exit)
         else:
@@ -120,9 +135,14 @@ def serve(settings: RouterSettings, reading: Reading | None = None) -> int:
     if reading is not None:
         again = reading.read
         reading = Reading(lambda: embedded_defaults(again()), reading.file)
+    if settings.workers > 1:
+        from entropy_rft.router.supervisor import supervise
+
+        listener = _listen(settings.host, settings.port)
+        return supervise(settings, listener, reading)
     app = create_app(embedded_defaults(settings), reading=reading)
     listener = _listen(settings.host, settings.port)
-    server = RouterServer(app)
+    server = RouterServer(app, settle_memory)
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn raises it where the application could not start

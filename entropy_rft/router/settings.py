@@ -88,6 +88,10 @@ class RouterSettings(BaseSettings):
     message. By default the probe's; another one than the probe's is refused. `system` without a probe."""
     backends: Annotated[list[BackendSettings], NoDecode] = Field(default_factory=list)
     """None: the embedded model answers."""
+    affinity: Literal["none", "conversation"] = "none"
+    """Which backend is asked: the one with the fewest outstanding requests, or the one that a conversation's beginning
+    hashes to, so that it has the earlier turns in its prefix cache; another one while that has more than 1.25 times its
+    share of the outstanding requests."""
     timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
     breaker: BreakerSettings = BreakerSettings()
@@ -113,6 +117,8 @@ class RouterSettings(BaseSettings):
     """A client's reasoning_effort (reasoning.effort of Responses, output_config.effort of Messages) overrides the
     strategy's, or low, medium and high stand for easy, normal and hard: they choose the strategy and are not passed
     on."""
+    keep_difficulty: bool = True
+    """Within a turn of an agent, the results of its tools included, the difficulty is never lowered."""
     ready_needs_features: bool = True
     """Whether /ready is 503 while the feature source is down. Requests are answered as Normal meanwhile. Use
     false where a load balancer would otherwise remove every replica at once."""
@@ -129,6 +135,9 @@ class RouterSettings(BaseSettings):
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     request_id_header: str = Field(default="x-request-id", pattern="^[a-z0-9-]+$")
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that answer requests. They share the port, the metrics, the status page and the checks of the backends;
+    each has its own cache of features, and its share of `limits.max_requests` and of each `max_outstanding`."""
     drain_s: float = Field(default=300.0, ge=0)
     """After SIGTERM, how long started requests may take."""
     drain_delay_s: float = Field(default=0.0, ge=0)
@@ -160,6 +169,12 @@ class RouterSettings(BaseSettings):
                 raise UserValueError(f"backends: {name!r} occurs twice: give each a name of its own")
         if self.features.kind != "none" and self.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
+        if self.workers > 1 and not self.backends:
+            raise UserValueError(
+                f"workers: {self.workers} need backends: the embedded model answers in one process (leave workers out)"
+            )
+        if self.workers > 1 and os.name != "posix":
+            raise UserValueError(f"workers: {self.workers} processes can share a port only on Linux and macOS")
         return self
 
     @classmethod

@@ -74,8 +74,10 @@ class StatusBoard:
     def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry
         self._clock = clock
-        self._started = clock()
-        self._points: deque[_Point] = deque([self._point(read(self._registry))], maxlen=POINTS + 1)
+        samples = read(self._registry)
+        began = single(samples, "start_time_seconds")
+        self._started = clock() - (0.0 if began is None else max(0.0, time.time() - began))
+        self._points: deque[_Point] = deque([self._point(samples)], maxlen=POINTS + 1)
         self._curves: deque[_Step] = deque(maxlen=POINTS)  # computed once each, because the page polls often
 
     async def run(self) -> None:

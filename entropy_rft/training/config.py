@@ -6,6 +6,7 @@ import ast
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
@@ -25,7 +26,7 @@ def _rule_fields() -> type:
     summaries = "; ".join(f"{name!r}: {_summary(rule)}" for name, rule in RULES.items())
     about = f"What is done with single tokens of a batch. {summaries}; {NO_RULE!r}: no rule, which is TRL's GRPO."
     made: dict[str, tuple[str, Any, Any]] = {
-        "entropy_clip": ("entropy_clip", str, field(default="clip_b", metadata={"help": about}))
+        "entropy_clip": ("entropy_clip", str, field(default=NO_RULE, metadata={"help": about}))
     }
     for each in _options().values():
         words = each.metadata["text"] or each.metadata["choices"] is not None
@@ -56,8 +57,8 @@ RuleFields: Any = _rule_fields()
 class EntropyGRPOConfig(RuleFields, GRPOConfig):
     """:class:`trl.GRPOConfig` plus a rule that drops or penalises tokens, and phase entropies.
 
-    `entropy_clip` names the rule, "none" or one of :data:`~entropy_rft.entropy.RULES` ("clip_b" is the default). Each
-    field of a rule is here with ``entropy_clip_`` before its name, such as `entropy_clip_mu_low`; None is the rule's
+    `entropy_clip` names the rule, "none" (the default) or one of :data:`~entropy_rft.entropy.RULES`. Each field of a
+    rule is here with ``entropy_clip_`` before its name, such as `entropy_clip_mu_low`; None is the rule's
     preset. Every field of :class:`trl.GRPOConfig` keeps its name, default and meaning.
 
     A dropped token's advantage becomes 0: it leaves the policy gradient, and stays in the denominator of the loss. (The
@@ -144,6 +145,12 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
 
     def __post_init__(self) -> None:
         self.build_entropy_clip()  # first, so that a mistake here is named before anything else is set up
+        unused = [_PREFIX + name for name in _options() if getattr(self, _PREFIX + name) is not None]
+        if unused and self.entropy_clip == NO_RULE:
+            warnings.warn(
+                f"{', '.join(sorted(unused))}: no effect: entropy_clip is none; set it to one of {', '.join(RULES)}",
+                stacklevel=3,
+            )
         _check_trls_fields(self)
         if not isinstance(self.think_end_token, str) or not self.think_end_token:
             raise UserValueError(f"think_end_token must be a non-empty string, got {self.think_end_token!r}")

@@ -52,8 +52,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
     """:class:`trl.GRPOTrainer` with entropy-discriminator clipping and phase entropies for rewards.
 
     The constructor is the same. A plain :class:`trl.GRPOConfig` gets the defaults of
-    :class:`~entropy_rft.EntropyGRPOConfig`, which clip by Clip_B. With ``entropy_clip="none"`` and ordinary rewards a
-    run is TRL's, bit for bit.
+    :class:`~entropy_rft.EntropyGRPOConfig`, which use no rule. Without a rule (``entropy_clip="none"``) and with
+    ordinary rewards a run is TRL's, bit for bit.
 
     The statistics are those of the policy that the batch was sampled from, computed from the hidden states in the
     forward pass that TRL makes for the old log-probabilities. Where TRL makes none (on-policy, aligned accumulation)

@@ -88,7 +88,7 @@ class Results:
         return self.directory / "runs" / f"{name}.json"
 
     def get(self, name: str, digest: str) -> RunResult | None:
-        """The run, if it is finished.
+        """The run, if it is finished; also under another name, as the point of a sweep that a search then chose.
 
         Raises:
             ValueError: a run of that name was made with other settings; the message names one.
@@ -96,7 +96,7 @@ class Results:
         path = self.path(name)
         if name not in self._read:
             if not path.is_file():
-                return None
+                return self._of_digest(digest)
             self._read[name] = RunResult.load(path)
         found = self._read[name]
         if found.digest != digest:
@@ -105,6 +105,12 @@ class Results:
                 "another --output"
             )
         return found
+
+    def _of_digest(self, digest: str) -> RunResult | None:
+        for path in (self.directory / "runs").glob("*.json"):
+            if path.stem not in self._read:
+                self._read[path.stem] = RunResult.load(path)
+        return next((run for run in self._read.values() if run.digest == digest), None)
 
     def seconds_per_completion(self) -> float | None:
         """Median over the finished runs; None before the first."""

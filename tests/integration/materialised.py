@@ -21,6 +21,7 @@ def measure(model_dir: str, output: Path, lora: bool) -> dict[str, Any]:
     args = EntropyGRPOConfig(
         output_dir=f"{output}-run",
         model_init_kwargs={"dtype": "float32"},
+        entropy_clip="clip_b",
         per_device_train_batch_size=4,
         num_generations=4,
         max_completion_length=8,

@@ -38,6 +38,7 @@ def recipe(tmp_path: Path, random_model_dir: Path) -> Path:
         "task_limit": 16,
         "rewards": ["pear", "varied:length_reward"],
         "pear_floor": 0.1,
+        "entropy_clip": "clip_b",
         "output_dir": str(tmp_path / "run"),
         "max_steps": 4,
         "per_device_train_batch_size": 8,

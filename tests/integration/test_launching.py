@@ -52,7 +52,7 @@ def check_run(result: subprocess.CompletedProcess[str], run: Path, engine: str) 
     assert (described["processes"], described["engine"]) == (2, engine)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged] == [1, 2]
-    assert all(entry["entropy_clip/sigma"] > 0 for entry in logged)
+    assert all(entry["entropy_clip/entropy"] > 0 for entry in logged)
     assert (run / "model.safetensors").is_file()
 
 
@@ -190,7 +190,7 @@ def test_our_own_flag_launches_and_the_exit_code_of_the_processes_comes_back(tmp
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (described["processes"], described["engine"]) == (2, "ddp")
     (logged,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(logged)["entropy_clip/sigma"] > 0
+    assert json.loads(logged)["entropy_clip/entropy"] > 0
     assert result.returncode == 7, result.stderr[-4000:]
     assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; its output is above"
     assert "hf_secret" not in result.stdout + result.stderr

@@ -14,7 +14,12 @@ from entropy_rft.training.micro_batch import micro_batch
 pytestmark = pytest.mark.integration
 
 CLIP = EntropyClip.two_sided("clip_b", 0.5)
-FIELDS = {"entropy_clip_mu_low": 0.5, "entropy_clip_mu_high": 0.5, "entropy_clip_advantages": "all"}
+FIELDS = {
+    "entropy_clip": "clip_b",
+    "entropy_clip_mu_low": 0.5,
+    "entropy_clip_mu_high": 0.5,
+    "entropy_clip_advantages": "all",
+}
 SEVERAL: dict[str, dict[str, Any]] = {
     "iterations": {"num_iterations": 2},
     "iterations and accumulation": {

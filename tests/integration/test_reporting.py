@@ -58,6 +58,7 @@ def reported(random_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
         "task": DEFAULT_TASK,
         "task_limit": 16,
         "rewards": ["pear", "ours:length"],
+        "entropy_clip": "clip_b",
         "entropy_clip_mu_low": 0.2,
         "output_dir": "run",
         "max_steps": STEPS,

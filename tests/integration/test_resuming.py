@@ -42,6 +42,7 @@ def start(tmp_path: Path, random_model_dir: Path, monkeypatch: pytest.MonkeyPatc
         "task": "jsonl",
         "task_path": str(tmp_path / "rows.jsonl"),
         "rewards": ["resumed_rewards:reward"],
+        "entropy_clip": "clip_b",
         "output_dir": str(tmp_path / "run"),
         "max_steps": 1,
         "per_device_train_batch_size": 4,

@@ -452,6 +452,7 @@ def metric_names() -> set[str]:
     metrics.watch(Pool(), Features())  # type: ignore[arg-type]
     metrics.ended("chat", "easy", "200")
     metrics.fell_back("image")
+    metrics.applied("easy", ["temperature"])
     registry: CollectorRegistry = metrics.registry
     return {sample.name for family in registry.collect() for sample in family.samples}
 

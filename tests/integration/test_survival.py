@@ -44,6 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
         "task_limit": 12,  # several epochs, whose ends fall between the first step and the last
         "rewards": ["pear", "saboteur:reward"],
         "pear_floor": 0.1,
+        "entropy_clip": "clip_b",
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
         "num_generations": 2,
@@ -338,7 +339,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for directory in mounted:
-        subprocess.run(["umount", str(directory)], check=True)
+        # Lazily: helpers of processes that have just ended may be there for a moment more.
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def test_a_full_disk_at_each_point_of_a_checkpoint(

@@ -34,6 +34,7 @@ class StubApp:
     Attributes:
         requests: what it was asked, health checks left out.
         disconnects: requests whose client left before the end.
+        ended: its lifespan is over.
         step: set by a test, so that a stream goes on by one piece.
     """
 
@@ -43,6 +44,7 @@ class StubApp:
         self.requests: list[Request] = []
         self.scopes: list[Any] = []
         self.disconnects = 0
+        self.ended = asyncio.Event()
         self.step: asyncio.Semaphore | None = None
         self.state = SimpleNamespace(args=SimpleNamespace(api_key=list(keys), model=DEFAULT_MODEL, tokenizer=None))
 
@@ -50,8 +52,9 @@ class StubApp:
         if scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
-            await receive()
+            assert (await receive())["type"] == "lifespan.shutdown"
             await send({"type": "lifespan.shutdown.complete"})
+            self.ended.set()
             return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})

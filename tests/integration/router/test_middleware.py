@@ -461,8 +461,11 @@ def test_a_mistake_is_one_line_before_the_server_is_ready(
     app = StubApp(with_probe("ffffff"))
 
     async def main() -> None:
-        async with live(RouterMiddleware(app), app):
-            raise AssertionError("it has started")
+        try:
+            async with live(RouterMiddleware(app), app):
+                raise AssertionError("it has started")
+        finally:
+            await asyncio.wait_for(app.ended.wait(), 10)  # what it had started it has ended
 
     with pytest.raises(AssertionError, match=message) as failure:
         asyncio.run(main())

@@ -23,12 +23,24 @@ CHECKED = (
 )
 
 
-def schemathesis(router: RunningRouter, directory: Path, *arguments: str) -> str:
+def schemathesis(
+    router: RunningRouter, directory: Path, *arguments: str, checks: str = CHECKED, examples: int = 40
+) -> str:
+    """What it says; its findings are an assertion."""
     """Run its own command; what it found is the message of a failure."""
     result = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{router.url}/openapi.json"),
-            *("--phases", "examples,coverage,fuzzing", "--checks", CHECKED, "--max-examples", "40", "--seed", "1"),
+            *(
+                "--phases",
+                "examples,coverage,fuzzing",
+                "--checks",
+                checks,
+                "--max-examples",
+                f"{examples}",
+                "--seed",
+                "1",
+            ),
             *("--suppress-health-check", "all", "--request-timeout", "30", "--warnings", "off", "--no-color"),
             *("--continue-on-failure", *arguments),
         ],

@@ -118,6 +118,16 @@ def test_a_run_with_other_settings_is_not_taken(plan: Plan, results: Results, fi
         runs_due(other, results)
 
 
+def test_a_run_is_found_under_another_name(plan: Plan, results: Results, finish: Callable[..., None]) -> None:
+    """A search may choose what is a sweep's point already; it is not trained twice."""
+    swept = plan.sweep_runs("mu", {})[1.5][0]
+    finish(swept)
+    chosen = plan.mains("clip_b", {"entropy_clip_mu_low": 1.5})[swept.seed]
+    assert chosen.name != swept.name
+    assert results.get(chosen.name, chosen.digest) is not None
+    assert results.get("grpo-seed0", plan.mains("grpo", {})[0].digest) is None
+
+
 def test_a_half_written_result_is_named(plan: Plan, results: Results) -> None:
     path = results.path("start-seed0")
     path.parent.mkdir(parents=True)

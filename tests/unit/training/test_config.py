@@ -18,12 +18,18 @@ CPU = {"bf16": False, "use_cpu": True, "report_to": []}
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
-        ({}, ClipB()),
+        ({}, None),
         ({"entropy_clip": "none"}, None),
+        ({"entropy_clip": "clip_b"}, ClipB()),
         ({"entropy_clip": "clip_v"}, ClipV()),
-        ({"entropy_clip_mu_low": 2.0}, ClipB(mu_low=2.0)),
+        ({"entropy_clip": "clip_b", "entropy_clip_mu_low": 2.0}, ClipB(mu_low=2.0)),
         (
-            {"entropy_clip_mu_low": 2, "entropy_clip_mu_high": 2, "entropy_clip_advantages": "all"},
+            {
+                "entropy_clip": "clip_b",
+                "entropy_clip_mu_low": 2,
+                "entropy_clip_mu_high": 2,
+                "entropy_clip_advantages": "all",
+            },
             ClipB(mu_low=2, mu_high=2, advantages="all"),
         ),
         (
@@ -34,6 +40,11 @@ CPU = {"bf16": False, "use_cpu": True, "report_to": []}
 )
 def test_fields_become_the_rule(tmp_path: Path, fields: dict, rule: Rule | None) -> None:
     assert EntropyGRPOConfig(str(tmp_path), **CPU, **fields).build_entropy_clip() == rule
+
+
+def test_fields_of_a_rule_that_is_not_on_are_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"entropy_clip_mu_low, entropy_clip_share: no effect: entropy_clip is none"):
+        EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip_mu_low=2.0, entropy_clip_share=0.1)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -83,11 +94,11 @@ def test_a_ready_grpo_config_is_upgraded(tmp_path: Path) -> None:
     theirs = GRPOConfig(str(tmp_path), **CPU, gradient_accumulation_steps=4, per_device_train_batch_size=2)
     ours = EntropyGRPOConfig.from_grpo(theirs)
     assert type(theirs) is GRPOConfig
-    assert (ours.steps_per_generation, ours.entropy_clip, ours.output_dir) == (4, "clip_b", str(tmp_path))
-    assert ours.switched_on().startswith("args is a plain GRPOConfig: the rule clip_b is switched on (mu_low=2.5, ")
-    none = EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip="none").switched_on()
-    assert "no entropy rule is switched on" in none
-    assert "switches one on: clip_b, clip_cov, " in none
+    assert (ours.steps_per_generation, ours.entropy_clip, ours.output_dir) == (4, "none", str(tmp_path))
+    assert "no entropy rule is switched on" in ours.switched_on()
+    assert "switches one on: clip_b, clip_cov, " in ours.switched_on()
+    ruled = EntropyGRPOConfig(str(tmp_path), **CPU, entropy_clip="clip_b").switched_on()
+    assert ruled.startswith("args is a plain GRPOConfig: the rule clip_b is switched on (mu_low=2.5, ")
 
 
 def test_the_words_of_a_field_are_those_that_trl_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

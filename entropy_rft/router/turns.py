@@ -1,0 +1,60 @@
+"""An agent's turn: what follows one message of the user, answer by answer and tool by tool, keeps its difficulty.
+
+Each request of a turn holds the whole conversation, and the probe reads all of it. After a few results of tools a hard
+question may look easy, and the strategy would change in the middle of the work. So within a turn the difficulty is
+never lowered. The user's next message begins a new turn, which is decided anew.
+
+There is no session id: a turn is recognised by a hash of the conversation, from its beginning to the user's last
+message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+from cachetools import LRUCache
+
+from entropy_rft.difficulty.strategies import DIFFICULTIES
+from entropy_rft.router.policy import Decision
+
+_MOST = 65_536  # turns that are remembered; each takes about 200 bytes, however long the conversation is
+
+
+class Turns:
+    """The highest difficulty of each of the latest turns.
+
+    Args:
+        most: turns that are remembered.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._known: LRUCache[bytes, int] = LRUCache(most)
+
+    def kept(self, messages: Sequence[dict[str, Any]] | None, decision: Decision) -> Decision:
+        """`decision`, or the turn's earlier one where that was higher.
+
+        Args:
+            messages: of the conversation, as OpenAI's; ``None`` where the request has none.
+            decision: about the request alone.
+        """
+        last = _users_last(messages or ())
+        if messages is None or last is None:
+            return decision
+        try:
+            key = blake2b(orjson.dumps(list(messages[: last + 1])), digest_size=16).digest()
+        except TypeError:  # orjson.JSONEncodeError is one
+            return decision
+        level = DIFFICULTIES.index(decision.difficulty)
+        # A request that ends with the user's message begins the turn: another client's same question does not matter.
+        before = -1 if last == len(messages) - 1 else self._known.get(key, -1)
+        self._known[key] = max(level, before)
+        return replace(decision, difficulty=DIFFICULTIES[before], reason="turn") if before > level else decision
+
+
+def _users_last(messages: Sequence[dict[str, Any]]) -> int | None:
+    """The place of the user's last message."""
+    return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "user"), None)

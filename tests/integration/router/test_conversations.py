@@ -1,0 +1,107 @@
+"""What the probe is asked in the course of a conversation, and what a turn keeps."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from running import FixedFeatures, running_router
+from stub import Stub
+from wire import exchange, request
+
+from entropy_rft.router.features import Question
+
+pytestmark = pytest.mark.integration
+
+HARD, EASY = (0.05, 0.05, 0.9), (0.9, 0.05, 0.05)
+QUESTION = {"role": "user", "content": "Prove that there are infinitely many primes."}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "search", "arguments": '{"text": "primes"}'}}
+RESULT = {"role": "tool", "tool_call_id": "call-1", "content": "Euclid."}
+GO_ON = {"role": "user", "content": "yes, go on"}
+
+
+class Recording(FixedFeatures):
+    """Finds hard whatever ends with the question, and easy everything else."""
+
+    def __init__(self) -> None:
+        super().__init__(EASY)
+        self.asked: list[Question] = []
+
+    async def proba(self, request: Question) -> tuple[float, float, float]:
+        self.asked.append(request)
+        assert request.messages
+        return HARD if request.messages[-1]["content"] == QUESTION["content"] else EASY
+
+
+def ask(port: int, path: str = "/v1/chat/completions", **body: Any) -> tuple[str, str]:
+    """The difficulty and its reason."""
+    reply = exchange(port, request(json.dumps({"model": "m", **body}).encode(), path=path))
+    assert reply.status == 200, reply.body
+    return reply.headers["x-entropy-rft-difficulty"], reply.headers["x-entropy-rft-reason"]
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
+def test_a_short_answer_is_read_with_the_whole_conversation(stub: Stub, dialect: str) -> None:
+    features = Recording()
+    turns = [QUESTION, {"role": "assistant", "content": "Shall I?"}, GO_ON]
+    with running_router([stub.url], features=features) as router:
+        if dialect == "chat":
+            ask(router.port, messages=[{"role": "system", "content": "Be exact."}, *turns])
+        elif dialect == "responses":
+            ask(router.port, "/v1/responses", instructions="Be exact.", input=turns)
+        else:
+            ask(router.port, "/v1/messages", system="Be exact.", messages=turns, max_tokens=100)
+    (asked,) = features.asked
+    text = json.dumps(asked.messages)
+    for part in ("Be exact.", QUESTION["content"], "Shall I?", "yes, go on"):
+        assert part in text
+    assert [message["role"] for message in asked.messages or ()] == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(("keep", "then"), [(True, ("hard", "turn")), (False, ("easy", "probe"))])
+def test_a_turn_of_tools_keeps_its_difficulty(stub: Stub, keep: bool, then: tuple[str, str]) -> None:
+    called = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]
+    with running_router([stub.url], features=Recording(), keep_difficulty=keep) as router:
+        assert ask(router.port, messages=[QUESTION]) == ("hard", "probe")
+        assert ask(router.port, messages=called) == then
+        told = [*called, {"role": "assistant", "content": "Done. More?"}, GO_ON]
+        assert ask(router.port, messages=told) == ("easy", "probe")  # the next turn
+        assert router.metric("entropy_rft_fallbacks_total") == 0
+
+
+def test_the_same_in_anthropics_dialect(stub: Stub) -> None:
+    use = {"type": "tool_use", "id": "call-1", "name": "search", "input": {"text": "primes"}}
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": "Euclid."}
+    with running_router([stub.url], features=Recording()) as router:
+        assert ask(router.port, "/v1/messages", messages=[QUESTION], max_tokens=9) == ("hard", "probe")
+        called = [QUESTION, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+        assert ask(router.port, "/v1/messages", messages=called, max_tokens=9) == ("hard", "turn")
+
+
+@pytest.mark.parametrize("affinity", ["conversation", "none"])
+def test_a_conversation_stays_with_one_backend(stub: Stub, affinity: str) -> None:
+    """Eight conversations of four turns; without affinity two backends without load take turns."""
+    with Stub() as other, ExitStack() as stack:
+        named = [{"url": stub.url, "name": "a"}, {"url": other.url, "name": "b"}]  # their names decide
+        router = stack.enter_context(running_router(named, features=Recording(), affinity=affinity))
+        for number in range(8):
+            said = [{"role": "user", "content": f"Question {number}?"}]
+            for _ in range(4):
+                ask(router.port, messages=said)
+                said = [*said, {"role": "assistant", "content": "Yes."}, GO_ON]
+        backends = {each: [request.json["messages"] for request in each.requests] for each in (stub, other)}
+    of = [{first(messages) for messages in asked} for asked in backends.values()]
+    assert len(of[0] | of[1]) == 8
+    if affinity == "conversation":
+        assert not of[0] & of[1]
+        assert of[0]
+        assert of[1]
+    else:
+        assert of[0] == of[1]
+
+
+def first(messages: list[dict[str, Any]]) -> str:
+    """The user's first message; the router's own instruction may stand before it."""
+    return next(message["content"] for message in messages if message["role"] == "user")
