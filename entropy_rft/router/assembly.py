@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from entropy_rft.errors import UserValueError
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.features import FeatureSource, ProbedFeatures
 from entropy_rft.router.generate import Generate
 from entropy_rft.router.holders import Holders
-from entropy_rft.router.loading import Chosen, load_chosen
+from entropy_rft.router.loading import Chosen, check_kind, load_chosen
 from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.proxy import Proxy, passed_on
@@ -46,11 +45,8 @@ class Loaded:
     def __init__(
         self, settings: RouterSettings, features: FeatureSource | None, probe: Any, *, process: bool = True
     ) -> None:
-        if features is None and settings.probe is not None and "kind" not in settings.features.model_fields_set:
-            raise UserValueError(
-                "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
-                "(none: only clients choose the difficulty)"
-            )
+        if features is None:
+            check_kind(settings)
         if settings.tracing:
             check_tracing()
         self.probe_given = probe is not None

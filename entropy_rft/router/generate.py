@@ -350,6 +350,7 @@ class Generate:
                     "confidence": None if decision is None else decision.confidence,
                     "arm": None if decision is None else decision.arm,
                     "seconds": round(seconds, 6),
+                    **({"would_apply": exchange.would} if exchange.would else {}),
                 },
             )
 

@@ -35,6 +35,15 @@ class Chosen:
     placement: Placement
 
 
+def check_kind(settings: RouterSettings) -> None:
+    """Raise a ValueError, one line, where a probe is set and nothing says where its hidden states come from."""
+    if settings.probe is not None and "kind" not in settings.features.model_fields_set:
+        raise UserValueError(
+            "features.kind is missing: a probe needs hidden states: set vllm, local, or vllm_pooling and its url "
+            "(none: only clients choose the difficulty)"
+        )
+
+
 def load_chosen(settings: RouterSettings, probe: Any = None) -> Chosen:
     """What the settings name; `probe` is used instead of theirs.
 

@@ -18,7 +18,7 @@ from typing import Any
 from entropy_rft.errors import UserMistake, UserValueError
 from entropy_rft.router.assembly import Loaded, Parts, Readiness, routing_of
 from entropy_rft.router.features import FeatureSource, ProbedFeatures, build_features
-from entropy_rft.router.loading import Chosen, load_chosen
+from entropy_rft.router.loading import Chosen, check_kind, load_chosen
 from entropy_rft.router.settings import EMBEDDED, RouterSettings
 
 logger = logging.getLogger("entropy_rft.router")
@@ -130,6 +130,8 @@ class Reloader:
         merged = old.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
         if merged.features.kind != "none" and merged.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
+        if not self._given:
+            check_kind(merged)
         # A probe that the caller gave has no file: it stays.
         return load_chosen(merged, self._loaded.probe if self._loaded.probe_given else None)
 

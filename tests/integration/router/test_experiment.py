@@ -63,6 +63,21 @@ def test_shadow_mode_shows_all_and_changes_nothing(stub: Stub, path: str) -> Non
         assert router.metric("entropy_rft_tokens_saved_estimate_total") == 0
 
 
+def test_the_log_says_what_shadow_mode_would_do(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level("INFO", logger="entropy_rft.router"),
+        running_router(
+            [stub.url], features=FixedFeatures((0.9, 0.06, 0.04)), mode="shadow", log_requests=True
+        ) as router,
+    ):
+        post(router, RAW["/v1/chat/completions"])
+        router.wait_for_metric(1, "entropy_rft_arm_requests_total")
+    (record,) = [each for each in caplog.records if each.getMessage() == "answered"]
+    said = vars(record)
+    assert (said["arm"], said["difficulty"], said["confidence"], said["reason"]) == ("shadow", "easy", 0.9, "probe")
+    assert "temperature" in said["would_apply"]
+
+
 def test_shadow_mode_only_removes_what_is_the_routers(stub: Stub) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "2+2?"}], "reasoning_effort": "high", "n": 2}
     settings: dict[str, Any] = {"mode": "shadow", "client_reasoning_effort": "difficulty", "served_model_name": "real"}

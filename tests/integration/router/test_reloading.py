@@ -153,6 +153,20 @@ def test_a_mistake_keeps_the_old_probe(
     assert confidence(ask(router)) < old
 
 
+def test_a_probe_of_another_layer_gets_a_source_of_its_own(stub: Stub, probe: Path) -> None:
+    features = {"kind": "local", "deadline_ms": 60_000, "threads": 1}
+    with running_router([stub.url], probe=str(probe), features=features) as router:
+        old = confidence(ask(router))
+        before = router.server.router._parts.features
+        data = json.loads((probe / "probe.json").read_text())
+        (probe / "probe.json").write_text(json.dumps({**data, "layer": 2}))
+        assert reload(router)
+        assert confidence(ask(router)) != old  # it reads other states
+        router._wait(lambda: before._closed, lambda: "the first source is still open")
+        assert router.metric("entropy_rft_feature_up") == 1
+        router.wait_for_metric(1, "entropy_rft_ready")
+
+
 # ---- a process, its settings and its signals
 
 
@@ -204,11 +218,14 @@ def test_sighup_under_load_drops_no_request(stub: Stub, tmp_path: Path) -> None:
         config.write_text("strategies: {normal: {temprature: 1}}\n" + f"backends: [{stub.url}]\n")
         process.process.send_signal(signal.SIGHUP)
         wait_for_line(process, "not reloaded, the probe and the strategies stay as they were")
+        config.write_text(yaml.safe_dump(settings(stub, probe="embedded")))  # checked as at the start
+        process.process.send_signal(signal.SIGHUP)
+        wait_for_line(process, "features.kind is missing")
         config.write_text(yaml.safe_dump(settings(stub, log_requests=True, port=1, rollout=0.0)))
         process.process.send_signal(signal.SIGHUP)
         wait_for_line(process, "these settings have changed, which needs a restart: log_requests")
         wait_for_line(process, "reloaded: questions", rounds + 1)
-        assert (reloads(process, "ok"), reloads(process, "error")) == (rounds + 1, 1)
+        assert (reloads(process, "ok"), reloads(process, "error")) == (rounds + 1, 2)
         assert ask(process).headers["x-entropy-rft-arm"] == "control"
         assert "Traceback" not in process.said()
         process.process.send_signal(signal.SIGTERM)
