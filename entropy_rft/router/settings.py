@@ -151,6 +151,11 @@ class RouterSettings(BaseSettings):
             [{"url": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
 
+    @field_validator("reload", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads the bare word as false
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _origins(cls, value: Any) -> Any:

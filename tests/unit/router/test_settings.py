@@ -46,6 +46,13 @@ def test_flag_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_settings(path).port == 2
 
 
+def test_off_is_a_word_in_yaml_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(written(tmp_path, "reload: off\n")).reload == "off"
+    assert load_settings(written(tmp_path, "reload: 'off'\n")).reload == "off"
+    monkeypatch.setenv(f"{PREFIX}RELOAD", "watch")
+    assert load_settings().reload == "watch"
+
+
 def test_backends_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, "backends:\n- http://a:1/v1/\n- {url: https://b, name: big, weight: 2}\n")
     first, second = load_settings(path).backends
@@ -72,6 +79,8 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_not_ours(monkeypatch
         ("limits: {max_body_byte: 1}", "there is no setting 'limits.max_body_byte'; did you mean max_body_bytes?"),
         ("max_body_bytes: 1", "there is no setting 'max_body_bytes'; did you mean limits.max_body_bytes?"),
         ("backends: [http://a, {ur: b}]", "there is no setting 'backends[1].ur'; did you mean url?"),
+        ("mode: shadows", "mode: input should be 'route' or 'shadow', got 'shadows'"),
+        ("rollout: 10", "rollout: input should be less than or equal to 1, got 10"),
         ("port: many", "port: input should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("min_confidence: 1.5", "min_confidence: input should be less than or equal to 1, got 1.5"),
         ("backends: [ftp://a]", "backends[0].url: must be an address such as http://10.0.0.1:8000, got 'ftp://a'"),
