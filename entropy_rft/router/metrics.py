@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +26,6 @@ from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.router.arm_metrics import ArmMetrics
 from entropy_rft.router.backends import CLOSED, OPEN
 from entropy_rft.router.experiment import UNCHANGED
-from entropy_rft.router.shared_metrics import VARIABLE
 
 if TYPE_CHECKING:
     from entropy_rft.router.pool import Pool
@@ -143,9 +141,10 @@ class Metrics:
         info.labels(__version__, model).set(1)
         start = Gauge("entropy_rft_start_time_seconds", "Since the epoch", registry=registry, multiprocess_mode="min")
         start.set(time.time())
+        self._digest = ""
         self._probe = Gauge(
             "entropy_rft_probe_info",
-            "Always 1; the label is the beginning of the digest of the probe in use",
+            "1 for the digest of the probe in use, 0 for those before it",
             ["digest"],
             registry=registry,
             multiprocess_mode="livemax",
@@ -156,7 +155,6 @@ class Metrics:
             ["result"],
             registry=registry,
         )
-        self._digest = ""
         self._reloads = {True: reloads.labels("ok"), False: reloads.labels("error")}
         self.watch_probe(mean_tokens or {}, "")
 
@@ -166,12 +164,10 @@ class Metrics:
 
     def watch_probe(self, mean_tokens: Mapping[str, float], digest: str) -> None:
         """Name the probe in use, and estimate by its mean lengths (see the class) from now on."""
-        if self._digest and VARIABLE in os.environ:  # the files of several workers cannot lose a label
-            self._probe.labels(self._digest).set(0)
-        elif self._digest:
-            self._probe.remove(self._digest)
-        self._digest = digest[:12]
         if self._digest:
+            self._probe.labels(self._digest).set(0)  # removed it could not be where several processes share metrics
+        self._digest = digest[:12]
+        if digest:
             self._probe.labels(self._digest).set(1)
         mean = dict(mean_tokens)
         usual = mean.get("normal")

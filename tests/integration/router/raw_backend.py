@@ -20,7 +20,7 @@ class RawBackend:
         closes: the connection is closed after each such answer.
         asked: POSTs so far.
         sent: bytes of answers that were written, to the kernel at least.
-        done: set when an answer has been written, or its connection was lost.
+        lost: answers whose connection was lost while they were being written.
     """
 
     def __init__(self, answer: Iterable[bytes] = (), closes: bool = False) -> None:
@@ -74,12 +74,12 @@ class RawBackend:
                     continue
                 with self.changed:
                     self.asked += 1
-                self._send(connection)
-                if self.closes:
+                answer, closes = self.answer, self.closes  # a test may change them once it has the answer
+                self._send(connection, answer)
+                if closes:
                     return
 
-    def _send(self, connection: socket.socket) -> None:
-        answer = self.answer
+    def _send(self, connection: socket.socket, answer: Iterable[bytes]) -> None:
         try:
             for piece in (answer,) if isinstance(answer, bytes) else answer:
                 connection.sendall(piece)

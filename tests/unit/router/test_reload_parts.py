@@ -117,7 +117,7 @@ def test_the_metrics_name_one_probe() -> None:
     metrics.watch_probe({"easy": 100.0, "normal": 250.0}, "a" * 64)
     metrics.watch_probe({"easy": 100.0, "normal": 200.0}, "b" * 64)
     get = metrics.registry.get_sample_value
-    assert get("entropy_rft_probe_info", {"digest": "a" * 12}) is None
+    assert get("entropy_rft_probe_info", {"digest": "a" * 12}) == 0
     assert get("entropy_rft_probe_info", {"digest": "b" * 12}) == 1
     metrics.answered("easy", b"", 1)
     assert get("entropy_rft_tokens_saved_estimate_total") == 100.0

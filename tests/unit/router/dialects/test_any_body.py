@@ -97,7 +97,9 @@ def bodies(name: Endpoint) -> st.SearchStrategy[Any]:
     value = values(name)
     asked: dict[str, st.SearchStrategy[Any]] = {
         "chat": {"messages": entries(name)},
-        "completions": {"prompt": st.one_of(st.text(), st.lists(st.one_of(st.integers(), st.text(), value)), value)},
+        "completions": {
+            "prompt": st.one_of(st.text(), st.lists(st.one_of(st.integers(0, 2**63), st.text(), value)), value)
+        },
         "responses": {"input": st.one_of(st.text(), entries(name))},
         "messages": {"messages": entries(name), "max_tokens": st.one_of(st.integers(-1, 9000), value)},
     }[name]
