@@ -7,6 +7,8 @@ ended. What is only read at a scrape, such as the state of the backends, is copi
 from __future__ import annotations
 
 import re
+import struct
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ _MODES = {
     "entropy_rft_backend_limit": "livesum",
     "entropy_rft_backend_limits_thinking": "livemin",
 }
+_ATTEMPTS, _PAUSE_S = 5, 0.01  # at files that other processes change at this moment
 _LIVE = re.compile(r"gauge_livesum_(\d+)\.db")  # removed when its process has ended
 
 
@@ -41,9 +44,29 @@ def shared_registry(directory: Path) -> tuple[CollectorRegistry, Published]:
     registry = CollectorRegistry()
     published = Published()
     registry.register(published)  # first, so that a scrape has the latest of the process that answers it
-    MultiProcessCollector(registry, str(directory))
+    registry.register(_Merged(directory))
     registry.register(_Workers(directory))
     return registry, published
+
+
+class _Merged:
+    """What all files say together. A worker that starts or ends meanwhile may leave one half made, or take one away."""
+
+    def __init__(self, directory: Path) -> None:
+        self._collector: Any = MultiProcessCollector(None, str(directory))
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return list(self._collector.collect())
+            except (OSError, ValueError, struct.error):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(_PAUSE_S)
+        raise AssertionError("unreachable")
 
 
 class Published:
