@@ -13,9 +13,8 @@ from hashlib import blake2b
 from math import ceil, log
 from typing import Any
 
-import orjson
-
 from entropy_rft.router.backends import Backend
+from entropy_rft.router.conversation import digest
 
 _BOUND = 1.25  # of a backend's share of the outstanding requests
 
@@ -30,12 +29,7 @@ def beginning(messages: Sequence[dict[str, Any]] | None) -> bytes | None:
         (16,) bytes; ``None`` where there is no message of the user, or where it is not JSON.
     """
     first = next((i for i, message in enumerate(messages or ()) if message.get("role") == "user"), None)
-    if messages is None or first is None:
-        return None
-    try:
-        return blake2b(orjson.dumps(list(messages[: first + 1])), digest_size=16).digest()
-    except TypeError:  # orjson.JSONEncodeError is one
-        return None
+    return None if messages is None or first is None else digest(messages, first)
 
 
 def affine(key: bytes, backends: Sequence[Backend]) -> Backend | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-_WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+from entropy_rft.router.metric_parts import WHOLE, Children
+
 _TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -25,7 +24,7 @@ class ArmMetrics:
             "entropy_rft_arm_request_seconds",
             "From the head of an answered request to its answer's end",
             ["arm"],
-            buckets=_WHOLE,
+            buckets=WHOLE,
             registry=registry,
         )
         self._completion = Histogram(
@@ -44,7 +43,7 @@ class ArmMetrics:
             ["field", "difficulty"],
             registry=registry,
         )
-        self._bound: dict[tuple[Any, ...], Any] = {}
+        self._child = Children()
 
     def ended(self, arm: str, status: str, seconds: float) -> None:
         """Count a request; only the time of one that was answered well says something about the arm."""
@@ -62,11 +61,3 @@ class ArmMetrics:
         """Count what the router would have set in a request, each field once."""
         for name in dict.fromkeys(fields):
             self._child(self._would, name, difficulty).inc()
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        """A metric's child; looked up in one step after the first time."""
-        key = (metric, *labels)
-        child = self._bound.get(key)
-        if child is None:
-            child = self._bound[key] = metric.labels(*labels)
-        return child

@@ -26,13 +26,13 @@ from entropy_rft.difficulty.strategies import NAMES
 from entropy_rft.router.arm_metrics import ArmMetrics
 from entropy_rft.router.backends import CLOSED, OPEN
 from entropy_rft.router.experiment import UNCHANGED
+from entropy_rft.router.metric_parts import WHOLE, Children
 
 if TYPE_CHECKING:
     from entropy_rft.router.pool import Pool
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
-_WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 USAGE_TAIL = 4096  # bytes at an answer's end that hold its usage, if it reports one
 # As OpenAI's chat names them, and as its Responses and Anthropic do.
@@ -69,21 +69,19 @@ class Metrics:
             ["endpoint", "difficulty", "status"],
             registry=registry,
         )
-        self._bound: dict[tuple[str, str, str], Any] = {}
+        self._child = Children()
         self._fallbacks = Counter(
             "entropy_rft_fallbacks",
             "Requests routed as Normal because the probe gave no choice",
             ["reason"],
             registry=registry,
         )
-        self._bound_fallbacks: dict[str, Any] = {}
         self._applied = Counter(
             "entropy_rft_applied",
             "Answered requests in which the router set this field, by the difficulty's strategy",
             ["field", "difficulty"],
             registry=registry,
         )
-        self._bound_applied: dict[tuple[str, str], Any] = {}
         self.routing = Histogram(
             "entropy_rft_routing_seconds",
             "From a request's last byte to the request for the backend, the features included",
@@ -102,7 +100,7 @@ class Metrics:
         self.duration = Histogram(
             "entropy_rft_request_seconds",
             "From a request's head to its answer's end",
-            buckets=_WHOLE,
+            buckets=WHOLE,
             registry=registry,
         )
         self.arms = ArmMetrics(registry)
@@ -175,26 +173,16 @@ class Metrics:
 
     def ended(self, endpoint: str, difficulty: str, status: str) -> None:
         """Count a request."""
-        key = (endpoint, difficulty, status)
-        child = self._bound.get(key)
-        if child is None:
-            child = self._bound[key] = self._requests.labels(*key)
-        child.inc()
+        self._child(self._requests, endpoint, difficulty, status).inc()
 
     def fell_back(self, reason: str) -> None:
         """Count a request that is Normal because the probe gave no choice."""
-        child = self._bound_fallbacks.get(reason)
-        if child is None:
-            child = self._bound_fallbacks[reason] = self._fallbacks.labels(reason)
-        child.inc()
+        self._child(self._fallbacks, reason).inc()
 
     def applied(self, difficulty: str, fields: Iterable[str]) -> None:
         """Count what the router set in a request, each field once."""
         for name in dict.fromkeys(fields):
-            child = self._bound_applied.get((name, difficulty))
-            if child is None:
-                child = self._bound_applied[name, difficulty] = self._applied.labels(name, difficulty)
-            child.inc()
+            self._child(self._applied, name, difficulty).inc()
 
     def answered(self, difficulty: str, tail: bytes, answers: int, arm: str = "treatment") -> None:
         """Count the tokens of an answer, by the usage near its end, and estimate what was saved.

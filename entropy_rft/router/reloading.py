@@ -45,6 +45,11 @@ class Reading:
     file: str | None = None
 
 
+def merge(old: RouterSettings, new: RouterSettings) -> RouterSettings:
+    """`old` with what may change while the router runs as in `new`."""
+    return old.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
+
+
 class Reloader:
     """Loads again, and takes what it has loaded into use.
 
@@ -127,7 +132,7 @@ class Reloader:
         changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
         if changed:
             logger.warning("these settings have changed, which needs a restart: %s", ", ".join(changed))
-        merged = old.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
+        merged = merge(old, new)
         if merged.features.kind != "none" and merged.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
         if not self._given:

@@ -28,7 +28,7 @@ from entropy_rft.errors import UserMistake, UserOSError, UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.logs import say_draining, say_listening
 from entropy_rft.router.pool import Pool
-from entropy_rft.router.reloading import RELOADABLE, Reading
+from entropy_rft.router.reloading import Reading, merge
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.shared_metrics import VARIABLE
 from entropy_rft.threads import own_cores
@@ -211,8 +211,7 @@ class Supervisor:
         """Let every worker reload; one that starts later begins with what was read now."""
         assert self._reading is not None
         try:
-            read = self._reading.read()
-            changed = self._settings.model_copy(update={name: getattr(read, name) for name in RELOADABLE})
+            changed = merge(self._settings, self._reading.read())
         except UserMistake as error:
             logger.error("not reloaded, the probe and the strategies stay as they were: %s", error)
             return

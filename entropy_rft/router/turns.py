@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
 
-import orjson
 from cachetools import LRUCache
 
 from entropy_rft.difficulty.strategies import DIFFICULTIES
+from entropy_rft.router.conversation import digest
 from entropy_rft.router.policy import Decision
 
 _MOST = 65_536  # turns that are remembered; each takes about 200 bytes, however long the conversation is
@@ -42,11 +41,8 @@ class Turns:
             decision: about the request alone.
         """
         last = _users_last(messages or ())
-        if messages is None or last is None:
-            return decision
-        try:
-            key = blake2b(orjson.dumps(list(messages[: last + 1])), digest_size=16).digest()
-        except TypeError:  # orjson.JSONEncodeError is one
+        key = None if messages is None or last is None else digest(messages, last)
+        if messages is None or key is None:
             return decision
         level = DIFFICULTIES.index(decision.difficulty)
         # A request that ends with the user's message begins the turn: another client's same question does not matter.
