@@ -72,8 +72,10 @@ class _Worker:
         return UserOSError(f"workers: one {_ended(status)} before it was ready (is there enough memory for each?)")
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        # Not by `process.kill`: it polls first, and where the process has just ended asyncio then finds no exit code.
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         self._writer.close()

@@ -66,8 +66,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> 
 class Launcher:
     """Starts the command line in its own session, so that one signal reaches all of its processes."""
 
-    def __init__(self, recipe: Path, processes: int, zero: int | None = None) -> None:
-        self.recipe, self.processes, self.zero = recipe, processes, zero
+    def __init__(self, recipe: Path, processes: int, zero: int | None = None, look_every_s: float = 0.1) -> None:
+        self.recipe, self.processes, self.zero, self.look_every_s = recipe, processes, zero, look_every_s
 
     def _command(self, run: Path, flags: Sequence[str | Path]) -> tuple[list[str | Path], dict[str, str]]:
         """The words after ``entropy-rft``, and what the environment needs."""
@@ -84,7 +84,10 @@ class Launcher:
         if self.processes == 1:
             return WarmCommand(words, run.parent, own | environment, joined=True)
         return subprocess.Popen(
-            [sys.executable, *TORCHRUN, "-m", "entropy_rft", *map(str, words)],
+            [
+                *(sys.executable, *TORCHRUN, "--monitor-interval", str(self.look_every_s)),
+                *("-m", "entropy_rft", *map(str, words)),
+            ],
             cwd=run.parent,
             env=os.environ | own | environment,
             stdout=subprocess.PIPE,
@@ -260,7 +263,8 @@ def test_killed_between_the_last_checkpoint_and_the_model(launcher: Launcher, st
 
 def test_a_rank_of_two_that_dies(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = Launcher(recipe, 2).finish(run, SABOTAGE="reward:3", SABOTAGE_RANK="1")
+    # By default torchrun looks every 0.1 s and ends the other process, which may then not have noticed yet.
+    code, output = Launcher(recipe, 2, look_every_s=5).finish(run, SABOTAGE="reward:3", SABOTAGE_RANK="1")
     assert code != 0, output
     (line,) = [line for line in output.splitlines() if "entropy-rft: error:" in line]
     assert "another process of this run died; rank 0 noticed in step 3" in line
