@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from entropy_rft.errors import UserValueError
 
 
 class _RepeatedKey(yaml.YAMLError):
@@ -35,6 +39,43 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: the text is not YAML, or a mapping has a key twice; the message names the key and the lines.
     """
     return yaml.load(text, _Loader)
+
+
+def text_of(path: str | os.PathLike[str], what: str) -> str:
+    """The text of a file that a user wrote.
+
+    Args:
+        what: the file's kind, for the messages: a recipe, a plan.
+
+    Raises:
+        ValueError: the file cannot be read; one line that names it.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserValueError(f"{what} {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserValueError(f"{what} {os.fspath(path)!r} is not UTF-8: {error}") from error
+
+
+def load_yaml(path: str | os.PathLike[str], what: str) -> Any:
+    """The content of a YAML file that a user wrote; ``None`` for an empty one.
+
+    Args:
+        what: the file's kind, for the messages: a recipe, a plan.
+
+    Raises:
+        ValueError: the file cannot be read, or is not YAML; one line that names it.
+    """
+    return parse_yaml(text_of(path, what), f"{what} {os.fspath(path)!r}")
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """As `load_yaml`, of a text that was read already; `where` names it in the message."""
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def switched_off_or_on(text: str) -> dict[str, str]:

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from entropy_rft.difficulty.labels import Thresholds
 from entropy_rft.difficulty.strategies import DEFAULT_STRATEGIES, DIFFICULTIES, Difficulty, Strategy, strategies_from
 from entropy_rft.errors import UserValueError
-from entropy_rft.files import read_yaml
+from entropy_rft.files import load_yaml
 from entropy_rft.suggestions import did_you_mean
 from entropy_rft.tasks import check_options
 
@@ -92,12 +90,7 @@ def read_config(path: Path, flags: Collection[str]) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, or holds an unknown name; one line.
     """
-    try:
-        data = read_yaml(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserValueError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserValueError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    data = load_yaml(path, "config")
     if not isinstance(data, dict):
         raise UserValueError(f"config {str(path)!r} must map settings to values, not be {data!r}")
     known = {*StudySettings.__dataclass_fields__, *flags}

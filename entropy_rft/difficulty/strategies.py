@@ -211,16 +211,9 @@ def load_strategies(path: str | os.PathLike[str]) -> dict[Difficulty, Strategy]:
     Raises:
         ValueError: the file cannot be read or is malformed; one line that names it.
     """
-    import yaml
+    from entropy_rft.files import load_yaml
 
-    from entropy_rft.files import read_yaml
-
-    try:
-        data = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserValueError(f"strategies {os.fspath(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserValueError(f"strategies {os.fspath(path)!r} are not YAML: {' '.join(str(error).split())}") from error
+    data = load_yaml(path, "strategies")
     return strategies_from({} if data is None else data, f"strategies {os.fspath(path)!r}")
 
 

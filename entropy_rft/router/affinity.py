@@ -19,7 +19,7 @@ from entropy_rft.router.conversation import digest
 _BOUND = 1.25  # of a backend's share of the outstanding requests
 
 
-def beginning(messages: Sequence[dict[str, Any]] | None) -> bytes | None:
+def affinity_key(messages: Sequence[dict[str, Any]] | None) -> bytes | None:
     """What a conversation keeps over its turns: all up to the user's first message, as a hash.
 
     Args:
@@ -36,7 +36,7 @@ def affine(key: bytes, backends: Sequence[Backend]) -> Backend | None:
     """The backend for the conversation that begins with `key`; ``None`` only where there is none.
 
     Args:
-        key: of `beginning`.
+        key: of `affinity_key`.
         backends: that may be asked now.
     """
     outstanding = sum(backend.outstanding for backend in backends) + 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from entropy_rft.difficulty.strategies import Difficulty, Placement, Strategy
 from entropy_rft.router import policy
-from entropy_rft.router.affinity import beginning
+from entropy_rft.router.affinity import affinity_key
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.deadline import timeout
 from entropy_rft.router.dialects import DIALECTS
@@ -107,7 +107,7 @@ class Routing:
         dialect = DIALECTS[endpoint]
         if endpoint != "chat" and dialect.unprobed(body) is not None:
             return None
-        key = beginning(dialect.question(body).messages)
+        key = affinity_key(dialect.question(body).messages)
         return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
     async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -253,17 +252,10 @@ def load_settings(
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    import yaml
-
-    from entropy_rft.files import read_yaml
+    from entropy_rft.files import load_yaml
 
     where = os.fspath(path)
-    try:
-        data = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserValueError(f"configuration {where!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserValueError(f"configuration {where!r} is not YAML: {' '.join(str(error).split())}") from error
+    data = load_yaml(path, "configuration")
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

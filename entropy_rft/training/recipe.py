@@ -11,12 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import yaml
 from trl import ModelConfig, TrlParser
 
 from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.errors import UserValueError, users
-from entropy_rft.files import read_yaml, switched_off_or_on
+from entropy_rft.files import parse_yaml, switched_off_or_on, text_of
 from entropy_rft.rewards.catalogue import TASK, reward_names
 from entropy_rft.rewards.entries import entries
 from entropy_rft.suggestions import did_you_mean
@@ -214,14 +213,8 @@ class RecipeParser(TrlParser):
         return flags, options, environment
 
     def _read(self, path: str) -> dict[str, Any]:
-        try:
-            text = _recipe_file(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserValueError(f"recipe {path!r} cannot be read: {error.strerror}") from error
-        try:
-            options = read_yaml(text)
-        except yaml.YAMLError as error:
-            raise UserValueError(f"recipe {path!r} is not YAML: {' '.join(str(error).split())}") from error
+        text = text_of(_recipe_file(path), "recipe")
+        options = parse_yaml(text, f"recipe {path!r}")
         if not isinstance(options, dict):
             raise UserValueError(f"recipe {path!r} must be a mapping of fields to values")
         self._mean_words(options, switched_off_or_on(text))

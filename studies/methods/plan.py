@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from entropy_rft.errors import UserValueError
-from entropy_rft.files import read_yaml
+from entropy_rft.files import load_yaml
 from entropy_rft.suggestions import did_you_mean
 from studies.methods.results import Results, RunResult
 
@@ -308,12 +306,7 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         ValueError: naming the file, and the field that is missing, unknown or out of range.
     """
-    try:
-        data = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserValueError(f"plan {str(path)!r} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserValueError(f"plan {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    data = load_yaml(path, "plan")
     if not isinstance(data, dict):
         raise UserValueError(f"plan {str(path)!r} must be a mapping of fields to values")
     try:

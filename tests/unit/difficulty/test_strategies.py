@@ -94,7 +94,7 @@ def test_what_is_left_out_keeps_its_default(tmp_path):
         ("hard: {extra_body: {thinking_token_budget: 5}}", "use the strategy's thinking_tokens"),
         ("hard: 5", "hard must map instruction"),
         ("- hard", "must map easy, normal and hard"),
-        ("a: [", "are not YAML"),
+        ("a: [", "is not YAML"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_file(text, message, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from entropy_rft.router.affinity import affine, beginning
+from entropy_rft.router.affinity import affine, affinity_key
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.settings import RouterSettings
@@ -22,10 +22,10 @@ def some(*weights: float) -> list[Backend]:
 
 
 def test_a_conversation_keeps_its_beginning() -> None:
-    assert beginning(ASKED) == beginning(LATER)
-    assert beginning([{"role": "system", "content": "another"}, *ASKED[1:]]) != beginning(ASKED)
-    assert beginning(None) is None
-    assert beginning(ASKED[:1]) is None
+    assert affinity_key(ASKED) == affinity_key(LATER)
+    assert affinity_key([{"role": "system", "content": "another"}, *ASKED[1:]]) != affinity_key(ASKED)
+    assert affinity_key(None) is None
+    assert affinity_key(ASKED[:1]) is None
 
 
 def test_each_gets_its_share_by_weight() -> None:
