@@ -284,9 +284,9 @@ def first_token_s(url: str, messages: Sequence[Mapping[str, str]], wants: str | 
             raise SystemExit(f"{url}: {response.status} {response.headers['x-entropy-rft-reason']} {response.read()!r}")
         first = None
         while line := response.readline():  # to the end: the engine must not work on this answer in the next request
-            if first is None and line.startswith(b"data: {"):
-                if json.loads(line[6:])["choices"][0]["delta"].get("role") is None:
-                    first = time.perf_counter() - begin
+            event = json.loads(line[6:]) if first is None and line.startswith(b"data: {") else None
+            if event is not None and event["choices"][0]["delta"].get("role") is None:
+                first = time.perf_counter() - begin
         if first is None:
             raise SystemExit(f"{url}: the answer has no token")
         time.sleep(_THREADS_SPIN_S)

@@ -20,6 +20,7 @@ from entropy_rft.router.tokenizing import ChatTokenizer, Question
 if TYPE_CHECKING:
     from entropy_rft.difficulty import DifficultyProbe
     from entropy_rft.router.in_process import ASGISession
+    from entropy_rft.router.settings_parts import FeatureSettings
 
 __all__ = [
     "FeatureError",
@@ -37,6 +38,7 @@ Probabilities = tuple[float, float, float]
 _INLINE_BYTES = 8_192  # a longer question is tokenized in a thread: it would delay every other request
 _MAX_TOKENIZING = 64  # questions that wait for that thread
 _OWN_SERVER_SECONDS = 120.0
+_SERVER_SECONDS = 10.0
 _MAX_FLIGHTS = 4_096  # questions in progress, whatever the limits of the source
 
 
@@ -277,6 +279,11 @@ def _remember(cache: LRUCache[bytes, Any], key: bytes, value: Any) -> None:
         cache[key] = value
 
 
+def _patience_s(settings: FeatureSettings) -> float:
+    """How long a server of features may take: past a request's deadline, since a late result is cached for the next."""
+    return max(_SERVER_SECONDS, settings.deadline_ms / 1000)
+
+
 def build_features(
     settings: Any, probe: DifficultyProbe | None, session: ASGISession | None = None, tokenizer: str | None = None
 ) -> FeatureSource:
@@ -326,6 +333,7 @@ def build_features(
             layer=probe.layer,
             width=probe.width,
             batch_size=wanted.batch_size,
+            timeout=_patience_s(wanted),
         )
     elif wanted.kind == "vllm":
         from entropy_rft.router.vllm_served import VLLMServed
@@ -339,8 +347,8 @@ def build_features(
             )
         named = wanted.model or settings.served_model_name
         # In the server's own process only the deadline of a request limits the time: its first answer may take long.
-        patience = {} if session is None else {"timeout": _OWN_SERVER_SECONDS}
-        states = VLLMServed(servers, model=named, digest=probe.digest(), session=session, **patience)
+        patience = _patience_s(wanted) if session is None else _OWN_SERVER_SECONDS
+        states = VLLMServed(servers, model=named, digest=probe.digest(), session=session, timeout=patience)
     else:
         raise UserValueError(f"features.kind must be vllm, vllm_pooling, sglang, local or none, not {wanted.kind!r}")
     tokenize = ChatTokenizer.from_pretrained(tokenizer or model)

@@ -346,6 +346,19 @@ def test_no_features():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("deadline_ms", "expected"), [(200, 10.0), (60_000, 60.0)])
+@pytest.mark.parametrize("kind", ["vllm", "vllm_pooling"])
+def test_a_server_may_take_as_long_as_a_request_waits(monkeypatch, kind, deadline_ms, expected):
+    """Also for a long prompt on a slow server: a fixed limit would end what the deadline allows."""
+    seen = {}
+    for name in ("vllm_served.VLLMServed", "vllm_pooling.VLLMPooling"):
+        monkeypatch.setattr(f"entropy_rft.router.{name}", lambda *given, **options: seen.update(options))
+    wanted = FeatureSettings(kind=kind, url="http://127.0.0.1:1", deadline_ms=deadline_ms)
+    probe = fake_probe(digest=lambda: "0" * 64)
+    build_features(RouterSettings(probe="embedded", features=wanted), probe)
+    assert seen["timeout"] == expected
+
+
 def test_what_does_not_fit_together():
     with pytest.raises(ValueError, match="needs a probe"):
         build_features(settings(kind="local"), None)
