@@ -252,6 +252,34 @@ def test_a_backend_that_restarts_costs_what_it_had_begun(pair: RunningRouter, st
     assert len(stub.requests) + len(other.requests) <= len(statuses)
 
 
+def test_a_backend_that_is_back_is_asked_before_the_next_check(stub: Stub, other: Stub) -> None:
+    """It is the only one, its breaker is still open, and no check has found out that it is back."""
+    settings = {**FAST, "breaker": {"failures": 2, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.refuse()
+        assert {exchange(router.port, request()).status for _ in range(10)} == {200}
+        assert router.metric("entropy_rft_backend_breaker_open") == 1
+        stub.listen()
+        other.refuse()
+        assert {exchange(router.port, request(STREAM)).status for _ in range(10)} == {200}
+        assert len(stub.requests) == 10
+        assert router.metric("entropy_rft_backend_breaker_open") <= 1
+        router.assert_idle()
+
+
+def test_backends_that_stay_away_are_refused_at_once(stub: Stub, other: Stub) -> None:
+    settings = {**FAST, "breaker": {"failures": 2, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.refuse()
+        other.refuse()
+        replies = [exchange(router.port, request()) for _ in range(10)]
+        assert {reply.status for reply in replies} <= {502, 503}
+        last = replies[-1]
+        assert (last.status, last.error["code"]) == (503, "no_backend")
+        assert int(last.headers["retry-after"]) >= 1
+        router.assert_idle()
+
+
 def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
     stub.refuse()
     start = time.monotonic()
