@@ -173,12 +173,19 @@ class Watch:
     """The router's memory and descriptors.
 
     Attributes:
-        samples: seconds since the load began, MiB, descriptors.
+        samples: seconds since the load began; MiB that are resident; MiB that are the process's own, swapped out or
+            not; descriptors. The first figure also falls where the system takes back pages of libraries.
     """
 
     def __init__(self, router: ServerProcess) -> None:
         self.pid = router.pid
-        self.samples: list[tuple[float, float, int]] = []
+        self.samples: list[tuple[float, float, float, int]] = []
+
+    def own_mib(self) -> float:
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return round(
+            sum(int(kb) for kb in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", text, re.MULTILINE)) / 1024, 2
+        )
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
@@ -197,7 +204,8 @@ class Watch:
     async def keep(self, over: asyncio.Event, report: Callable[[], None]) -> None:
         start = time.monotonic()
         while not over.is_set():
-            self.samples.append((round(time.monotonic() - start, 1), resident_mib(self.pid), self.descriptors()))
+            at = round(time.monotonic() - start, 1)
+            self.samples.append((at, resident_mib(self.pid), self.own_mib(), self.descriptors()))
             if len(self.samples) % 2 == 1:
                 report()
             with suppress(asyncio.TimeoutError):
@@ -263,11 +271,11 @@ async def loaded(
 
     def report() -> None:
         tally = load.tally
-        seconds, mib, files = watch.samples[-1]
+        seconds, mib, own, files = watch.samples[-1]
         kills = sum(len(each.kills) for each in (*chaos.answering, chaos.pooling))
         logger.info(
-            "%6.0f s: %d sent, %d answered, %d failed, %d under way; %d kills; %.1f MiB, %d descriptors",
-            *(seconds, tally.sent, tally.answered, len(tally.failures), tally.open, kills, mib, files),
+            "%6.0f s: %d sent, %d answered, %d failed, %d under way; %d kills; %.1f MiB (%.1f its own), %d descriptors",
+            *(seconds, tally.sent, tally.answered, len(tally.failures), tally.open, kills, mib, own, files),
         )
 
     tasks = [load.keep(rate, over), chaos.rage(over), watch.keep(over, report), ended(over, options.minutes * 60)]
@@ -277,7 +285,7 @@ async def loaded(
     result["cores_of_the_router"] = round((cpu_seconds(router.pid) - used) / seconds, 2)
     logger.info("the load has ended: waiting for the last answers and for idle connections to close")
     await load.settled(PATIENCE_S)
-    result["descriptors"]["most"] = max(files for _, _, files in watch.samples)
+    result["descriptors"]["most"] = max(files for *_, files in watch.samples)
     result["descriptors"]["idle_after"] = await watch.idle(before, 120.0)
     result["left_in_the_router"] = await asyncio.to_thread(left, router)
     result["kills"] = {each.name: len(each.kills) for each in (*chaos.answering, chaos.pooling)}
@@ -302,13 +310,17 @@ def left(router: ServerProcess) -> dict[str, float]:
     return {n: sum(map(float, re.findall(rf"^entropy_rft_{n}(?:{{.*}})? (\S+)$", text, re.MULTILINE))) for n in names}
 
 
-def memory(samples: list[tuple[float, float, int]], settle_s: float) -> dict[str, Any]:
-    """The slope of the resident memory, MiB an hour, after the caches have filled."""
-    kept = [(at, mib) for at, mib, _ in samples if at >= settle_s]
-    block_s = min(60.0, max(SAMPLE_S, (kept[-1][0] - kept[0][0]) / 10)) if kept else 60.0
-    trend = slope([at for at, _ in kept], [mib for _, mib in kept], block_s) if kept else {}
-    first, last = samples[0][1], samples[-1][1]
-    return {"first_mib": first, "last_mib": last, "left_out_s": settle_s, "mib_per_hour": trend, "samples": samples}
+def memory(samples: list[tuple[float, float, float, int]], settle_s: float) -> dict[str, Any]:
+    """The slopes of the resident memory and of the process's own, MiB an hour, after the caches have filled."""
+    kept = [sample for sample in samples if sample[0] >= settle_s] or samples
+    times = [sample[0] for sample in kept]
+    block_s = min(60.0, max(SAMPLE_S, (times[-1] - times[0]) / 10))
+    result: dict[str, Any] = {"left_out_s": settle_s}
+    for column, name in ((1, "resident"), (2, "own")):
+        trend = slope(times, [sample[column] for sample in kept], block_s)
+        ends = {"first_mib": samples[0][column], "settled_mib": kept[0][column], "last_mib": samples[-1][column]}
+        result[name] = ends | {"mib_per_hour": trend}
+    return result | {"samples": samples}
 
 
 def faults(result: dict[str, Any]) -> list[str]:
@@ -324,7 +336,7 @@ def faults(result: dict[str, Any]) -> list[str]:
         wrong.append(f"the router still counts requests: {result['left_in_the_router']}")
     if result["tracebacks_in_the_log"]:
         wrong.append("the router's log has tracebacks")
-    interval = result["memory"]["mib_per_hour"].get("interval")
+    interval = result["memory"]["own"]["mib_per_hour"]["interval"]
     if interval and interval[0] > 0 and result["seconds"] > SHORTEST_TREND_S:
         wrong.append(f"memory grows by {interval[0]:.2f} to {interval[1]:.2f} MiB an hour")
     return wrong
