@@ -41,6 +41,8 @@ _IDEMPOTENT = ("GET", "HEAD")
 # No connection, or one that was lost.
 _GONE = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
 _SLOWEST_BACKOFF_S = 5.0
+# A connection that fails by its time limit fails after this many times the limit only where this process stood still.
+_STANDSTILL = 1.5
 
 
 class Proxy:
@@ -58,6 +60,7 @@ class Proxy:
         self._attempts = settings.retries.attempts
         self._backoff_s = settings.retries.backoff_s
         self._between_s = settings.timeouts.between_bytes_s
+        self._standstill_s = _STANDSTILL * settings.timeouts.connect_s
         self._limit = settings.limits.max_buffered_bytes
         self._urls = {
             (backend, path): URL(backend.url + path, encoded=True)
@@ -195,8 +198,9 @@ class Proxy:
             head = head.copy()
             head.update(headers)
         span = None if trace is None else trace.attempt(backend, method, path, head)
-        known = backend.blocked_s(loop.time()) > 0  # to be gone: its breaker is open
-        trial = backend.begin(loop.time())
+        start = loop.time()
+        known = backend.blocked_s(start) > 0  # to be gone: its breaker is open
+        trial = backend.begin(start)
         upstream: Upstream | None = None
         try:
             response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
@@ -207,7 +211,8 @@ class Proxy:
             if span is not None:
                 span.failed(error)
             self._end(backend, trial, upstream, span)
-            backend.failed(loop.time(), gone=isinstance(error, _GONE))
+            if not (isinstance(error, aiohttp.ConnectionTimeoutError) and loop.time() - start > self._standstill_s):
+                backend.failed(loop.time(), gone=isinstance(error, _GONE))
             failure = _failure(backend, error)
             logger.log(
                 logging.DEBUG if known else logging.WARNING,
