@@ -175,11 +175,23 @@ class Watch:
     Attributes:
         samples: seconds since the load began; MiB that are resident; MiB that are the process's own, swapped out or
             not; descriptors. The first figure also falls where the system takes back pages of libraries.
+        slowest_s: the longest that GET /health took: whether the machine let the router run at all.
     """
 
     def __init__(self, router: ServerProcess) -> None:
         self.pid = router.pid
+        self.port = router.port
+        self.slowest_s = 0.0
         self.samples: list[tuple[float, float, float, int]] = []
+
+    async def health(self) -> None:
+        """Ask for it once, over a connection of its own."""
+        start = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n")
+        await reader.read()
+        writer.close()
+        self.slowest_s = max(self.slowest_s, time.monotonic() - start)
 
     def own_mib(self) -> float:
         text = Path(f"/proc/{self.pid}/status").read_text()
@@ -208,6 +220,7 @@ class Watch:
             self.samples.append((at, resident_mib(self.pid), self.own_mib(), self.descriptors()))
             if len(self.samples) % 2 == 1:
                 report()
+            await self.health()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(over.wait(), SAMPLE_S)
 
@@ -287,6 +300,7 @@ async def loaded(
     await load.settled(PATIENCE_S)
     result["descriptors"]["most"] = max(files for *_, files in watch.samples)
     result["descriptors"]["idle_after"] = await watch.idle(before, 120.0)
+    result["slowest_health_answer_s"] = round(watch.slowest_s, 3)
     result["left_in_the_router"] = await asyncio.to_thread(left, router)
     result["kills"] = {each.name: len(each.kills) for each in (*chaos.answering, chaos.pooling)}
     result["outcomes"] = outcomes(load.tally, ledgers, [each.kills for each in chaos.answering])
