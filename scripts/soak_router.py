@@ -55,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backends", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.5, help="of the load that saturates (default: %(default)s)")
     parser.add_argument("--rate", type=float, help="requests a second, instead of measuring what saturates")
+    parser.add_argument("--at-once", type=int, default=128, help="the load holds back above it (default: %(default)s)")
     parser.add_argument("--saturate-seconds", type=float, default=8.0)
     parser.add_argument("--idle-seconds", type=float, default=15.0, help="before the load, to count the descriptors")
     parser.add_argument("--kill-every", type=float, default=8.0, help="seconds, the mean (default: %(default)s)")
@@ -214,15 +215,18 @@ class Watch:
         return fewest
 
     async def keep(self, over: asyncio.Event, report: Callable[[], None]) -> None:
-        start = time.monotonic()
+        start, asking = time.monotonic(), None
         while not over.is_set():
             at = round(time.monotonic() - start, 1)
             self.samples.append((at, resident_mib(self.pid), self.own_mib(), self.descriptors()))
             if len(self.samples) % 2 == 1:
                 report()
-            await self.health()
+            if asking is None or asking.done():
+                asking = asyncio.create_task(self.health())
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(over.wait(), SAMPLE_S)
+        if asking is not None:
+            await asking
 
 
 async def soak(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
@@ -264,8 +268,8 @@ async def loaded(
     options: argparse.Namespace, router: ServerProcess, chaos: Chaos, ledgers: list[Ledger], over: asyncio.Event
 ) -> dict[str, Any]:
     """The load on a router that is ready, and the verdict."""
-    load, watch = Load(router.port, Random(options.seed + 1)), Watch(router)
-    shown = ("minutes", "backends", "share", "rate", "kill_every", "seed")
+    load, watch = Load(router.port, Random(options.seed + 1), options.at_once), Watch(router)
+    shown = ("minutes", "backends", "share", "rate", "at_once", "kill_every", "seed")
     result: dict[str, Any] = {"settings": {name: getattr(options, name) for name in shown}}
     rate = options.rate
     used, since = cpu_seconds(router.pid), time.monotonic()

@@ -15,7 +15,6 @@ from soak.ledger import CAPACITY, PREFIX
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _CODE = re.compile(rb'"code"\s*:\s*"([a-z_]+)"')
 _CACHED = 64  # questions that half of the requests ask; the others are new
-_MOST_OPEN = 1000  # requests at the same time; above it the load is held back
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,17 @@ class Load:
     Args:
         port: of the router.
         random: chooses plain or streamed, and the questions.
+        most: requests at the same time; above it `keep` holds back, because the machine does not let the servers run.
     """
 
-    def __init__(self, port: int, random: Random) -> None:
+    def __init__(self, port: int, random: Random, most: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.tally = Tally()
         self.idle: list[_Connection] = []
         self.connections: set[_Connection] = set()
         self._port = port
         self._random = random
+        self._most = most
         self._number = 0
         self._opening: set[asyncio.Task[None]] = set()
         self._again: Callable[[], bool] = lambda: False
@@ -147,7 +148,7 @@ class Load:
             now = self.loop.time()
             due = max(due, now - 1.0)  # after a standstill of this process the load does not catch up
             while due <= now:
-                if self.tally.open < _MOST_OPEN:
+                if self.tally.open < self._most:
                     self._ask()
                 else:
                     self.tally.held_back += 1
