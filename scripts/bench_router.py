@@ -84,12 +84,13 @@ class Contender:
     model: str = "stub"
     new_questions: bool = False
     beside: tuple[int, ...] = ()  # the processes of the stubs
+    extra: dict[str, Any] | None = None  # fields of every request
 
     def bodies(self, stream: bool) -> Iterator[bytes]:
-        if not self.new_questions:
-            return questions(10**9, model=self.model, stream=stream, different=CACHED)
-        first = next(_numbers) * 10_000_000  # no run repeats a question of another
-        return questions(10**9, model=self.model, stream=stream, different=10**9, first=first)
+        different, first = CACHED, 0
+        if self.new_questions:
+            different, first = 10**9, next(_numbers) * 10_000_000  # no run repeats a question of another
+        return questions(10**9, model=self.model, stream=stream, different=different, first=first, extra=self.extra)
 
 
 _numbers = itertools.count(1)

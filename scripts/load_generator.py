@@ -133,14 +133,21 @@ async def load(
 
 
 def questions(
-    count: int, *, model: str = "stub", stream: bool = False, different: int = 64, first: int = 0
+    count: int,
+    *,
+    model: str = "stub",
+    stream: bool = False,
+    different: int = 64,
+    first: int = 0,
+    extra: dict[str, Any] | None = None,
 ) -> Iterator[bytes]:
-    """`count` chat requests that take turns over `different` questions, numbered from `first`."""
+    """`count` chat requests that take turns over `different` questions, numbered from `first`; `extra`: more fields."""
     for number in range(count):
         question = first + number % different
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": f"What is {question} + {question % 97}?"}],
+            **(extra or {}),
         }
         if stream:
             body["stream"] = True

@@ -36,6 +36,7 @@ class Backend:
         self.max_model_len: int | None = None
         self.requests = 0
         self.failures = 0
+        self._gone = False  # its latest failure: there was no connection, or it was lost
         self._allowed = breaker.failures
         self._cooldown_s = breaker.cooldown_s
         self._in_a_row = 0
@@ -63,6 +64,12 @@ class Backend:
             waits.append(1.0)
         return max(waits)
 
+    def may_be_back(self, now: float) -> bool:
+        """Whether only its breaker blocks it, after a refused or lost connection."""
+        return (
+            self._open_until is not None and self._gone and self.cooling_s(now) <= 0 and self.outstanding < self.limit
+        )
+
     def begin(self, now: float) -> int:
         """Count a request to it; returns the number of the breaker's trial, else 0. `ended` must follow."""
         self.outstanding += 1
@@ -84,10 +91,12 @@ class Backend:
         self._in_a_row = 0
         self._open_until = None
         self._trial = 0
+        self._gone = False
 
-    def failed(self, now: float) -> None:
-        """It gave no answer, or a server error."""
+    def failed(self, now: float, gone: bool = False) -> None:
+        """It gave no answer, or a server error; `gone`: it refused the connection, or ended it too early."""
         self.failures += 1
+        self._gone = gone
         self._in_a_row += 1
         if self._in_a_row >= self._allowed:
             self._open_until = now + self._cooldown_s

@@ -106,6 +106,14 @@ class Pool:
                 best, best_load = backend, load
         return best
 
+    def last_resort(self, now: float, without: Collection[Backend] = ()) -> Backend | None:
+        """One that only its breaker blocks, after its connection was lost: it may have been started again since.
+
+        For when `choose` finds none: without it, a backend that is back is asked only after the next check.
+        """
+        back = [each for each in self.backends if each not in without and each.may_be_back(now)]
+        return min(back, key=lambda backend: backend.outstanding / backend.weight, default=None)
+
     def affine(self, key: bytes, now: float) -> Backend | None:
         """The backend of the conversation that begins with `key`; ``None`` when none may be asked now."""
         return affine(key, [each for each in self.backends if each.up is not False and each.blocked_s(now) <= 0])

@@ -38,7 +38,11 @@ _BUDGET = (b"thinking_token_budget", b"budget_tokens")
 _DECLINED = (429, 503)  # nothing was generated
 _BROKEN = (500, 502, 503, 504)
 _IDEMPOTENT = ("GET", "HEAD")
+# No connection, or one that was lost.
+_GONE = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
 _SLOWEST_BACKOFF_S = 5.0
+# A connection that fails by its time limit fails after this many times the limit only where this process stood still.
+_STANDSTILL = 1.5
 
 
 class Proxy:
@@ -56,6 +60,7 @@ class Proxy:
         self._attempts = settings.retries.attempts
         self._backoff_s = settings.retries.backoff_s
         self._between_s = settings.timeouts.between_bytes_s
+        self._standstill_s = _STANDSTILL * settings.timeouts.connect_s
         self._limit = settings.limits.max_buffered_bytes
         self._urls = {
             (backend, path): URL(backend.url + path, encoded=True)
@@ -98,11 +103,13 @@ class Proxy:
         """
         loop = asyncio.get_running_loop()
         others = [] if among is None else [each for each in self._pool.backends if each not in among]
-        tried = list(others)
+        tried, resorts = list(others), list(others)
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
             backend = None if attempt or first is None or first.blocked_s(loop.time()) > 0 else first
             backend = backend or self._pool.choose(loop.time(), tried)
+            resort = None if backend else self._pool.last_resort(loop.time(), [*tried, *resorts])
+            backend = backend or resort
             if backend is None and len(tried) > len(others):  # no other one is left: retry the same ones, after a pause
                 await self._pause(attempt)
                 tried = list(others)
@@ -121,7 +128,12 @@ class Proxy:
                 return outcome
             if generated and method not in _IDEMPOTENT:
                 break
-            tried.append(backend)
+            if resort is None:
+                tried.append(backend)
+                continue
+            resorts.append(resort)
+            if isinstance(outcome, RouterError):
+                outcome = None  # it is still gone, as its open breaker says
         if isinstance(outcome, Upstream):
             return outcome
         raise outcome or self._unavailable(loop.time(), among)
@@ -186,7 +198,9 @@ class Proxy:
             head = head.copy()
             head.update(headers)
         span = None if trace is None else trace.attempt(backend, method, path, head)
-        trial = backend.begin(loop.time())
+        start = loop.time()
+        known = backend.blocked_s(start) > 0  # to be gone: its breaker is open
+        trial = backend.begin(start)
         upstream: Upstream | None = None
         try:
             response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
@@ -197,10 +211,13 @@ class Proxy:
             if span is not None:
                 span.failed(error)
             self._end(backend, trial, upstream, span)
-            backend.failed(loop.time())
+            if not (isinstance(error, aiohttp.ConnectionTimeoutError) and loop.time() - start > self._standstill_s):
+                backend.failed(loop.time(), gone=isinstance(error, _GONE))
             failure = _failure(backend, error)
-            logger.warning(
-                failure.message, extra={"backend": backend.name, "cause": f"{type(error).__name__}: {error}"}
+            logger.log(
+                logging.DEBUG if known else logging.WARNING,
+                failure.message,
+                extra={"backend": backend.name, "cause": f"{type(error).__name__}: {error}"},
             )
             return failure, not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         except BaseException:  # the client disconnected, or the router is shutting down

@@ -150,7 +150,7 @@ class Relay:
 
     def _lost(self, upstream: Upstream, error: BaseException | None) -> None:
         self.died = True
-        upstream.backend.failed(self._loop.time())
+        upstream.backend.failed(self._loop.time(), gone=not isinstance(error, asyncio.TimeoutError))
         cause = f"{type(error).__name__}: {error}" if error else "the connection ended"
         logger.warning(
             "a backend died in the middle of an answer", extra={"backend": upstream.backend.name, "cause": cause}

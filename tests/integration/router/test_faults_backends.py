@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -250,6 +251,53 @@ def test_a_backend_that_restarts_costs_what_it_had_begun(pair: RunningRouter, st
     assert set(statuses) <= {200, 502}
     assert statuses.count(502) <= 10 * 8
     assert len(stub.requests) + len(other.requests) <= len(statuses)
+
+
+def test_a_backend_that_is_back_is_asked_before_the_next_check(stub: Stub, other: Stub) -> None:
+    """It is the only one, its breaker is still open, and no check has found out that it is back."""
+    settings = {**FAST, "breaker": {"failures": 2, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.refuse()
+        assert {exchange(router.port, request()).status for _ in range(10)} == {200}
+        assert router.metric("entropy_rft_backend_breaker_open") == 1
+        stub.listen()
+        other.refuse()
+        assert {exchange(router.port, request(STREAM)).status for _ in range(10)} == {200}
+        assert len(stub.requests) == 10
+        assert router.metric("entropy_rft_backend_breaker_open") <= 1
+        router.assert_idle()
+
+
+def test_backends_that_stay_away_are_refused_at_once(stub: Stub, other: Stub) -> None:
+    settings = {**FAST, "breaker": {"failures": 2, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    with running_router([stub.url, other.url], **settings) as router:
+        stub.refuse()
+        other.refuse()
+        replies = [exchange(router.port, request()) for _ in range(10)]
+        assert {reply.status for reply in replies} <= {502, 503}
+        last = replies[-1]
+        assert (last.status, last.error["code"]) == (503, "no_backend")
+        assert int(last.headers["retry-after"]) >= 1
+        router.assert_idle()
+
+
+def test_a_standstill_of_the_router_is_no_fault_of_a_backend(stub: Stub) -> None:
+    """A connection that takes long is given up, but its breaker opens only where the router was awake meanwhile."""
+    settings = {**FAST, "breaker": {"failures": 1, "cooldown_s": 1000}, "health": {"interval_s": 1000}}
+    settings["timeouts"] = {"connect_s": 0.3}
+    stub.healthy = False  # so that the first check finds both down, and the weights decide
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        backends = [{"url": f"http://127.0.0.1:{full.getsockname()[1]}", "weight": 1000}, stub.url]
+        with running_router(backends, **settings) as router, ThreadPoolExecutor() as threads:
+            waiting = threads.submit(exchange, router.port, request())
+            router.wait_for_metric(1, "entropy_rft_backend_outstanding")
+            router.loop.call_soon_threadsafe(time.sleep, 1.0)
+            assert waiting.result().status == 200
+            assert router.metric("entropy_rft_retries_total") == 1
+            assert router.metric("entropy_rft_backend_breaker_open") == 0
+            assert exchange(router.port, request()).status == 200
+            assert router.metric("entropy_rft_backend_breaker_open") == 1
+            router.assert_idle()
 
 
 def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:

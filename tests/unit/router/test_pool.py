@@ -200,3 +200,22 @@ def test_a_backend_that_comes_back_may_know_more() -> None:
     backend.checked(False, 1.0)
     backend.checked(True, 2.0)
     assert backend.limits_thinking == {}
+
+
+def test_one_that_was_gone_is_the_last_resort() -> None:
+    first, second = (pool := pool_of({}, {})).backends
+    for _ in range(2):
+        first.failed(0.0, gone=True)
+        second.failed(0.0)  # it answers with errors
+    assert pool.choose(1.0) is None
+    assert pool.last_resort(1.0) is first
+    assert pool.last_resort(1.0, without=[first]) is None
+    first.cool(1.0, 5.0)
+    assert pool.last_resort(1.0) is None
+    assert pool.last_resort(7.0) is first
+    first.outstanding = first.limit
+    assert pool.last_resort(7.0) is None
+    first.outstanding = 0
+    first.succeeded()
+    assert pool.choose(7.0) is first
+    assert pool.last_resort(7.0) is None

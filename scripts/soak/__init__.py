@@ -1,0 +1,1 @@
+"""The parts of `soak_router.py`."""
