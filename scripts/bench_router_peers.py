@@ -31,7 +31,6 @@ from bench_router import (
     CACHED,
     ROOT,
     Contender,
-    cpu_seconds,
     environment,
     install_litellm,
     litellm_process,
@@ -137,8 +136,7 @@ def one(
     bodies = itertools.islice(contender.bodies(stream), NEW if contender.new_questions else CACHED)
     texts = [json.loads(body)["messages"][0]["content"] for body in bodies]
     warm_up = max(CACHED, 2 * concurrency)  # every cached question once
-    before = cpu_seconds(contender.process.pid)
-    found = run_aiperf(
+    return run_aiperf(
         aiperf,
         contender.url,
         texts,
@@ -150,8 +148,6 @@ def one(
         warm_up=warm_up,
         extra=contender.extra,
     )
-    used = cpu_seconds(contender.process.pid) - before
-    return found | {"cpu_ms": round(1e3 * used / (found["requests"] + warm_up), 4)}
 
 
 # ---- the servers

@@ -42,9 +42,12 @@ from soak.verdict import outcomes, slope
 
 SAMPLE_S = 5.0
 PATIENCE_S = 60.0
-SHORTEST_TREND_S = 1500.0  # before that the caches and the allocator still grow
+LEAST_BLOCKS = 20  # minutes, for a trend of the memory to be a fault
 POOLING_SHARE = 0.15  # of the kills
 DOWN_S = (0.2, 12.0)  # how long a killed server stays away
+# Requests, half of them new: then the router remembers as many turns (65,536) and questions (10,000) as it ever will.
+FULL = 140_000
+Sample = tuple[float, int, float, float, int]
 logger = logging.getLogger("soak")
 
 
@@ -174,8 +177,8 @@ class Watch:
     """The router's memory and descriptors.
 
     Attributes:
-        samples: seconds since the load began; MiB that are resident; MiB that are the process's own, swapped out or
-            not; descriptors. The first figure also falls where the system takes back pages of libraries.
+        samples: seconds since the load began; requests sent; MiB that are resident; MiB that are the process's own,
+            swapped out or not; descriptors. Resident memory also falls where the system takes back pages of libraries.
         slowest_s: the longest that GET /health took: whether the machine let the router run at all.
     """
 
@@ -183,7 +186,7 @@ class Watch:
         self.pid = router.pid
         self.port = router.port
         self.slowest_s = 0.0
-        self.samples: list[tuple[float, float, float, int]] = []
+        self.samples: list[Sample] = []
 
     async def health(self) -> None:
         """Ask for it once, over a connection of its own."""
@@ -214,11 +217,11 @@ class Watch:
             fewest = min(fewest, self.descriptors())
         return fewest
 
-    async def keep(self, over: asyncio.Event, report: Callable[[], None]) -> None:
+    async def keep(self, over: asyncio.Event, sent: Callable[[], int], report: Callable[[], None]) -> None:
         start, asking = time.monotonic(), None
         while not over.is_set():
             at = round(time.monotonic() - start, 1)
-            self.samples.append((at, resident_mib(self.pid), self.own_mib(), self.descriptors()))
+            self.samples.append((at, sent(), resident_mib(self.pid), self.own_mib(), self.descriptors()))
             if len(self.samples) % 2 == 1:
                 report()
             if asking is None or asking.done():
@@ -288,15 +291,15 @@ async def loaded(
 
     def report() -> None:
         tally = load.tally
-        seconds, mib, own, files = watch.samples[-1]
+        seconds, _, mib, own, files = watch.samples[-1]
         kills = sum(len(each.kills) for each in (*chaos.answering, chaos.pooling))
         logger.info(
             "%6.0f s: %d sent, %d answered, %d failed, %d under way; %d kills; %.1f MiB (%.1f its own), %d descriptors",
             *(seconds, tally.sent, tally.answered, len(tally.failures), tally.open, kills, mib, own, files),
         )
 
-    tasks = [load.keep(rate, over), chaos.rage(over), watch.keep(over, report), ended(over, options.minutes * 60)]
-    await asyncio.gather(*tasks)
+    tasks = [load.keep(rate, over), chaos.rage(over), watch.keep(over, lambda: load.tally.sent, report)]
+    await asyncio.gather(*tasks, ended(over, options.minutes * 60))
     seconds = time.monotonic() - start
     result["seconds"] = round(seconds, 1)
     result["cores_of_the_router"] = round((cpu_seconds(router.pid) - used) / seconds, 2)
@@ -328,13 +331,15 @@ def left(router: ServerProcess) -> dict[str, float]:
     return {n: sum(map(float, re.findall(rf"^entropy_rft_{n}(?:{{.*}})? (\S+)$", text, re.MULTILINE))) for n in names}
 
 
-def memory(samples: list[tuple[float, float, float, int]], settle_s: float) -> dict[str, Any]:
-    """The slopes of the resident memory and of the process's own, MiB an hour, after the caches have filled."""
+def memory(samples: list[Sample], settle_s: float) -> dict[str, Any]:
+    """The slopes of the resident memory and of the process's own, MiB an hour, once the router's memories are full."""
+    full = next((at for at, sent, *_ in samples if sent >= FULL), samples[-1][0])
+    settle_s = max(settle_s, full)
     kept = [sample for sample in samples if sample[0] >= settle_s] or samples
     times = [sample[0] for sample in kept]
     block_s = min(60.0, max(SAMPLE_S, (times[-1] - times[0]) / 10))
     result: dict[str, Any] = {"left_out_s": settle_s}
-    for column, name in ((1, "resident"), (2, "own")):
+    for column, name in ((2, "resident"), (3, "own")):
         trend = slope(times, [sample[column] for sample in kept], block_s)
         ends = {"first_mib": samples[0][column], "settled_mib": kept[0][column], "last_mib": samples[-1][column]}
         result[name] = ends | {"mib_per_hour": trend}
@@ -355,7 +360,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     if result["tracebacks_in_the_log"]:
         wrong.append("the router's log has tracebacks")
     interval = result["memory"]["own"]["mib_per_hour"]["interval"]
-    if interval and interval[0] > 0 and result["seconds"] > SHORTEST_TREND_S:
+    if interval and interval[0] > 0 and result["memory"]["own"]["mib_per_hour"]["blocks"] >= LEAST_BLOCKS:
         wrong.append(f"memory grows by {interval[0]:.2f} to {interval[1]:.2f} MiB an hour")
     return wrong
 

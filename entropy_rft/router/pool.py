@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from entropy_rft.router.affinity import affine
 from entropy_rft.router.backends import Backend
+from entropy_rft.router.lag import Lag
 from entropy_rft.router.settings import DEFAULT_BUDGET, RouterSettings
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
 
     from entropy_rft.router.in_process import ASGISession
 
 logger = logging.getLogger("entropy_rft.router")
 _MODELS_LIMIT = 2**20  # bytes of /v1/models that are read
+# A connection takes several turns of the loop: where it is later than this, the time limit is longer by so many turns.
+_LATE_S = 0.05
+_TURNS = 10
+_MOST_SLACK_S = 30.0
 
 
 class Pool:
@@ -44,6 +50,7 @@ class Pool:
         if session is not None:
             self.session = session
         self.elsewhere: Callable[[Pool], Awaitable[None]] | None = None
+        self.lag = Lag()
         self._turn = 0
         self._checks: asyncio.Task[None] | None = None
 
@@ -51,6 +58,7 @@ class Pool:
         """Open the session and check every backend once, then keep checking."""
         if not hasattr(self, "session"):
             self.session = self._opened()
+        self.lag.start()
         if self.elsewhere is not None:
             await self.elsewhere(self)
             return
@@ -66,13 +74,7 @@ class Pool:
         return aiohttp.ClientSession(
             # vLLM closes a connection after 5 s of idleness: ours ends before, so that no request uses a closed one.
             connector=reporting(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=4)),
-            timeout=aiohttp.ClientTimeout(
-                # `connect` includes the DNS lookup, `sock_connect` does not.
-                total=None,
-                connect=timeouts.connect_s,
-                sock_read=timeouts.first_byte_s,
-                ceil_threshold=60,
-            ),
+            timeout=self._timeout(timeouts.connect_s),
             # Answers are passed on as they arrive. No compression is requested.
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding", "User-Agent", "Accept"),
@@ -81,8 +83,26 @@ class Pool:
             read_bufsize=2**18,
         )
 
+    def _timeout(self, connect_s: float) -> aiohttp.ClientTimeout:
+        import aiohttp
+
+        # `connect` includes the DNS lookup, `sock_connect` does not.
+        first_byte_s = self.settings.timeouts.first_byte_s
+        return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=first_byte_s, ceil_threshold=60)
+
+    @property
+    def slack_s(self) -> float:
+        """Seconds that a connection may take longer now because this process itself is late; mostly 0."""
+        return min(_MOST_SLACK_S, _TURNS * self.lag.seconds) if self.lag.seconds > _LATE_S else 0.0
+
+    def request(self, method: str, url: URL, payload: bytes | None, headers: Mapping[str, str]) -> Any:
+        """Ask a backend: to be awaited for its answer, whose head has arrived."""
+        late = {} if not self.slack_s else {"timeout": self._timeout(self.settings.timeouts.connect_s + self.slack_s)}
+        return self.session.request(method, url, data=payload, headers=headers, allow_redirects=False, **late)
+
     async def close(self) -> None:
         """Stop the checks and close all connections."""
+        self.lag.close()
         if self._checks is not None:
             self._checks.cancel()
             await asyncio.gather(self._checks, return_exceptions=True)
@@ -164,7 +184,7 @@ class Pool:
         """The body, or ``None`` for an error; the context length in /v1/models is saved."""
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=self.settings.health.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self.settings.health.timeout_s + self.slack_s)
         async with self.session.get(
             backend.url + path, headers=backend.headers, timeout=timeout, allow_redirects=False
         ) as response:

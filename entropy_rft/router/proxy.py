@@ -198,12 +198,12 @@ class Proxy:
             head = head.copy()
             head.update(headers)
         span = None if trace is None else trace.attempt(backend, method, path, head)
-        start = loop.time()
+        start, most_s = loop.time(), self._standstill_s + self._pool.slack_s
         known = backend.blocked_s(start) > 0  # to be gone: its breaker is open
         trial = backend.begin(start)
         upstream: Upstream | None = None
         try:
-            response = await self._pool.session.request(method, url, data=payload, headers=head, allow_redirects=False)
+            response = await self._pool.request(method, url, payload, head)
             upstream = Upstream(backend, trial, response, self._between_s, span)
             await upstream.fill(self._limit)
             return self._judged(upstream, errors, loop.time())
@@ -211,7 +211,7 @@ class Proxy:
             if span is not None:
                 span.failed(error)
             self._end(backend, trial, upstream, span)
-            if not (isinstance(error, aiohttp.ConnectionTimeoutError) and loop.time() - start > self._standstill_s):
+            if not (isinstance(error, aiohttp.ConnectionTimeoutError) and loop.time() - start > most_s):
                 backend.failed(loop.time(), gone=isinstance(error, _GONE))
             failure = _failure(backend, error)
             logger.log(

@@ -300,6 +300,28 @@ def test_a_standstill_of_the_router_is_no_fault_of_a_backend(stub: Stub) -> None
             router.assert_idle()
 
 
+def test_a_router_that_gets_little_of_the_cpu_still_connects(stub: Stub) -> None:
+    """A new connection takes several turns of the loop, together longer than its time limit."""
+    settings = {**FAST, "timeouts": {"connect_s": 0.15}, "retries": {"attempts": 1}}
+    stub.answer = lambda request: Behaviour(head_after=0.3)
+    with running_router([stub.url], **settings) as router, ThreadPoolExecutor(4) as threads:
+        over = threading.Event()
+
+        def slow() -> None:
+            time.sleep(0.1)
+            if not over.is_set():
+                router.loop.call_soon(slow)
+
+        router.loop.call_soon_threadsafe(slow)
+        router._wait(lambda: router.server.router.pool.lag.seconds > 0.05, lambda: "the loop is not late")
+        try:
+            replies = list(threads.map(lambda _: exchange(router.port, request()), range(4)))
+            assert [reply.status for reply in replies] == [200] * 4
+        finally:
+            over.set()
+        router.assert_idle()
+
+
 def test_no_backend_at_all(router: RunningRouter, stub: Stub) -> None:
     stub.refuse()
     start = time.monotonic()

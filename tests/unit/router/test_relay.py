@@ -31,7 +31,7 @@ class Backend:
     name: str = "b"
     failures: int = 0
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, gone: bool = False) -> None:
         self.failures += 1
 
 
