@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Models of a few thousand parameters: a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# This process, and those that it starts: see the file that is found there.
+STARTUP = str(Path(__file__).parent / "startup")
+if STARTUP not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+    os.environ["PYTHONPATH"] = os.pathsep.join([STARTUP, *filter(None, paths)])
+runpy.run_path(f"{STARTUP}/sitecustomize.py")
 
 import pytest
 

@@ -23,6 +23,8 @@ GENERATES = (
     # A strict tool that the request names is called by any model: vLLM lets it write nothing else.
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     *("--reasoning-config", json.dumps(TAGS)),
+    # Or else a schema allows white space without end, and this model writes it.
+    *("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})),
 )
 POOLS = ("--runner", "pooling", "--max-model-len", str(POOLED_TOKENS))
 
