@@ -15,14 +15,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Models of a few thousand parameters: a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
 # This process, and those that it starts: see the file that is found there.
 STARTUP = str(Path(__file__).parent / "startup")
 if STARTUP not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
     os.environ["PYTHONPATH"] = os.pathsep.join([STARTUP, *filter(None, paths)])
 runpy.run_path(f"{STARTUP}/sitecustomize.py")
-
-import pytest
-
 # These files start runs of several processes. No two of them may compete for two cores.
 SEVERAL_PROCESSES = (
     "test_doctor_runs.py",
