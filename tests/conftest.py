@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+# This process, and those that it starts: see the file that is found there.
+STARTUP = str(Path(__file__).parent / "startup")
+if STARTUP not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+    os.environ["PYTHONPATH"] = os.pathsep.join([STARTUP, *filter(None, paths)])
+runpy.run_path(f"{STARTUP}/sitecustomize.py")
 # These files start runs of several processes. No two of them may compete for two cores.
 SEVERAL_PROCESSES = (
     "test_doctor_runs.py",

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from entropy_rft.assets import DEFAULT_MODEL
+from entropy_rft.cli.collector import importing
 from entropy_rft.cli.errors import TERMINATED
 from entropy_rft.cli.flags import path
 from entropy_rft.demo.models import MODELS
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         with sigterm_raises():
-            from entropy_rft.demo.run import Demo
+            with importing():
+                from entropy_rft.demo.run import Demo
 
             demo = Demo(
                 args.output_dir,

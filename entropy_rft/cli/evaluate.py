@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.cli.collector import importing
 from entropy_rft.cli.flags import (
     add_effort,
     add_hardware,
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from entropy_rft.evaluation import difficulty_table, evaluate_model, evaluation_table
-    from entropy_rft.sampling import check_settings, load_model_and_tokenizer
-    from entropy_rft.tasks import check_options, load_task
+    with importing():
+        from entropy_rft.evaluation import difficulty_table, evaluate_model, evaluation_table
+        from entropy_rft.sampling import check_settings, load_model_and_tokenizer
+        from entropy_rft.tasks import check_options, load_task
 
     check_options(options)
     # The settings and the task first: a mistake in them is found before minutes of loading weights.

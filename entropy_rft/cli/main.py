@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from entropy_rft import __version__
-from entropy_rft.cli import demo, evaluate, fetch, inspect, probe, report, serve, train
+from entropy_rft.cli import collector, demo, evaluate, fetch, inspect, probe, report, serve, train
 from entropy_rft.cli.errors import UserError, show
 from entropy_rft.errors import UserMistake
 from entropy_rft.threads import share_cores
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0].startswith("--local_rank="):
         del arguments[0]  # the deepspeed launcher puts it there; the environment has it too
     share_cores()
+    collector.end_quickly()
     try:
         if arguments[:1] == ["train"]:
             return train.run(arguments[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from entropy_rft.cli.collector import importing
 from entropy_rft.cli.flags import path
 from entropy_rft.errors import UserValueError
 from entropy_rft.run_files import REPORT
@@ -39,11 +40,12 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from entropy_rft.evaluation.report import evaluation_rows, run_labels, write_report
-    from entropy_rft.evaluation.run import load_run
-    from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
-    from entropy_rft.evaluation.table import evaluation_table
-    from entropy_rft.reporting.cells import lined_table
+    with importing():
+        from entropy_rft.evaluation.report import evaluation_rows, run_labels, write_report
+        from entropy_rft.evaluation.run import load_run
+        from entropy_rft.evaluation.summary import SUMMARY_NOTE, summary_lines
+        from entropy_rft.evaluation.table import evaluation_table
+        from entropy_rft.reporting.cells import lined_table
 
     runs = [load_run(directory) for directory in args.runs]
     console = Console()

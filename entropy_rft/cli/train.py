@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from entropy_rft.cli.collector import importing
 from entropy_rft.cli.errors import UserError, training_failures, user_errors
 
 
@@ -21,8 +22,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Parse the recipe, find every mistake in it, then train."""
-    from entropy_rft.training.launch import USER_MISTAKE, Launch, leave_to_launcher
-    from entropy_rft.training.recipe import RecipeParser, without_secrets
+    with importing():
+        from entropy_rft.training.launch import USER_MISTAKE, Launch, leave_to_launcher
+        from entropy_rft.training.recipe import RecipeParser, without_secrets
 
     parser = RecipeParser()
     if {"-h", "--help"} & set(argv):
@@ -39,7 +41,8 @@ def run(argv: Sequence[str]) -> int:
         with user_errors():
             recipe = parser.parse(argv)
 
-            from entropy_rft.training.run import TrainingRun
+            with importing():
+                from entropy_rft.training.run import TrainingRun
 
             prepared = TrainingRun(recipe, command=["entropy-rft", "train", *without_secrets(argv)])
     except UserError as error:

@@ -88,9 +88,15 @@ class ServerProcess:
         self.kill()
 
 
+def with_its_own_collector() -> dict[str, str]:
+    """For a process whose memory or whose slowest answers are tested: without tests/startup/sitecustomize.py."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path and Path(path).name != "startup")}
+
+
 def router_process(directory: Path, settings: Mapping[str, Any], *, ready: str = "/health") -> ServerProcess:
     """``entropy-rft serve`` with these settings, not waited for."""
     config = directory / "router.yaml"
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [sys.executable, "-m", "entropy_rft", "serve", "--config", str(config), "--port", "{port}"]
-    return ServerProcess(command, directory / "router.log", ready=ready)
+    return ServerProcess(command, directory / "router.log", ready=ready, environment=with_its_own_collector())

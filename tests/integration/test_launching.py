@@ -34,7 +34,7 @@ PYTHON = (sys.executable, "-m")
 
 def launch(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    inherited["PYTHONPATH"] = str(ROOT)
+    inherited["PYTHONPATH"] = os.pathsep.join([str(ROOT), inherited["PYTHONPATH"]])
     return subprocess.run(
         list(map(str, command)), cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=500
     )

@@ -72,7 +72,7 @@ class Launcher:
     def _command(self, run: Path, flags: Sequence[str | Path]) -> tuple[list[str | Path], dict[str, str]]:
         """The words after ``entropy-rft``, and what the environment needs."""
         words: list[str | Path] = ["train", "--config", self.recipe, "--output_dir", run, *flags]
-        environment = {"PYTHONPATH": str(HERE / "sabotage")}
+        environment = {"PYTHONPATH": os.pathsep.join([str(HERE / "sabotage"), os.environ["PYTHONPATH"]])}
         if self.zero is None:
             environment["ACCELERATE_USE_CPU"] = "1"  # beside DeepSpeed it would mean DDP
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from processes import ServerProcess
+from processes import ServerProcess, with_its_own_collector
 from running import PATIENCE
 from stub import Stub
 from wire import connected, exchange, request
@@ -41,7 +41,7 @@ def test_a_full_collection_leaves_out_what_was_loaded(stub: Stub, tmp_path: Path
     pooling = {"kind": "vllm_pooling", "url": stub.url}
     config.write_text(json.dumps({"backends": [stub.url], "probe": "embedded", "features": pooling}))
     command = [sys.executable, "-c", COUNTED, "serve", "--config", str(config), "--port", "{port}"]
-    with ServerProcess(command, tmp_path / "router.log") as router:
+    with ServerProcess(command, tmp_path / "router.log", environment=with_its_own_collector()) as router:
         router.wait_until_ready(PATIENCE)
         for _ in range(20):
             assert exchange(router.port, request()).status == 200
