@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import signal
 import statistics
 import sys
 import time
@@ -86,6 +87,7 @@ def main() -> int:
     if not missing:
         print("everything was measured before: --rounds for more")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with this process
     since = time.monotonic()
     with TemporaryDirectory() as temporary, ExitStack() as stack:
         directory = Path(temporary)
