@@ -261,16 +261,24 @@ def pin(under_test: set[int], others: set[int]) -> None:
                 os.sched_setaffinity(int(thread.name), {core})
 
 
-def install_litellm() -> Path:
-    """LiteLLM's proxy in an environment of its own: it pins versions that others do not want."""
-    directory = ROOT / ".venv-litellm"
-    executable = directory / "bin" / "litellm"
+def install(command: str, requirement: str) -> Path:
+    """A tool's executable, in an environment of its own, which is made where it is missing.
+
+    Of its own, because such tools pin versions that others do not want.
+    """
+    directory = ROOT / f".venv-{command}"
+    executable = directory / "bin" / command
     if not executable.exists():
-        print(f"installing LiteLLM {LITELLM} into {directory}")
+        print(f"installing {requirement} into {directory}")
         subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
         pip = [str(directory / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"litellm[proxy]=={LITELLM}"], check=True)
+        subprocess.run([*pip, requirement], check=True)
     return executable
+
+
+def install_litellm() -> Path:
+    """LiteLLM's proxy."""
+    return install("litellm", f"litellm[proxy]=={LITELLM}")
 
 
 def environment(note: str, litellm: Path | None) -> dict[str, Any]:

@@ -30,16 +30,16 @@ from typing import Any
 
 from bench_router import (
     CACHED,
-    ROOT,
     Contender,
     environment,
+    install,
     install_litellm,
     litellm_process,
     measure,
     start_all,
 )
 from bench_statistics import RESULTS, write
-from peers import AIPERF, install_aiperf, run_aiperf
+from peers import AIPERF, run_aiperf
 from processes import ServerProcess, router_process  # found by bench_router
 
 from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_PROBE
@@ -74,7 +74,7 @@ def main() -> int:
     if options.show is not None:
         print(table(json.loads(options.show.read_text())))
         return 0
-    aiperf = options.aiperf or (install_aiperf(ROOT) if options.setup else None)
+    aiperf = options.aiperf or (install("aiperf", f"aiperf=={AIPERF}") if options.setup else None)
     litellm = options.litellm or (install_litellm() if options.setup else None)
     if aiperf is None or litellm is None:
         sys.exit("give --aiperf EXECUTABLE and --litellm EXECUTABLE, or --setup, which installs them")

@@ -52,7 +52,32 @@ def percentile(ordered: list[float], percent: float) -> float | None:
     return round(1e3 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))], 4)
 
 
-class Connection(asyncio.Protocol):
+class Answers(asyncio.Protocol):
+    """Reads one answer at a time; `complete` gets each when it is whole."""
+
+    buffer = b""
+    length = 0  # of the whole answer; 0 while unknown, -1 for chunked
+
+    def expect(self) -> None:
+        """A request is about to be sent."""
+        self.buffer, self.length = b"", 0
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer = buffer = self.buffer + data if self.buffer else data
+        if not self.length:
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            length = _LENGTH.search(buffer, 0, end)
+            self.length = end + 4 + int(length[1]) if length else -1
+        if len(buffer) >= self.length > 0 or (self.length == -1 and buffer.endswith(b"0\r\n\r\n")):
+            self.complete(buffer)
+
+    def complete(self, answer: bytes) -> None:
+        raise NotImplementedError
+
+
+class Connection(Answers):
     """One connection of the load; ends when `bodies` does."""
 
     def __init__(self, head: bytes, bodies: Iterator[bytes], measurement: Measurement, stream: bool) -> None:
@@ -75,8 +100,7 @@ class Connection(asyncio.Protocol):
         if body is None or len(self.measurement.errors) >= _MAX_ERRORS:
             self.transport.close()
             return
-        self.buffer = b""
-        self.length = 0  # of the whole answer; 0 while unknown, -1 for chunked
+        self.expect()
         self.first = 0.0
         self.waiting = True
         self.start = time.perf_counter()
@@ -85,15 +109,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self.first:
             self.first = time.perf_counter()
-        self.buffer = buffer = self.buffer + data if self.buffer else data
-        if not self.length:
-            end = buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            length = _LENGTH.search(buffer, 0, end)
-            self.length = end + 4 + int(length[1]) if length else -1
-        if len(buffer) >= self.length > 0 or (self.length == -1 and buffer.endswith(b"0\r\n\r\n")):
-            self.complete(buffer)
+        super().data_received(data)
 
     def complete(self, answer: bytes) -> None:
         now = time.perf_counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,6 @@ from typing import Any
 AIPERF = "0.13.0"
 # aiperf's names; ours are in `summary`.
 _PERCENTILES = ("p50", "p90", "p99")
-
-
-def install_aiperf(root: Path) -> Path:
-    """Its executable, in ``.venv-aiperf``, which is made where it is missing."""
-    directory = root / ".venv-aiperf"
-    executable = directory / "bin" / "aiperf"
-    if not executable.exists():
-        print(f"installing aiperf {AIPERF} into {directory}")
-        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-        pip = [str(directory / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"aiperf=={AIPERF}"], check=True)
-    return executable
 
 
 def run_aiperf(

@@ -103,7 +103,7 @@ class Proxy:
         """
         loop = asyncio.get_running_loop()
         others = [] if among is None else [each for each in self._pool.backends if each not in among]
-        tried, resorts = list(others), list(others)
+        tried, resorts = list(others), list[Backend]()
         outcome: RouterError | Upstream | None = None
         for attempt in range(self._attempts):
             backend = None if attempt or first is None or first.blocked_s(loop.time()) > 0 else first

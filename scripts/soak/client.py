@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from load_generator import Answers
+
 from soak.ledger import CAPACITY, PREFIX
 
-_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _CODE = re.compile(rb'"code"\s*:\s*"([a-z_]+)"')
 _CACHED = 64  # questions that half of the requests ask; the others are new
 
@@ -52,34 +53,26 @@ class Tally:
         return self.sent - self.answered - len(self.failures)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(Answers):
     """One connection to the router; one request at a time."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
         self.number = -1  # of the request under way
-        self.buffer = b""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
     def ask(self, number: int, stream: bool, request: bytes) -> None:
-        self.number, self.stream, self.buffer, self.length = number, stream, b"", 0
+        self.expect()
+        self.number, self.stream = number, stream
         self.start = self.load.loop.time()
         self.transport.write(request)
 
-    def data_received(self, data: bytes) -> None:
-        self.buffer = buffer = self.buffer + data
-        if not self.length:
-            end = buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            length = _LENGTH.search(buffer, 0, end)
-            self.length = end + 4 + int(length[1]) if length else -1
-        if len(buffer) >= self.length > 0 or (self.length == -1 and buffer.endswith(b"0\r\n\r\n")):
-            self._ended()
-            self.load.idle.append(self)
-            self.load.one_ended()
+    def complete(self, answer: bytes) -> None:
+        self._ended()
+        self.load.idle.append(self)
+        self.load.one_ended()
 
     def connection_lost(self, exception: Exception | None) -> None:
         if self in self.load.idle:
