@@ -30,16 +30,25 @@ make_environment() {
         "$base" -m venv "$1" || return 1
     fi
     python=$1/bin/python
+    # Many container images set it, to keep the image small. Then each process would compile the thousands of files that
+    # it imports once more, which takes twice as long as the imports themselves.
+    unset PYTHONDONTWRITEBYTECODE
 }
 
 # DeepSpeed compiles what it needs when it first runs, and so does Python: of what is installed, a small part is imported.
-install() { DS_BUILD_OPS=0 "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
+# (In a user's own environment Python may not be allowed to write what it compiles: then all is compiled here.)
+install() {
+    local compile=--no-compile
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
+    DS_BUILD_OPS=0 "$python" -m pip install --quiet --disable-pip-version-check "$compile" "$@"
+}
 
 # install_many: as `install`, with uv, which needs a third of pip's time. It is the uv on the path, or one in an
 # environment that these scripts made. pip does it where there is neither, where pip has a package index of its own, which
 # uv does not read, and where uv fails. (torch comes before, from pip: uv keeps what is installed.)
 install_many() {
-    local uv=(uv)
+    local uv=(uv) compile=()
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=(--compile-bytecode)
     if [ -n "${PIP_INDEX_URL:-}" ] || "$python" -m pip config get global.index-url >/dev/null 2>&1; then
         install "$@"
         return
@@ -51,7 +60,7 @@ install_many() {
             return
         fi
     fi
-    DS_BUILD_OPS=0 "${uv[@]}" pip install --quiet --python "$python" "$@" || {
+    DS_BUILD_OPS=0 "${uv[@]}" pip install --quiet --python "$python" ${compile[@]+"${compile[@]}"} "$@" || {
         say "uv failed: trying pip"
         install "$@"
     }

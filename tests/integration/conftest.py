@@ -55,7 +55,7 @@ def make_trainer(random_model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """vLLM's real servers, one that generates and one that pools; each takes half a minute of two cores to start."""
+    """vLLM's real servers, one that generates and one that pools."""
     from vllm_servers import both_servers
 
     with both_servers(tmp_path_factory.mktemp("vllm")) as servers:

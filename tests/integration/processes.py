@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from warm import WarmCommand
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -31,6 +33,7 @@ class ServerProcess:
         log: file for stdout and stderr.
         ready: path that answers 200 once it can be used.
         environment: besides this process's own.
+        script: a Python file that is run with `command` as its arguments, forked as a `WarmCommand`.
     """
 
     def __init__(
@@ -40,14 +43,20 @@ class ServerProcess:
         *,
         ready: str = "/health",
         environment: Mapping[str, str] | None = None,
+        script: Path | None = None,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._ready = ready
+        words = [word.replace("{port}", str(self.port)) for word in command]
+        self.process: subprocess.Popen[bytes] | WarmCommand
+        if script is not None:
+            self.process = WarmCommand(words, Path.cwd(), environment, joined=True, script=script, output=log)
+            return
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [word.replace("{port}", str(self.port)) for word in command],
+                words,
                 env=os.environ | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from launching import environment_of
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from warm import WarmRanks
+from warm import WarmRanks, warm_run
 
 from entropy_rft.training.launch import Launch, exit_code, find_recipe
 from entropy_rft.training.recipe import RecipeParser
@@ -32,12 +32,21 @@ HERE = ("--num_processes", "2", "--main_process_port", "0", "--mixed_precision",
 PYTHON = (sys.executable, "-m")
 
 
-def launch(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    inherited["PYTHONPATH"] = os.pathsep.join([str(ROOT), inherited["PYTHONPATH"]])
-    return subprocess.run(
-        list(map(str, command)), cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=500
-    )
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user's: `use_cpu` of the recipe is enough, and ACCELERATE_USE_CPU would mean DDP instead of DeepSpeed."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]))
+
+
+def launch(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def our_flag(*words: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``entropy-rft train --accelerate_config FILE``. The process that launches is forked, since what it imports is not
+    what is tested; those that it launches are new interpreters."""
+    return warm_run(["train", "--accelerate_config", *words], cwd, environment, 500)
 
 
 def free_port() -> str:
@@ -63,10 +72,7 @@ def needs(engine: str) -> None:
 
 def two_ranks_refuse(message: str, cwd: Path, *flags: str | Path, **environment: str) -> None:
     """Two processes in that environment say it, each in one line, and write nothing."""
-    with pytest.MonkeyPatch.context() as inherited:
-        inherited.delenv("ACCELERATE_USE_CPU", raising=False)
-        ranks = WarmRanks(["train", *SHORT, *flags], cwd, {"PYTHONPATH": str(ROOT), **environment}, 2)
-    code, output = ranks.finish(300)
+    code, output = WarmRanks(["train", *SHORT, *flags], cwd, environment, 2).finish(300)
     assert code == 2, output
     said = [line for line in output.splitlines() if line.startswith("entropy-rft: error:")]
     assert said, output
@@ -95,11 +101,7 @@ def test_accelerate_launch_with_the_shipped_file(engine: str, tmp_path: Path) ->
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_our_own_flag_launches(engine: str, tmp_path: Path) -> None:
     needs(engine)
-    result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", engine, *HERE, "--config", RECIPE, *SHORT),
-        cwd=tmp_path,
-    )
-    check_run(result, tmp_path / "run", engine)
+    check_run(our_flag(engine, *HERE, "--config", RECIPE, *SHORT, cwd=tmp_path), tmp_path / "run", engine)
 
 
 # The files differ in the stage; ZeRO 2 itself is launched from accelerate's file above.
@@ -131,10 +133,10 @@ def test_two_machines_are_one_run(tmp_path: Path) -> None:
     port = free_port()
 
     def machine(rank: int) -> subprocess.CompletedProcess[str]:
-        return launch(
-            *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "multi_node", "--main_process_ip", "127.0.0.1"),
-            *("--main_process_port", port, "--machine_rank", str(rank), "--num_processes", "2"),
-            *("--mixed_precision", "no", "--config", RECIPE, *SHORT),
+        return our_flag(
+            *("multi_node", "--main_process_ip", "127.0.0.1", "--main_process_port", port),
+            *("--machine_rank", str(rank), "--num_processes", "2", "--mixed_precision", "no"),
+            *("--config", RECIPE, *SHORT),
             cwd=tmp_path,
         )
 
@@ -156,12 +158,8 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def test_a_mistake_that_the_processes_find_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     recipe = {name: value for name, value in yaml.safe_load(RECIPE.read_text()).items() if name != "use_cpu"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", "recipe.yaml", *SHORT),
-        *("--hub_token", "hf_secret"),
-        cwd=tmp_path,
-        CUDA_VISIBLE_DEVICES="",
-    )
+    words = ("--config", "recipe.yaml", *SHORT, "--hub_token", "hf_secret")
+    result = our_flag("ddp", *HERE, *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert "WORLD_SIZE is 2, but accelerate sees no GPU and would train 2 independent copies" in one_line(result)
     assert "hf_secret" not in result.stdout + result.stderr
     assert not (tmp_path / "run").exists()
@@ -182,17 +180,15 @@ def test_our_own_flag_launches_and_the_exit_code_of_the_processes_comes_back(tmp
         "    if os.environ['RANK'] == '1' and trainer_state.global_step == 1:\n        os._exit(7)\n"
         "    return [float(len(str(completion)) % 5) for completion in completions]\n"
     )
-    result = launch(
-        *(*PYTHON, "entropy_rft", "train", "--accelerate_config", "ddp", *HERE, "--config", RECIPE, *SHORT),
-        *("--rewards", "ours:reward", "--hub_token", "hf_secret"),
-        cwd=tmp_path,
-    )
+    words = ("--config", RECIPE, *SHORT, "--rewards", "ours:reward", "--hub_token", "hf_secret")
+    result = our_flag("ddp", *HERE, *words, cwd=tmp_path)
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (described["processes"], described["engine"]) == (2, "ddp")
     (logged,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(logged)["entropy_clip/entropy"] > 0
     assert result.returncode == 7, result.stderr[-4000:]
-    assert result.stderr.splitlines()[-1] == "entropy-rft: process 1 ended with exit code 7; its output is above"
+    # (A progress bar of the process may have left its line open.)
+    assert result.stderr.endswith("entropy-rft: process 1 ended with exit code 7; its output is above\n")
     assert "hf_secret" not in result.stdout + result.stderr
     assert "ChildFailedError" not in result.stderr
 

@@ -278,8 +278,8 @@ def errors(output: str) -> list[str]:
 
 def test_a_reward_that_raises(launcher: Launcher, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = launcher.finish(run, SABOTAGE="raise:3", SABOTAGE_RANK=str(launcher.processes - 1))
-    assert code == (2 if launcher.processes == 1 else 1), output  # torchrun has its own exit code
+    code, output = launcher.finish(run, warm=True, SABOTAGE="raise:3", SABOTAGE_RANK=str(launcher.processes - 1))
+    assert code == 2, output
     line = next(line for line in errors(output) if "rewards:" in line)
     assert "rewards: reward raised KeyError in step 3: 'no such answer' (at " in line
     assert "saboteur.py:" in line

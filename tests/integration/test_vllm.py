@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from processes import ServerProcess
 from vllm_run import STEPS
+from warm import warm_run
 
 from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.models.sources import model_source
@@ -59,14 +56,9 @@ def train(model_dir: Path, output: Path, **options: Any) -> dict[str, Any]:
 
 
 def train_each(model_dir: Path, output: Path, *runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """One after the other, in one process, which takes long to import vLLM."""
-    result = subprocess.run(
-        [sys.executable, str(HERE / "vllm_run.py"), str(model_dir), str(output), *map(json.dumps, runs)],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    """One after the other, in one process, which is forked: importing vLLM takes long."""
+    words = [model_dir, output, *map(json.dumps, runs)]
+    result = warm_run(words, output.parent, ENVIRONMENT, 400, HERE / "vllm_run.py")
     assert result.returncode == 0, result.stderr[-6000:]
     return json.loads(output.read_text())
 
@@ -163,41 +155,14 @@ def test_the_command_line(tmp_path: Path, processes: int) -> None:
 
 
 @contextmanager
-def server(model_dir: Path, directory: Path) -> Iterator[int]:
-    """vLLM's own server as the README starts it; yields its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--model", str(model_dir), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    options += ["--enforce-eager", "--max-model-len", "512", "--logprobs-mode", "processed_logprobs"]
-    options += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
-    log = directory / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
-            env=os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
-            yield port
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            with suppress(ProcessLookupError):  # its engine is a process of its own
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, limit: float = 300) -> None:
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-6000:]
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)  # the server announces itself nowhere else
-    pytest.fail(f"no answer from {url} in {limit} s\n{log.read_text()[-6000:]}")
+def server(model_dir: Path, directory: Path, warm: bool = False) -> Iterator[int]:
+    """vLLM's own server as the README starts it, or forked; yields its port."""
+    words = ["--model", str(model_dir), "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
+    words += ["--enforce-eager", "--max-model-len", "512", "--logprobs-mode", "processed_logprobs"]
+    words += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
+    command = words if warm else [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
+    environment = ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"}
+    script = HERE / "warm_vllm.py" if warm else None
+    with ServerProcess(command, directory / "server.log", environment=environment, script=script) as serving:
+        serving.wait_until_ready()
+        yield serving.port

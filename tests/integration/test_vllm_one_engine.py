@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("aiohttp")
 
+import warm_vllm
 from processes import ServerProcess, router_process
 
 from entropy_rft.assets import TINY_PROBE, TINY_REASONER
@@ -46,13 +47,15 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-def server(log: Path, probe: str, *options: str, **environment: str) -> ServerProcess:
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY_REASONER)]
-    command += ["--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
-    command += ["--block-size", str(BLOCK), "--max-num-batched-tokens", str(BUDGET), "--max-num-seqs", "16"]
-    command += ["--host", "127.0.0.1", "--port", "{port}", *options]
-    fixed = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", ENV: probe}
-    return ServerProcess(command, log, environment={**fixed, **environment})
+def server(log: Path, probe: str, *options: str, warm: bool = True, **environment: str) -> ServerProcess:
+    words = ["--model", str(TINY_REASONER), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"]
+    words += ["--block-size", str(BLOCK), "--max-num-batched-tokens", str(BUDGET), "--max-num-seqs", "16"]
+    words += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", "{port}", *options]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", ENV: probe, **environment}
+    if warm:
+        return ServerProcess(words, log, environment=environment, script=Path(warm_vllm.__file__))
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
+    return ServerProcess(command, log, environment=environment)
 
 
 def post(url: str, body: dict[str, Any], **headers: str) -> Any:
@@ -297,7 +300,8 @@ def test_the_middleware_is_the_router(served: ServerProcess, tmp_path: Path) -> 
     config = tmp_path / "middleware.yaml"
     config.write_text(json.dumps(SETTINGS))
     options = ["--middleware", "entropy_rft.router.middleware.RouterMiddleware", "--api-key", "secret"]
-    with server(tmp_path / "inside.log", str(TINY_PROBE), *options, ENTROPY_RFT_CONFIG=str(config)) as inside:
+    environment = {"ENTROPY_RFT_CONFIG": str(config)}
+    with server(tmp_path / "inside.log", str(TINY_PROBE), *options, warm=False, **environment) as inside:
         inside.wait_until_ready()
         assert "questions get the strategy of the difficulty" in inside.log.read_text()
         assert counter(inside.url, "entropy_rft_feature_up") == 1

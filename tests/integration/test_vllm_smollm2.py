@@ -45,7 +45,7 @@ def test_colocated_with_all_layers(smollm2_dir: Path, tmp_path: Path) -> None:
 
 
 def check_server(model_dir: Path, tmp_path: Path, **options: Any) -> None:
-    with server(model_dir, tmp_path) as port:
+    with server(model_dir, tmp_path, warm=True) as port:
         place = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
         assert_in_sync(train(model_dir, tmp_path / "result.json", **place, **{**SMALL, **options}))
 

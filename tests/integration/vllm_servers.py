@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import warm_vllm
 from processes import ServerProcess
 
 from entropy_rft.assets import DEFAULT_MODEL
@@ -32,10 +32,10 @@ POOLS = ("--runner", "pooling", "--max-model-len", str(POOLED_TOKENS))
 
 
 def vllm_server(log: Path, *options: str, **environment: str) -> ServerProcess:
-    """Started as `recipes/router/` does it, in float32."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_source(DEFAULT_MODEL)]
-    command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
-    return ServerProcess([*command, "--enforce-eager", *options], log, environment=ENVIRONMENT | environment)
+    """With the options of `recipes/router/`, in float32."""
+    words = ["--model", model_source(DEFAULT_MODEL), "--served-model-name", SERVED, "--dtype", "float32"]
+    words += ["--host", "127.0.0.1", "--port", "{port}", "--enforce-eager", *options]
+    return ServerProcess(words, log, environment=ENVIRONMENT | environment, script=Path(warm_vllm.__file__))
 
 
 @contextmanager

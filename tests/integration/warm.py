@@ -1,7 +1,7 @@
 """``entropy-rft …`` or a script in real processes that are forked from one which has imported torch and TRL already.
 
 Each command has a process, a session, an environment, a working directory and an exit code of its own, as when a
-shell starts it; only the six seconds of imports are shared. The tests of the package, of the launchers and of
+shell starts it; only the seconds of imports are shared. The tests of the package, of the launchers and of
 `scripts/demo.sh` start the command as users do, in a new interpreter.
 """
 
@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# DeepSpeed is what each training imports, whatever its engine, where it is installed.
+# DeepSpeed is what each training imports, whatever its engine, where it is installed. vLLM's environment is another one.
 _CONTEXT.set_forkserver_preload(
     [
         "entropy_rft.cli.main",
@@ -31,6 +31,9 @@ _CONTEXT.set_forkserver_preload(
         "entropy_rft.evaluation",
         "entropy_rft.difficulty",
         "deepspeed",
+        "vllm.entrypoints.launchers.api_server.entry",
+        "vllm.v1.engine.core",
+        "vllm.v1.worker.cpu_worker",
     ]
 )
 
@@ -161,9 +164,10 @@ def warm_run(
     cwd: Path,
     environment: Mapping[str, str] | None = None,
     timeout: float = 300,
+    script: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Like `subprocess.run` of ``python -m entropy_rft ARGUMENTS``."""
-    process = WarmCommand(arguments, cwd, environment)
+    """Like `subprocess.run` of ``python -m entropy_rft ARGUMENTS``, or of `script`."""
+    process = WarmCommand(arguments, cwd, environment, script=script)
     try:
         output, errors = process.communicate(timeout)
     finally:
