@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# DeepSpeed is what each training imports, whatever its engine, where it is installed. vLLM's environment is another one.
+# DeepSpeed is what each training imports, whatever its engine, where it is installed; vLLM, where it is.
 _CONTEXT.set_forkserver_preload(
     [
         "entropy_rft.cli.main",
