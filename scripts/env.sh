@@ -100,6 +100,24 @@ ensure_browser() {
         say "chromium could not be installed: the tests in a browser are skipped"
 }
 
+# promtool checks the router's alerts. It is taken out of Debian's package, which as a whole would install a service.
+# Without it those tests are skipped.
+ensure_promtool() {
+    local directory
+    if command -v promtool >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
+        return
+    fi
+    say "fetching promtool"
+    directory=$(mktemp -d)
+    (
+        cd "$directory" &&
+            apt-get download prometheus >/dev/null 2>&1 &&
+            dpkg-deb --extract prometheus_*.deb . &&
+            mv usr/bin/promtool "$(dirname "$python")/"
+    ) || say "promtool could not be fetched: the tests with it are skipped"
+    rm -rf "$directory"
+}
+
 ensure_environment() {
     local extras=$1 environment=${VIRTUAL_ENV:-$root/.venv} stamp wanted
     if [ -n "${VIRTUAL_ENV:-}" ]; then
@@ -118,7 +136,10 @@ ensure_environment() {
     install_torch || return 1
     say "installing entropy_rft[$extras] into $environment"
     install_many --editable "$root[$extras]" || return 1
-    [ "$extras" != dev ] || ensure_browser
+    if [ "$extras" = dev ]; then
+        ensure_browser
+        ensure_promtool
+    fi
     printf '%s\n' "$wanted" >"$stamp"
 }
 

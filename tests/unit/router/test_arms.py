@@ -22,7 +22,8 @@ def user(text: Any) -> dict[str, Any]:
 
 def places(share: float, salt: str, count: int = 4000) -> list[float]:
     bodies = [{"messages": [user(f"question {number}")]} for number in range(count)]
-    found = [experiment(share, salt).place(body, DIALECTS["chat"]) for body in bodies]
+    one = experiment(share, salt)
+    found = [one.place(body, DIALECTS["chat"]) for body in bodies]
     return [place for place in found if place is not None]
 
 
@@ -102,8 +103,9 @@ def test_every_body_has_a_place(endpoint: Endpoint, body: dict[str, Any]) -> Non
 
 def test_the_share_is_kept_and_a_larger_one_keeps_the_smaller_ones_conversations() -> None:
     found = places(0.1, "a")
-    small = {number for number, place in enumerate(found) if experiment(0.1).arm(place, False) == "treatment"}
-    large = {number for number, place in enumerate(found) if experiment(0.3).arm(place, False) == "treatment"}
+    ours, larger = experiment(0.1), experiment(0.3)
+    small = {number for number, place in enumerate(found) if ours.arm(place, False) == "treatment"}
+    large = {number for number, place in enumerate(found) if larger.arm(place, False) == "treatment"}
     assert len(small) / len(found) == pytest.approx(0.1, abs=0.015)  # 3 standard errors
     assert small < large
     other = {number for number, place in enumerate(places(0.1, "b")) if place < 0.1}
