@@ -83,11 +83,16 @@ def checked_effort(
 def template_variables(
     reasoning_effort: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The variables of the chat template, as vLLM makes them of a request's two fields."""
+    """The variables of the chat template, as vLLM makes them of a request's two fields.
+
+    `enable_thinking` follows the effort where `chat_template_kwargs` has none. A `reasoning_effort` there gives way to
+    the field, unless that is "auto".
+    """
     given = dict(chat_template_kwargs or {})
     if reasoning_effort is None:
         return given
-    return {"reasoning_effort": reasoning_effort, "enable_thinking": reasoning_effort != "none", **given}
+    variables = {"enable_thinking": reasoning_effort != "none", **given}
+    return variables if reasoning_effort == "auto" else {**variables, "reasoning_effort": reasoning_effort}
 
 
 def _plain_object(name: str, value: Any) -> dict[str, Any]:

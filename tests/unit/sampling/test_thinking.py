@@ -134,6 +134,8 @@ def test_variables_of_the_template_and_further_fields(random_model, random_token
     assert prompt(reasoning_effort="low").endswith("<|assistant|>low")
     assert prompt(reasoning_effort="none").endswith("<|assistant|>NOnone")  # as vLLM reads it
     assert prompt(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}).endswith(">none")
+    # As in vLLM, the field wins over a variable of that name.
+    assert prompt(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"}).endswith(">low")
     narrow = sample(random_model, random_tokenizer, extra_body={"top_p": 0.1})
     assert ids(narrow) == ids(sample(random_model, random_tokenizer, top_p=0.1))
     with pytest.raises(ValueError, match="extra_body: sampling with transformers has no 'top_k': measure with --vllm"):
