@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from entropy_rft.entropy.precision import wide
 from entropy_rft.entropy.rules.whole_batch import Advantages, per_token
 from entropy_rft.entropy.statistics import TokenStatistics
 
@@ -70,9 +71,9 @@ def split_entropy_change(
         raise ValueError(f"phases {', '.join(inside)} overlap: a token may be in one of them only")
     inside["other"] = valid & (count == 0)
     sign = per_token(advantages, mask).sign()
-    wide = change.to(_wide(change))
+    wider = change.to(wide(change))
     return {
-        name: {phase: float(wide[within & (sign == value)].sum()) for phase, within in inside.items()}
+        name: {phase: float(wider[within & (sign == value)].sum()) for phase, within in inside.items()}
         for name, value in zip(SIGNS, (1, -1, 0), strict=True)
     }
 
@@ -103,7 +104,7 @@ def change_sums(
 ) -> Float[Tensor, " 6"]:
     """What :func:`fit_changes` needs of a part of the tokens: ``(6,)``, to be added up over parts and processes."""
     valid = mask != 0
-    p, m = (x[valid].to(_wide(x)) for x in (predicted, measured))
+    p, m = (x[valid].to(wide(x)) for x in (predicted, measured))
     return torch.stack([torch.ones_like(p).sum(), p.sum(), m.sum(), (p * p).sum(), (m * m).sum(), (p * m).sum()])
 
 
@@ -115,7 +116,3 @@ def fit_changes(sums: Float[Tensor, " 6"]) -> ChangeFit:
     spread = max(pp - p * p / n, 0.0) * max(mm - m * m / n, 0.0)
     correlation = (pm - p * m / n) / spread**0.5 if spread > 0 else float("nan")
     return ChangeFit(int(n), p / n, m / n, pm / pp if pp > 0 else float("nan"), correlation)
-
-
-def _wide(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.device.type == "mps" else torch.float64  # MPS has no float64

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from entropy_rft.entropy import Penalty, Rule, TokenStatistics, predicted_entropy_change
+from entropy_rft.entropy.precision import wide
 from entropy_rft.entropy.rules.whole_batch import per_token, total
 
 
@@ -81,12 +82,12 @@ def decide(
     dropped = ~keep
     sums = torch.stack(
         [
-            ones.to(_wide(ones)).sum(),
-            change.to(_wide(ones)).sum(),
-            dropped.sum().to(_wide(ones)),
-            (dropped & (advantages < 0)).sum().to(_wide(ones)),
-            (dropped & (advantages > 0)).sum().to(_wide(ones)),
-            (torch.zeros_like(keep) if penalty is None else penalty.weight != 0).sum().to(_wide(ones)),
+            ones.to(wide(ones)).sum(),
+            change.to(wide(ones)).sum(),
+            dropped.sum().to(wide(ones)),
+            (dropped & (advantages < 0)).sum().to(wide(ones)),
+            (dropped & (advantages > 0)).sum().to(wide(ones)),
+            (torch.zeros_like(keep) if penalty is None else penalty.weight != 0).sum().to(wide(ones)),
         ]
     )
     tokens, change_sum, *drops, penalised = _total(sums, group)
@@ -117,8 +118,8 @@ def phase_metrics(
     phases = (thinking, answer)
     sums = [counted.sum(), *(phase.sum() for phase in phases)]
     if entropy is not None:
-        sums += [(entropy.to(_wide(entropy)) * phase).sum() for phase in phases]
-    completions, *rest = _total(torch.stack([value.to(_wide(value)) for value in sums]), group)
+        sums += [(entropy.to(wide(entropy)) * phase).sum() for phase in phases]
+    completions, *rest = _total(torch.stack([value.to(wide(value)) for value in sums]), group)
     metrics: dict[str, float] = {}
     if completions > 0:
         metrics["completions/thinking_length"] = rest[0] / completions
@@ -137,13 +138,8 @@ def phase_means(entropy: Tensor, thinking: Tensor, answer: Tensor) -> list[tuple
     return list(zip(*means, strict=True))
 
 
-def _wide(values: Tensor) -> torch.dtype:
-    # Counts of tokens need more than float32's 24 bits; MPS has no float64.
-    return torch.float32 if values.device.type == "mps" else torch.float64
-
-
 def _total(sums: Tensor, group: dist.ProcessGroup | None) -> list[float]:
-    return total(sums.to(_wide(sums)), group).tolist()
+    return total(sums.to(wide(sums)), group).tolist()
 
 
 def _split_back(values: Tensor, batches: Sequence[MicroBatch], outside: float) -> list[Tensor]:

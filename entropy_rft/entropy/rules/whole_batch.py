@@ -12,6 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from entropy_rft.entropy.precision import wide
 from entropy_rft.entropy.statistics import TokenStatistics
 
 Advantages = Float[Tensor, " batch"] | Float[Tensor, "batch time"]
@@ -49,8 +50,7 @@ class WholeBatch:
             raise ValueError(f"statistics of shape {shape} need a mask of that shape, got {tuple(mask.shape)}")
         self._valid = mask != 0
         self._group = group
-        wide = torch.float32 if mask.device.type == "mps" else torch.float64
-        self.statistics = statistics.map(lambda x: x[self._valid].to(wide))
+        self.statistics = statistics.map(lambda x: x[self._valid].to(wide(x)))
         self.advantages = per_token(advantages, mask)[self._valid]
         self.count = self._total(self.statistics.entropy.new_tensor(float(self.statistics.entropy.numel())))
 
