@@ -73,7 +73,11 @@ class Loaded:
             name = self.settings.probe or "given"
             digest = getattr(self.probe, "digest", lambda: "")()[:6]
             how = f"the difficulty that the probe {name} ({digest}) finds, features: {self.settings.features.kind}"
-        return f"questions get the strategy of {how}; instructions go to {self.placement}"
+        said = f"questions get the strategy of {how}; instructions go to {self.placement}"
+        instructed = any(strategy.instruction for strategy in self.strategies.values())
+        if self.settings.features.kind == "vllm" and self.placement == "system" and instructed:
+            said += ", so answers do not reuse their question's prefill (probe train --placement user_end lets them)"
+        return said
 
 
 @dataclass

@@ -278,7 +278,7 @@ class Generate:
         """Save what the next turn of a stored answer needs."""
         self._holders.remember(answer, upstream.backend)
         if decision is not None:
-            self.routing.experiment.remember(answer, decision.place)
+            self.routing.remember(answer, decision)
 
     def _note_applied(self, exchange: Exchange, asking: Asking, ours: Headers) -> None:
         """Show and count what the router set in the request that was answered."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError, MicroBatcher
-from entropy_rft.threads import own_cores
+from entropy_rft.threads import chosen_by_user, own_cores
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class LocalStates:
         self.force = force
         self.max_tokens = max_tokens
         self._device = device
-        self._threads = threads or max(1, len(own_cores()) - 1)
+        # None leaves what the environment says.
+        self._threads = threads or (None if chosen_by_user() else max(1, len(own_cores()) - 1))
         self._model: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router-features")
         self._batcher = MicroBatcher(
@@ -114,7 +115,8 @@ class LocalStates:
         from entropy_rft.sampling import load_model_and_tokenizer
 
         # Threads that share a core, with one another or with the router, can take a hundred times as long.
-        torch.set_num_threads(self._threads)
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         model, _ = load_model_and_tokenizer(self.name, device=self._device)
         check_layer(model, self.layer)
         config = model.config.get_text_config()

@@ -104,10 +104,7 @@ class Routing:
 
     def _backend(self, body: Mapping[str, Any], endpoint: Endpoint) -> Backend | None:
         """Of a request's conversation, where it can be read as one."""
-        dialect = DIALECTS[endpoint]
-        if endpoint != "chat" and dialect.unprobed(body) is not None:
-            return None
-        key = affinity_key(dialect.question(body).messages)
+        key = affinity_key(DIALECTS[endpoint].question(body).messages)
         return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
     async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
@@ -130,9 +127,10 @@ class Routing:
             decision = policy.normal("no_probe")
         else:
             reason = policy.unprobed(body, endpoint)
-            decision = (
-                policy.normal(reason) if reason is not None else await self._probed(self._features, body, endpoint)
-            )
+            if reason is None:
+                decision = await self._probed(self._features, body, endpoint)
+            else:
+                decision = self._kept(body, endpoint, DIALECTS[endpoint].question(body), policy.normal(reason))
         if decision.reason not in ("probe", "turn"):
             self._metrics.fell_back(decision.reason)
         return decision
@@ -151,8 +149,20 @@ class Routing:
         if self._asks_backends:
             backend = self._backend(body, endpoint) if self._affine else None
             backend = backend or self._pool.choose(asyncio.get_running_loop().time())
-        decision = await self._answered(features, asked, backend)
-        return decision if self._turns is None else self._turns.kept(asked.messages, decision)
+        return self._kept(body, endpoint, asked, await self._answered(features, asked, backend))
+
+    def _kept(self, body: Mapping[str, Any], endpoint: Endpoint, asked: Question, decision: Decision) -> Decision:
+        """`decision`, or the conversation's earlier one where that was higher."""
+        if self._turns is None:
+            return decision
+        answer = DIALECTS[endpoint].continues(body)
+        return self._turns.kept(asked.messages, decision) if answer is None else self._turns.continued(answer, decision)
+
+    def remember(self, answer: str, decision: Decision) -> None:
+        """Save what a request needs that continues the answer with this id."""
+        self.experiment.remember(answer, decision.place)
+        if self._turns is not None and decision.reason not in ("client", "control"):
+            self._turns.remember(answer, decision)
 
     async def _answered(self, features: FeatureSource, asked: Question, backend: Backend | None) -> Decision:
         start = perf_counter()

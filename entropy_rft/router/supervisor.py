@@ -31,7 +31,7 @@ from entropy_rft.router.pool import Pool
 from entropy_rft.router.reloading import Reading, merge
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.shared_metrics import VARIABLE
-from entropy_rft.threads import own_cores
+from entropy_rft.threads import chosen_by_user, own_cores
 
 logger = logging.getLogger("entropy_rft.router")
 
@@ -259,7 +259,7 @@ def share_of(settings: RouterSettings) -> dict[str, Any]:
         dumped | {"max_outstanding": ceil(backend.max_outstanding / workers)}
         for dumped, backend in zip(share["backends"], settings.backends, strict=True)
     ]
-    if settings.features.kind == "local" and settings.features.threads is None:
+    if settings.features.kind == "local" and settings.features.threads is None and not chosen_by_user():
         share["features"]["threads"] = max(1, (len(own_cores()) - 1) // workers)
     return share
 

@@ -6,6 +6,9 @@ never lowered. The user's next message begins a new turn, which is decided anew.
 
 There is no session id: a turn is recognised by a hash of the conversation, from its beginning to the user's last
 message.
+
+Of a conversation that goes on by the id of a stored answer, the request holds the new input alone, which may be "yes, go
+on". Its difficulty is never lower than that of the answer, also where a new turn begins.
 """
 
 from __future__ import annotations
@@ -20,18 +23,28 @@ from entropy_rft.difficulty.strategies import DIFFICULTIES
 from entropy_rft.router.conversation import digest
 from entropy_rft.router.policy import Decision
 
-_MOST = 65_536  # turns that are remembered; each takes about 200 bytes, however long the conversation is
+_MOST = 65_536  # turns and answers that are remembered; each takes about 200 bytes, however long the conversation is
 
 
 class Turns:
-    """The highest difficulty of each of the latest turns.
+    """The highest difficulty of each of the latest turns, and that of each of the latest stored answers.
 
     Args:
-        most: turns that are remembered.
+        most: of either that are remembered.
     """
 
     def __init__(self, most: int = _MOST) -> None:
         self._known: LRUCache[bytes, int] = LRUCache(most)
+        self._answers: LRUCache[str, int] = LRUCache(most)
+
+    def remember(self, answer: str, decision: Decision) -> None:
+        """The answer with this id was given by `decision`, which the router took."""
+        self._answers[answer] = DIFFICULTIES.index(decision.difficulty)
+
+    def continued(self, answer: str, decision: Decision) -> Decision:
+        """`decision` about a request that continues the answer with this id, or the answer's where that was higher."""
+        before = self._answers.get(answer, -1)
+        return _not_below(before, decision)
 
     def kept(self, messages: Sequence[dict[str, Any]] | None, decision: Decision) -> Decision:
         """`decision`, or the turn's earlier one where that was higher.
@@ -48,7 +61,13 @@ class Turns:
         # A request that ends with the user's message begins the turn: another client's same question does not matter.
         before = -1 if last == len(messages) - 1 else self._known.get(key, -1)
         self._known[key] = max(level, before)
-        return replace(decision, difficulty=DIFFICULTIES[before], reason="turn") if before > level else decision
+        return _not_below(before, decision)
+
+
+def _not_below(level: int, decision: Decision) -> Decision:
+    if level <= DIFFICULTIES.index(decision.difficulty):
+        return decision
+    return replace(decision, difficulty=DIFFICULTIES[level], reason="turn")
 
 
 def _users_last(messages: Sequence[dict[str, Any]]) -> int | None:

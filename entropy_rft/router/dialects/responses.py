@@ -84,7 +84,10 @@ def question(body: Body) -> Question:
 
 
 def messages(body: Body) -> list[dict[str, Any]]:
-    """The conversation as OpenAI's chat messages, as far as the request itself holds it."""
+    """The conversation as OpenAI's chat messages, as far as the request itself holds it.
+
+    An item that the probe cannot read has its place, and no content.
+    """
     found: list[dict[str, Any]] = []
     if body.get("instructions"):
         found.append({"role": "system", "content": body["instructions"]})
@@ -102,6 +105,8 @@ def messages(body: Body) -> list[dict[str, Any]]:
         elif kind == "reasoning":
             text = _first_text(item.get("content")) or _first_text(item.get("summary"))
             _turn(found, "reasoning").update(reasoning=text, reasoning_content=text)
+        elif kind != "message" or not isinstance(item.get("role"), str):
+            found.append({"role": str(kind)})
         elif item["role"] == "assistant":
             content = item.get("content")
             _turn(found, "content")["content"] = content if isinstance(content, str) else _first_text(content)

@@ -80,6 +80,46 @@ def test_the_same_in_anthropics_dialect(stub: Stub) -> None:
         assert ask(router.port, "/v1/messages", messages=called, max_tokens=9) == ("hard", "turn")
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
+def test_a_tool_whose_result_cannot_be_probed(stub: Stub, dialect: str) -> None:
+    """It is a part of the turn all the same."""
+    if dialect == "chat":
+        path, rest = "/v1/chat/completions", {}
+        seen = {**RESULT, "content": [{"type": "text", "text": "The page:"}, IMAGE]}
+        called = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [CALL]}, seen]
+    elif dialect == "responses":
+        path, rest = "/v1/responses", {}
+        called = [QUESTION, {"type": "web_search_call", "id": "ws_1", "status": "completed"}]
+    else:
+        path, rest = "/v1/messages", {"max_tokens": 9}
+        use = {"type": "tool_use", "id": "call-1", "name": "search", "input": {}}
+        source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+        result = {"type": "tool_result", "tool_use_id": "call-1", "content": [{"type": "image", "source": source}]}
+        called = [QUESTION, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    field = "input" if dialect == "responses" else "messages"
+    features = Recording()
+    with running_router([stub.url], features=features) as router:
+        assert ask(router.port, path, **{field: [QUESTION]}, **rest) == ("hard", "probe")
+        assert ask(router.port, path, **{field: called}, **rest) == ("hard", "turn")
+    assert len(features.asked) == 1
+
+
+@pytest.mark.parametrize(("keep", "then"), [(True, ("hard", "turn")), (False, ("easy", "probe"))])
+def test_what_continues_a_stored_answer_is_not_routed_by_its_few_words(
+    stub: Stub, keep: bool, then: tuple[str, str]
+) -> None:
+    with running_router([stub.url], features=Recording(), keep_difficulty=keep) as router:
+        raw = json.dumps({"model": "m", "input": [QUESTION]}).encode()
+        first = exchange(router.port, request(raw, path="/v1/responses"))
+        assert first.headers["x-entropy-rft-difficulty"] == "hard"
+        answer = json.loads(first.body)["id"]
+        assert ask(router.port, "/v1/responses", input="yes, go on", previous_response_id=answer) == then
+        assert ask(router.port, "/v1/responses", input="yes, go on") == ("easy", "probe")
+
+
 @pytest.mark.parametrize("affinity", ["conversation", "none"])
 def test_a_conversation_stays_with_one_backend(stub: Stub, affinity: str) -> None:
     """Eight conversations of four turns; without affinity two backends without load take turns."""

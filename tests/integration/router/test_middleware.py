@@ -495,6 +495,7 @@ def test_what_it_does_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "questions get the strategy" in line]
     assert len(lines) == 1
     assert f"the probe embedded ({digest[:6]})" in lines[0]
+    assert "instructions go to system, so answers do not reuse their question's prefill" in lines[0]
 
 
 def test_the_environments_settings_count(environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

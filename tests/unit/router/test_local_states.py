@@ -12,6 +12,7 @@ from entropy_rft.difficulty import question_states
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.router.features import FeatureError
 from entropy_rft.router.local_states import LocalStates, forward_batches
+from entropy_rft.threads import CHOSEN_BY_USER
 
 
 def always():
@@ -39,9 +40,17 @@ def run(test, model_dir, **options):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(None, max(1, len(os.sched_getaffinity(0)) - 1)), (2, 2)])
-def test_a_core_is_left_to_the_router(random_model_dir, threads, expected):
+@pytest.mark.parametrize(
+    ("threads", "of_the_user", "expected"),
+    [(None, None, max(1, len(os.sched_getaffinity(0)) - 1)), (2, None, 2), (2, "3", 2), (None, "3", 3)],
+)
+def test_a_core_is_left_to_the_router(random_model_dir, threads, of_the_user, expected, monkeypatch):
     before = torch.get_num_threads()
+    for name in CHOSEN_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    if of_the_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", of_the_user)
+        torch.set_num_threads(int(of_the_user))  # as torch does when it loads
     found = []
 
     async def ask(states):

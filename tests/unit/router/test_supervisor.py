@@ -8,6 +8,7 @@ import pytest
 
 from entropy_rft.router.settings import RouterSettings, load_settings
 from entropy_rft.router.supervisor import share_of
+from entropy_rft.threads import CHOSEN_BY_USER
 
 SETTINGS: dict[str, Any] = {
     "workers": 3,
@@ -45,10 +46,14 @@ def test_the_environment_cannot_take_a_share_back(monkeypatch: pytest.MonkeyPatc
 
 def test_a_model_in_each_worker_gets_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("entropy_rft.router.supervisor.own_cores", lambda: list(range(9)))
+    for name in CHOSEN_BY_USER:
+        monkeypatch.delenv(name, raising=False)
     settings = load_settings(None, SETTINGS | {"features": {"kind": "local"}})
     assert share_of(settings)["features"]["threads"] == 2
     settings = load_settings(None, SETTINGS | {"features": {"kind": "local", "threads": 5}})
     assert load_settings(None, share_of(settings)).features.threads == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "threads" not in share_of(load_settings(None, SETTINGS | {"features": {"kind": "local"}}))["features"]
 
 
 def test_the_embedded_model_answers_in_one_process() -> None:

@@ -56,8 +56,19 @@ def test_what_has_no_turn(messages: Any) -> None:
     assert turns.kept(messages, EASY) is EASY
 
 
+def test_what_continues_a_stored_answer_is_not_lowered() -> None:
+    turns = Turns()
+    turns.remember("resp_1", HARD)
+    assert turns.continued("resp_1", EASY).difficulty is Difficulty.HARD
+    assert turns.continued("resp_1", EASY).reason == "turn"
+    turns.remember("resp_2", EASY)
+    assert turns.continued("resp_2", HARD) is HARD
+    assert turns.continued("resp_3", EASY) is EASY
+
+
 def test_its_memory_is_bounded() -> None:
     turns = Turns(most=10)
     for number in range(100):
         turns.kept([{"role": "user", "content": str(number)}], HARD)
-    assert len(turns._known) == 10
+        turns.remember(f"resp_{number}", HARD)
+    assert len(turns._known) == len(turns._answers) == 10

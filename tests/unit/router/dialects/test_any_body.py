@@ -130,8 +130,8 @@ def check(dialect: Dialect, body: Any, options: tuple[Strategy, Budget, Placemen
         assert "\n" not in refusal.message
         assert orjson.loads(refusal.body(dialect.errors))
         return
-    if unprobed(checked, dialect.name) is None:
-        dialect.question(checked)
+    unprobed(checked, dialect.name)
+    dialect.question(checked)  # a turn is recognised by it also where the probe cannot read the request
     new, _ = rewrite(
         checked, strategy, budget, dialect.name, None, placement, thinking=thinking, takes_effort=takes_effort
     )
