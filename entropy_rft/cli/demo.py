@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         with sigterm_raises():
+            # On a busy machine this takes longer than a log should be silent.
+            print("loading torch and TRL", flush=True)
             with importing():
                 from entropy_rft.demo.run import Demo
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from entropy_rft.errors import UserValueError
 from entropy_rft.run_files import METRICS
 from entropy_rft.sampling.progress import duration
+from entropy_rft.threads import chosen_by_user
 from studies.methods.plan import Plan, RunSpec
 from studies.methods.results import Results, write_json
 from studies.methods.search import all_runs, runs_due
@@ -163,7 +164,7 @@ class Scheduler:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-        if self.device == "cpu":
+        if self.device == "cpu" and not chosen_by_user():
             environment["OMP_NUM_THREADS"] = "1"
         with log.open("ab") as output:
             process = subprocess.Popen(
