@@ -116,6 +116,7 @@ def child_environment(**further: str) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([*map(str, paths), *kept]),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # gather_wheels.py installs without compiling, and each stage imports the same
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",

@@ -115,8 +115,6 @@ def test_a_packaged_recipe_trains_and_is_reported(commands: Path, environment: N
     assert "</table>" in page
 
 
-# scripts/demo.sh runs it from the checkout; what it needs of the wheel, the recipes and the page, the test above uses.
-@pytest.mark.soak
 def test_the_demo(commands: Path, environment: None, tmp_path: Path) -> None:
     output = run(commands, tmp_path, "demo", "--steps", "1", "--questions", "6", "--samples", "1")
     assert "avg@k" in output

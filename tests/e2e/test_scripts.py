@@ -70,13 +70,8 @@ def test_demo_from_any_directory_ends_with_the_table_and_the_report(tmp_path: Pa
     assert "argument --steps: invalid int value: 'many'" in again.stderr.splitlines()[-1]
 
 
-# SIGTERM raises an exception of ours where SIGINT raises Python's own: a training is ended by it in test_survival.py.
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [
-        (signal.SIGINT, 130, "interrupted"),
-        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.soak),
-    ],
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_demo_that_is_stopped_reports_what_it_has(
     tmp_path: Path, number: signal.Signals, code: int, said: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gsm8k import DATA
 from warm import WarmRanks, warm_run
 
 from entropy_rft.assets import DEFAULT_TASK
@@ -18,7 +19,6 @@ from entropy_rft.cli.main import main
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def entropy_rft(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gsm8k import DATA
 from warm import WarmCommand
 
 from entropy_rft.assets import DEFAULT_MODEL, DEFAULT_TASK
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 COLLECT = ("--model", DEFAULT_MODEL, "--task", DEFAULT_TASK, "--max_tokens", "96", "--device", "cpu")
 
 

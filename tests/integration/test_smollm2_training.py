@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from gsm8k import gsm8k
 from warm import warm_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.smollm2]
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 # An example of the form, twice: within 16 tokens the model then writes the marker in one answer of three.
 FORM = "Answer in one line, such as: 3 + 4 = 7 #### 7"
 
@@ -92,8 +90,6 @@ def test_none_is_bit_identical_to_trl_with_all_layers(smollm2_dir: Path, tmp_pat
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Clip_V with PEAR on GSM8K; the second reward differs between answers whatever they say."""
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} with GSM8K's questions is not here")
     (tmp_path / "varied.py").write_text(
         "def text_reward(completions, **_):\n    return [float(sum(map(ord, str(c))) % 101) for c in completions]\n"
     )
@@ -101,7 +97,7 @@ def recipe(tmp_path: Path) -> Path:
         "model_name_or_path": "smollm2",
         "dtype": "float32",
         "task": "gsm8k",
-        "task_path": str(DATA / "gsm8k_train.jsonl"),
+        "task_path": str(gsm8k("train", tmp_path)),
         "task_limit": 4,
         "task_options": {"answer_format": FORM, "instruction": FORM},
         "think_end_token": "####",
@@ -114,7 +110,7 @@ def recipe(tmp_path: Path) -> Path:
         "max_steps": 2,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 3,
+        "per_device_train_batch_size": 12,  # of so many answers some have the marker
         "num_generations": 3,
         "max_completion_length": 16,
         "bf16": False,
@@ -149,9 +145,8 @@ def check_metrics(logs: list[dict[str, Any]]) -> None:
 def test_clip_v_with_pear_and_the_models_own_marker(smollm2_dir: Path, recipe: Path) -> None:
     logs = trained(recipe)
     check_metrics(logs)
-    if all(entry["completions/answer_length"] == 0 for entry in logs):
-        # Without an answer all of it is thinking, and our mean of entropies is TRL's.
-        assert logs[0]["entropy/thinking"] == pytest.approx(logs[0]["entropy"], rel=1e-4)
+    assert sum(entry["completions/answer_length"] for entry in logs) > 0
+    assert any("entropy/answer" in entry for entry in logs)
     run = recipe.parent / "run"
     assert json.loads((run / "run.json").read_text())["processes"] == 1
     from safetensors import safe_open
@@ -162,13 +157,6 @@ def test_clip_v_with_pear_and_the_models_own_marker(smollm2_dir: Path, recipe: P
         assert 0 < moved.abs().max() < 1e-2
 
 
-@pytest.mark.soak
-def test_the_model_writes_the_marker_and_pear_reads_both_phases(smollm2_dir: Path, recipe: Path) -> None:
-    logs = trained(recipe, "--per_device_train_batch_size", 16, "--num_generations", 4, "--max_completion_length", 24)
-    assert sum(entry["completions/answer_length"] for entry in logs) > 0
-    assert any("entropy/answer" in entry for entry in logs)
-
-
 def test_lora(short_smollm2_dir: Path, recipe: Path) -> None:
     """An adapter that is trained, evaluated by its directory, and named after its base."""
     flags = ["--model_name_or_path", short_smollm2_dir, "--use_peft", "true", "--lora_r", 4]
@@ -177,7 +165,7 @@ def test_lora(short_smollm2_dir: Path, recipe: Path) -> None:
     run = recipe.parent / "run"
     assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(short_smollm2_dir)
     assert (run / "adapter_model.safetensors").stat().st_size < 1 << 20
-    words = ["--task", "gsm8k", "--path", DATA / "gsm8k_test.jsonl", "--limit", "2", "--samples", "2"]
+    words = ["--task", "gsm8k", "--path", gsm8k("test", recipe.parent), "--limit", "2", "--samples", "2"]
     done = warm_run(["evaluate", "--model", run, *words, "--max_tokens", "8"], recipe.parent)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "evaluation-gsm8k-test.json").read_text())["questions"] == 2

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gsm8k import gsm8k
 from processes import router_process
 
 pytestmark = [pytest.mark.integration, pytest.mark.smollm2]
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("ENTROPY_RFT_DATA", ROOT.parent / "shared" / "data"))
 SUMS = ("--task", "reasoning_gym", "--task_option", "generator=chain_sum", "--task_option", "levels=[0,2]")
 SUMS += ("--task_option", "thinking=false", "--task_option", "answer_format=Reply with the number alone.")
 SHORT = ("--max_tokens", "8", "--device", "cpu", "--think_end_token", ":")
@@ -39,9 +38,7 @@ def entropy_rft(*words: object, cwd: Path) -> str:
 
 
 def test_evaluate_on_gsm8k(smollm2_dir: Path, tmp_path: Path) -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} with GSM8K's questions is not here")
-    words = ["--task", "gsm8k", "--path", DATA / "gsm8k_test.jsonl", "--limit", 2, "--samples", 2, "--max_tokens", 16]
+    words = ["--task", "gsm8k", "--path", gsm8k("test", tmp_path), "--limit", 2, "--samples", 2, "--max_tokens", 16]
     form = ["--task_option", "answer_format=Answer in one line, such as: 3 + 4 = 7 #### 7", "--think_end_token", "####"]
     said = entropy_rft("evaluate", "--model", "smollm2", *words, *form, "--device", "cpu", cwd=tmp_path)
     assert "smollm2" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import warm_vllm
 from processes import ServerProcess, router_process
 from test_vllm import ENVIRONMENT, assert_in_sync, server, train
 
@@ -29,8 +29,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-# The server below shows what is this model's own, and test_vllm.py an engine in the trainer's process.
-@pytest.mark.soak
 def test_colocated(short_smollm2_dir: Path, tmp_path: Path) -> None:
     run = train(short_smollm2_dir, tmp_path / "result.json", vllm_mode="colocate", vllm_max_model_length=256, **SMALL)
     assert run["tied"]
@@ -59,12 +57,11 @@ def test_server_with_all_layers(smollm2_dir: Path, tmp_path: Path) -> None:
     check_server(smollm2_dir, tmp_path, learning_rate=1e-4)
 
 
-@pytest.mark.soak
 def test_the_router_before_it(smollm2_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2_dir)]
-    command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "512"]
-    with ServerProcess(command, tmp_path / "vllm.log", environment=ENVIRONMENT) as backend:
+    words = ["--model", str(smollm2_dir), "--served-model-name", "smollm2", "--dtype", "float32", "--enforce-eager"]
+    words += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", "{port}"]
+    script = Path(warm_vllm.__file__)
+    with ServerProcess(words, tmp_path / "vllm.log", environment=ENVIRONMENT, script=script) as backend:
         backend.wait_until_ready()
         settings = {"backends": [{"url": backend.url}], "model": "smollm2", "max_tokens": 8}
         with router_process(tmp_path, settings) as router:
