@@ -7,8 +7,8 @@ never lowered. The user's next message begins a new turn, which is decided anew.
 There is no session id: a turn is recognised by a hash of the conversation, from its beginning to the user's last
 message.
 
-Of a conversation that goes on by the id of a stored answer, the request holds the new input alone, which may be "yes, go
-on". Its difficulty is never lower than that of the answer, also where a new turn begins.
+Of a conversation that goes on by the id of a stored answer, the request holds the new input alone, which may be "yes,
+go on". Its difficulty is never lower than that of the answer, also where a new turn begins.
 """
 
 from __future__ import annotations
