@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from cachetools import LRUCache
 
+from entropy_rft.router.conversation import said
 from entropy_rft.router.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -79,24 +80,7 @@ def beginning(body: Mapping[str, Any], dialect: Dialect) -> list[tuple[str, str]
     """
     found: list[tuple[str, str]] = []
     for role, content in dialect.turns(body):
-        found.append((role, _said(content)))
+        found.append((role, said(content)))
         if role == "user":
             return found
     return found[:1]
-
-
-def _said(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content and isinstance(content[0], dict | str):
-        return "\n".join(_part(part) for part in content)
-    return "" if content is None else orjson.dumps(content).decode()
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, dict):
-        text = part.get("text")
-        if isinstance(text, str):
-            return text
-        part = {name: value for name, value in part.items() if name != "cache_control"}
-    return orjson.dumps(part, option=orjson.OPT_SORT_KEYS).decode()

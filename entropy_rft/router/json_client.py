@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
+from entropy_rft.router.tracing import CURRENT
 
 if TYPE_CHECKING:
     import aiohttp
@@ -46,8 +47,15 @@ class JSONClient:
         if self._session is not None and not self._given:
             await self._session.close()
 
-    async def request(self, method: str, path: str, body: Any = None, parse: bool = True) -> tuple[int, Any]:
+    async def request(
+        self, method: str, path: str, body: Any = None, parse: bool = True, traced: bool = False
+    ) -> tuple[int, Any]:
         """The status, and the parsed answer (``None`` without `parse`).
+
+        Args:
+            method, path, body: of the request.
+            parse: the answer is JSON.
+            traced: it is asked for one client's request, and becomes a part of that one's trace.
 
         Raises:
             FeatureError: the server cannot be reached, is too slow, or does not answer in JSON.
@@ -59,7 +67,9 @@ class JSONClient:
             raise FeatureError("the feature source is not started")
         limit = aiohttp.ClientTimeout(total=self._timeout, connect=min(3.0, self._timeout))
         content = None if body is None else orjson.dumps(body)
-        headers = {**self._headers, "Content-Type": "application/json"} if content else self._headers
+        headers = {**self._headers, "Content-Type": "application/json"} if content else {**self._headers}
+        if traced and (trace := CURRENT.get()) is not None:
+            trace.pass_on(headers)
         try:
             async with self._session.request(
                 method, self.url + path, data=content, headers=headers, timeout=limit, allow_redirects=False

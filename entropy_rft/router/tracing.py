@@ -94,12 +94,13 @@ class RequestTrace:
         context: that holds it.
     """
 
-    __slots__ = ("_attempts", "_context", "_span", "_tracing")
+    __slots__ = ("_attempts", "_context", "_features", "_span", "_tracing")
 
     def __init__(self, tracing: Tracing, span: Any, context: Any) -> None:
         self._tracing = tracing
         self._span = span
         self._context = context
+        self._features = context
         self._attempts = 0
 
     def end(self, status: str, decision: Decision | None) -> None:
@@ -120,6 +121,7 @@ class RequestTrace:
     def features(self) -> Iterator[list[Decision]]:
         """A span for the question to the probe; the decision is to be put into the list."""
         span = self._tracing.tracer.start_span("features", self._context)
+        self._features = self._tracing.trace.set_span_in_context(span, self._context)
         found: list[Decision] = []
         try:
             yield found
@@ -129,6 +131,10 @@ class RequestTrace:
                 if decision.reason in _FAILED:
                     span.set_status(self._tracing.trace.StatusCode.ERROR)
             span.end()
+
+    def pass_on(self, headers: MutableMapping[str, str]) -> None:
+        """Name the features' span in `headers`, of a request to the server that evaluates the probe."""
+        self._tracing.inject(headers, self._features)
 
     def attempt(self, backend: Backend, method: str, path: str, headers: MutableMapping[str, str]) -> Attempt:
         """Begin the span of a request to a backend, whose `headers` name it as their trace's parent."""

@@ -136,7 +136,8 @@ class _Server:
 
     async def _ask(self, token_ids: list[int]) -> tuple[float, float, float]:
         url = self.client.url
-        status, data = await self.client.request("POST", "/v1/completions", request_body(self._model, token_ids))
+        body = request_body(self._model, token_ids)
+        status, data = await self.client.request("POST", "/v1/completions", body, traced=True)
         if status != 200:
             raise FeatureError(f"{url}/v1/completions gave status {status}{said(data)}")
         try:

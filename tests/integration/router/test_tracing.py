@@ -22,6 +22,7 @@ from stub_answers import Behaviour
 from stub_app import StubApp, live
 
 from entropy_rft.router.features import FeatureError, Question
+from entropy_rft.router.json_client import JSONClient
 from entropy_rft.router.middleware import RouterMiddleware
 from entropy_rft.router.settings import load_settings
 
@@ -105,6 +106,33 @@ def test_the_tree_of_a_request(stub: Stub, spans: InMemorySpanExporter, stream: 
     assert (attempt.attributes["server.address"], attempt.attributes["server.port"]) == ("127.0.0.1", stub.port)
     assert "entropy_rft.incomplete" not in attempt.attributes
     assert {span.status.status_code for span in found} == {StatusCode.UNSET}
+
+
+class Asking(FixedFeatures):
+    """Asks a server, as `VLLMServed` does."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__((0.9, 0.06, 0.04))
+        self._url = url
+
+    async def proba(self, request: Question) -> tuple[float, float, float]:
+        client = JSONClient(self._url, None, PATIENCE)
+        client.open()
+        try:
+            for traced in (True, False):
+                await client.request("POST", "/v1/completions", {"prompt": [1]}, traced=traced)
+        finally:
+            await client.close()
+        return await super().proba(request)
+
+
+def test_the_question_to_the_probe_is_a_part_of_the_trace(stub: Stub, spans: InMemorySpanExporter) -> None:
+    with running_router([stub.url], features=Asking(stub.url), tracing=True) as router:
+        assert post(router, traceparent=PARENT).status_code == 200
+        features = one(finished(router, spans), SpanKind.INTERNAL)
+    asked, untraced, _ = stub.requests
+    assert asked.headers["traceparent"] == f"00-{TRACE}-{features.context.span_id:016x}-01"
+    assert "traceparent" not in untraced.headers
 
 
 def test_each_attempt_has_a_span_of_its_own(stub: Stub, spans: InMemorySpanExporter) -> None:
