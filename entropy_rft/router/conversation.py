@@ -12,8 +12,8 @@ import orjson
 def digest(messages: Sequence[dict[str, Any]], last: int) -> bytes | None:
     """Of the messages up to `last`, which later requests of the conversation repeat, perhaps in another form.
 
-    What counts is the role, what is said (`said`), and the tools that are called: text may become a list of parts, marks
-    of a cache move on, and the reasoning of earlier answers may be left out.
+    What counts is the role, what is said (`said`), and the tools that are called: text may become a list of parts,
+    marks of a cache move on, and the reasoning of earlier answers may be left out.
 
     Args:
         messages: of the conversation, as OpenAI's.

@@ -36,9 +36,9 @@ def write_probe(directory: Path, temperature: float | None = None) -> str:
     return probe.digest()
 
 
-def ask(router: RunningRouter | ServerProcess, question: object = 1) -> Reply:
+def ask(router: RunningRouter | ServerProcess, question: object = 1, stream: bool = False) -> Reply:
     messages = [{"role": "user", "content": f"What is {question} + 1?"}]
-    return exchange(router.port, request(json.dumps({"model": "m", "messages": messages}).encode()))
+    return exchange(router.port, request(json.dumps({"model": "m", "messages": messages, "stream": stream}).encode()))
 
 
 def reload(router: RunningRouter) -> bool:
@@ -189,39 +189,50 @@ def reloads(process: ServerProcess, result: str) -> float:
     return float(line.split()[-1])
 
 
-def test_sighup_under_load_drops_no_request(stub: Stub, tmp_path: Path) -> None:
-    """Strategies change ten times while four clients ask and ask; then mistakes, which change nothing."""
+def test_sighup_under_load_drops_no_request(stub: Stub, pooling: Stub, probe: Path, tmp_path: Path) -> None:
+    """Probe and strategies change ten times while four clients ask and ask; then mistakes, which change nothing."""
     config, rounds = tmp_path / "router.yaml", 10
-    with router_process(tmp_path, settings(stub), ready="/ready") as process, ThreadPoolExecutor(4) as threads:
+    source = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 60_000}
+    probed = {"probe": str(probe), "features": source, "min_confidence": 0.0}
+
+    def strategies(temperature: float) -> dict[str, Any]:
+        return {name: {"instruction": "", "temperature": temperature} for name in ("easy", "normal", "hard")}
+
+    started = settings(stub, **probed, strategies=strategies(0.0))
+    with router_process(tmp_path, started, ready="/ready") as process, ThreadPoolExecutor(4) as threads:
         process.wait_until_ready(60)
         going = True
 
-        def client() -> list[int]:
+        def client(number: int) -> list[tuple[int, bytes | bool, str]]:
+            """Every second one reads streams. The status, whether the answer is whole, and what decided."""
             found = []
             while going:
-                found.append(ask(process).status)
+                reply = ask(process, f"{number}{len(found)}", stream := number % 2 == 0)
+                whole = reply.body.endswith(b"data: [DONE]\n\n") if stream else bool(json.loads(reply.body))
+                found.append((reply.status, whole, reply.headers["x-entropy-rft-reason"]))
             return found
 
-        clients = [threads.submit(client) for _ in range(4)]
+        clients = [threads.submit(client, number) for number in range(4)]
         for number in range(1, rounds + 1):
-            changed = settings(stub, strategies={"normal": {"instruction": "", "temperature": number / 100}})
-            config.write_text(yaml.safe_dump(changed))
+            digest = write_probe(probe, temperature=1.0 + number)
+            config.write_text(yaml.safe_dump(settings(stub, **probed, strategies=strategies(number / 100))))
             process.process.send_signal(signal.SIGHUP)
             wait_for_line(process, "reloaded: questions", number)
         going = False
-        statuses = [status for each in clients for status in each.result(PATIENCE)]
-        assert len(statuses) > rounds
-        assert set(statuses) == {200}
+        replies = [reply for each in clients for reply in each.result(PATIENCE)]
+        assert len(replies) > rounds
+        assert set(replies) == {(200, True, "probe")}
         ask(process)
         assert stub.requests[-1].json["temperature"] == rounds / 100
+        assert digest[:6] in process.said()
 
-        config.write_text("strategies: {normal: {temprature: 1}}\n" + f"backends: [{stub.url}]\n")
+        config.write_text(yaml.safe_dump(settings(stub, **probed, strategies={"normal": {"temprature": 1}})))
         process.process.send_signal(signal.SIGHUP)
         wait_for_line(process, "not reloaded, the probe and the strategies stay as they were")
-        config.write_text(yaml.safe_dump(settings(stub, probe="embedded")))  # checked as at the start
+        config.write_text(yaml.safe_dump(settings(stub, features=source)))  # checked as at the start
         process.process.send_signal(signal.SIGHUP)
-        wait_for_line(process, "features.kind is missing")
-        config.write_text(yaml.safe_dump(settings(stub, log_requests=True, port=1, rollout=0.0)))
+        wait_for_line(process, "probe is missing: features need a probe that reads them")
+        config.write_text(yaml.safe_dump(settings(stub, **probed, log_requests=True, port=1, rollout=0.0)))
         process.process.send_signal(signal.SIGHUP)
         wait_for_line(process, "these settings have changed, which needs a restart: log_requests")
         wait_for_line(process, "reloaded: questions", rounds + 1)
@@ -251,3 +262,14 @@ def test_a_changed_file_is_noticed(stub: Stub, tmp_path: Path) -> None:
         strategies.write_text("normal: {instruction: '', temperature: 1}\n")
         wait_for_line(process, "reloaded: questions", 2)
         assert (reloads(process, "ok"), reloads(process, "error")) == (2, 1)
+
+
+def test_a_changed_probe_is_noticed(stub: Stub, pooling: Stub, probe: Path, tmp_path: Path) -> None:
+    source = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 60_000}
+    watching = settings(stub, probe=str(probe), features=source, reload="watch")
+    with router_process(tmp_path, watching, ready="/ready") as process:
+        process.wait_until_ready(60)
+        digest = write_probe(probe, temperature=1000.0)
+        wait_for_line(process, f"({digest[:6]})")
+        assert "reloaded: questions" in process.said()
+        assert float(ask(process).headers["x-entropy-rft-confidence"]) < 0.4  # so hot that all are alike
