@@ -193,6 +193,20 @@ def test_promtool_reads_the_rules() -> None:
 
 
 @promtool
+@pytest.mark.parametrize("place", ["kubernetes", "one_engine/kubernetes"])
+def test_promtool_reads_the_rules_of_the_clusters(place: str, tmp_path: Path) -> None:
+    text = (MONITORING.parent / place / "monitoring.yaml").read_text(encoding="utf-8")
+    (spec,) = [each["spec"] for each in yaml.safe_load_all(text) if each["kind"] == "PrometheusRule"]
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    result = subprocess.run([str(WHERE), "check", "rules", file], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    count = sum(len(group["rules"]) for group in spec["groups"])
+    assert count > 0
+    assert f"{count} rules found" in result.stdout
+
+
+@promtool
 def test_each_alert_fires_when_it_should_and_alone(tmp_path: Path) -> None:
     """By promtool's own evaluation of the rules, minute by minute."""
     assert ILL.keys() == {rule["alert"] for rule in RULES}
