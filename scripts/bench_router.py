@@ -64,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these words")
     parser.add_argument("--memory-requests", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1, help="of the router; several are not pinned to cores")
+    parser.add_argument("--tracing", action="store_true", help="beside it a router that makes spans and exports them")
     parser.add_argument("--no-pin", action="store_true", help="let the system choose the cores")
     parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
@@ -199,10 +200,12 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
     settings["log_level"] = "warning" if options.workers == 1 else "info"
     pooled = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 10_000}
 
-    def router(name: str, features: dict[str, Any]) -> ServerProcess:
+    def router(name: str, features: dict[str, Any], **more: Any) -> ServerProcess:
         place = directory / name
         place.mkdir()
-        return stack.enter_context(router_process(place, settings | {"features": features}, ready="/ready"))
+        sink = {"OTEL_EXPORTER_OTLP_ENDPOINT": stub.url}  # it answers 200 to any POST below /v1/
+        given = settings | {"features": features} | more
+        return stack.enter_context(router_process(place, given, ready="/ready", environment=sink))
 
     contenders = [Contender("stub", stub.url, stub)]
     first = router("pooled", pooled)
@@ -211,6 +214,9 @@ def start_all(stack: ExitStack, directory: Path, litellm: Path | None, options: 
     if not options.quick:
         local = router("local", {"kind": "local", "deadline_ms": 10_000})
         contenders.append(Contender("router, new, local", local.url, local, new_questions=True))
+    if options.tracing:
+        traced = router("traced", pooled, tracing=True)
+        contenders.append(Contender("router, cached, traced", traced.url, traced))
     if litellm is not None:
         contenders.append(Contender("litellm", "", litellm_process(stack, directory, litellm, stub.url)))
         contenders[-1].url = contenders[-1].process.url

@@ -103,9 +103,16 @@ def with_its_own_collector() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path and Path(path).name != "startup")}
 
 
-def router_process(directory: Path, settings: Mapping[str, Any], *, ready: str = "/health") -> ServerProcess:
+def router_process(
+    directory: Path,
+    settings: Mapping[str, Any],
+    *,
+    ready: str = "/health",
+    environment: Mapping[str, str] | None = None,
+) -> ServerProcess:
     """``entropy-rft serve`` with these settings, not waited for."""
     config = directory / "router.yaml"
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [sys.executable, "-m", "entropy_rft", "serve", "--config", str(config), "--port", "{port}"]
-    return ServerProcess(command, directory / "router.log", ready=ready, environment=with_its_own_collector())
+    environment = with_its_own_collector() | dict(environment or {})
+    return ServerProcess(command, directory / "router.log", ready=ready, environment=environment)
