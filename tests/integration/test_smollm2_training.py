@@ -110,9 +110,9 @@ def recipe(tmp_path: Path) -> Path:
         "max_steps": 2,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 12,  # of so many answers some have the marker
+        "per_device_train_batch_size": 6,  # of 12 such answers some have the marker
         "num_generations": 3,
-        "max_completion_length": 16,
+        "max_completion_length": 20,
         "bf16": False,
         "gradient_checkpointing": False,
         "use_cpu": True,
@@ -139,7 +139,7 @@ def check_metrics(logs: list[dict[str, Any]]) -> None:
         assert 0.5 < entry["entropy/thinking"] < 8  # nats; a uniform choice among 49,152 tokens has 10.8
         assert 0 < entry["entropy_clip/sigma"] < 5
         assert 0 < entry["pear/penalty"] < 11
-        assert entry["completions/thinking_length"] + entry["completions/answer_length"] <= 16
+        assert entry["completions/thinking_length"] + entry["completions/answer_length"] <= 20
 
 
 def test_clip_v_with_pear_and_the_models_own_marker(smollm2_dir: Path, recipe: Path) -> None:
