@@ -27,7 +27,7 @@ def test_collect_with_an_engine(tmp_path: Path) -> None:
     assert traces.settings[0]["sampler"] == "vllm"
     assert traces.settings[0]["thinking_tokens"] == 48
     assert len(traces) == 12
-    # The model would think for 64 tokens. Cut off at 48, with its tags and an answer of ten, most have nearly one length.
+    # The model would think for 64 tokens. Cut off at 48, with its tags and an answer, most have nearly one length.
     lengths = [tokens for row in traces.rows for tokens in row["answer_tokens"]]
     assert sum(54 <= tokens <= 64 for tokens in lengths) > len(lengths) / 2, sorted(lengths)
     assert traces.column("accuracy").mean() > 0.05  # the answers are the model's own; without a limit about 0.4
