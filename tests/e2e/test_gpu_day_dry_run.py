@@ -22,16 +22,8 @@ BY_THEMSELVES = ("kernel", "methods", "router")  # engines: see the last tests
 
 def dry_run(output: Path, *flags: str) -> dict[str, dict[str, Any]]:
     """What each stage's file says."""
-    words = [
-        sys.executable,
-        str(SCRIPTS / "gpu_day.py"),
-        "--output",
-        str(output),
-        "--dry-run",
-        "--minutes",
-        "30",
-        *flags,
-    ]
+    runner = str(SCRIPTS / "gpu_day.py")
+    words = [sys.executable, runner, "--output", str(output), "--dry-run", "--minutes", "30", *flags]
     result = subprocess.run(words, capture_output=True, text=True, timeout=560)
     log = (output / "log.txt").read_text(errors="replace")
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{log[-6000:]}"
