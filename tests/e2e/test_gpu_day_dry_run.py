@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,9 +12,13 @@ from typing import Any
 import pytest
 from warm import warm_run
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from gpu_stages.recording import child_environment  # noqa: E402
+
 pytestmark = pytest.mark.e2e
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 BY_THE_RUNNER = ("statistics", "step")
 BY_THEMSELVES = ("kernel", "methods", "router")  # engines: see the last tests
 
@@ -36,8 +39,7 @@ def stage_alone(name: str, directory: Path) -> dict[str, Any]:
     directory.mkdir()
     result = directory / "result.json"
     words = ["--result", result, "--work", directory, "--seconds", "400", "--dry-run"]
-    paths = [str(SCRIPTS), *map(str, map(SCRIPTS.parent.joinpath, ("tests/integration", "tests/integration/router")))]
-    environment = {"PYTHONPATH": os.pathsep.join([*paths, os.environ["PYTHONPATH"]]), "CUDA_VISIBLE_DEVICES": ""}
+    environment = child_environment(CUDA_VISIBLE_DEVICES="")
     ended = warm_run(words, SCRIPTS.parent, environment, 560, SCRIPTS / "gpu_stages" / f"{name}.py")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(result.read_text())
