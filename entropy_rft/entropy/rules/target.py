@@ -102,12 +102,13 @@ class Target(Rule):
 # Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
 # that holds the entropy is assumed to be about _HOLDING until the run shows another one.
 _SPEED = 0.1
-_HOLDING = 0.015
+_HOLDING = 0.01
 _LEVEL_MEMORY = 0.65  # weight of the newest batch in the smoothed entropy
-_TREND_MEMORY = 0.1  # weight of the newest change in its trend
-_LOOK_AHEAD = 6  # updates: Adam's first moment makes the effect of a share some ten updates late
+_TREND_MEMORY = 0.3  # weight of the newest change in its trend
+_LOOK_AHEAD = 4  # updates: Adam's first moment makes the effect of a share some ten updates late
+_FAR = 0.2  # of the target: so far below it the proportional gain is twice as high
 _SLOWEST_FALL = 1e-3  # of the target, per update: the assumed fall of a run that does not fall
-_FORGETTING = 0.995  # factor on the fastest fall seen, per update
+_FORGETTING = 0.98  # factor on the fastest fall seen, per update
 # Entropy this many times above the target, and above the lowest that was seen, runs away and is lowered. What lowers it
 # (leaving confident mistakes unpunished) costs accuracy at once, so entropy that only falls slowly is left alone.
 _RUNAWAY = 1.3
@@ -122,9 +123,11 @@ class Controller:
     (and between ``-max_share`` and 0 against entropy that runs away). Without the rule, let the entropy fall by ``c``
     of the target an update, and let a share ``u`` stop the fall: ``h' = -c + (c / u) share``. A closed loop of the
     frequency ``ω`` with critical damping then needs ``k_p = 2 ω u / c`` and ``k_i = ω² u / c``. ``c`` is the fastest
-    fall seen, with a slow decay. So if a learning rate, a model or a precision makes the entropy move ten times slower,
-    the gains are ten times higher. The integral does not change while the share is at a bound and the error pushes it
-    further against that bound.
+    fall seen, with a decay. So if a learning rate, a model or a precision makes the entropy move ten times slower, the
+    gains are ten times higher. Too much is worse than too little: entropy above the target is only waited for, and a
+    run's own fall slows down after its fastest phase. So ``u`` is assumed low, and ``k_p`` grows with the distance
+    below the target instead. The integral does not change while the share is at a bound and the error pushes it further
+    against that bound.
 
     Attributes:
         max_share: bound of the share.
@@ -160,6 +163,7 @@ class Controller:
         error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
         per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
         proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
+        proportional *= 1 + max(0.0, self.target - self.level) / (_FAR * self.target)
         runs_away = self.level > _RUNAWAY * max(self.target, self.lowest)
         low, high = (-self.max_share, 0.0) if runs_away else (0.0, self.max_share)
         wanted = proportional * error + self.integral
