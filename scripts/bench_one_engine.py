@@ -12,6 +12,7 @@ token of the answer. The deployments take turns in each round, so that the machi
 - plain: the server itself, without a probe's request;
 - router: one engine, and the router before it (`features: {kind: vllm}`);
 - middleware: one engine, the router inside it;
+- middleware, no probe: the same server, asked with a difficulty, so that only the probe's request is missing;
 - two engines: the router asks a pooling engine of the same model, then the engine that answers;
 - local: the router computes the hidden state with transformers, then asks the engine.
 
@@ -52,7 +53,9 @@ from entropy_rft.models.sources import model_source
 
 STATE = Path(gettempdir()) / "one-engine-servers.json"
 LENGTHS = (64, 512, 2048)
-DEPLOYMENTS = ("plain", "router", "middleware", "two engines", "local")
+UNPROBED = "middleware, no probe"
+DEPLOYMENTS = ("plain", "router", "middleware", UNPROBED, "two engines", "local")
+REASONS = {"plain": None, UNPROBED: "client"}  # that the router gives; of the others "probe"
 GOALS = (
     ("one engine (router) / plain, 512 tokens", 1.15),
     ("one engine (middleware) / plain, 512 tokens", 1.15),
@@ -199,7 +202,8 @@ def start(options: argparse.Namespace) -> int:
     for name, features in sources.items():
         servers[name] = router(name, {**before, "features": {**features, **deadline}}, place)
         servers[name].wait()
-    urls = dict(zip(DEPLOYMENTS, (servers[n].url for n in ("engine", "router", "inside", "two", "local")), strict=True))
+    asked = ("engine", "router", "inside", "inside", "two", "local")
+    urls = dict(zip(DEPLOYMENTS, (servers[name].url for name in asked), strict=True))
     parts = {
         "plain": ["engine"],
         "router": ["engine", "router"],
@@ -271,16 +275,21 @@ class Questions:
         return [{"role": "user", "content": " + ".join(words)}]
 
 
-def first_token_s(url: str, messages: Sequence[Mapping[str, str]], wants: str | None) -> float:
-    """Seconds from sending a request to the first event that holds a part of the answer."""
-    body = json.dumps({"model": "m", "messages": messages, "max_tokens": 2, "temperature": 0, "stream": True}).encode()
+def first_token_s(url: str, messages: Sequence[Mapping[str, str]], reason: str | None) -> float:
+    """Seconds from sending a request to the first event that holds a part of the answer.
+
+    Args:
+        reason: that the answer's header must give; ``client`` sends a difficulty.
+    """
+    fields = {"model": "m", "messages": messages, "max_tokens": 2, "temperature": 0, "stream": True}
+    body = json.dumps(fields | ({"difficulty": "normal"} if reason == "client" else {})).encode()
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=280)
     try:
         connection.connect()
         begin = time.perf_counter()
         connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         response = connection.getresponse()
-        if response.status != 200 or response.headers["x-entropy-rft-reason"] != wants:
+        if response.status != 200 or response.headers["x-entropy-rft-reason"] != reason:
             raise SystemExit(f"{url}: {response.status} {response.headers['x-entropy-rft-reason']} {response.read()!r}")
         first = None
         while line := response.readline():  # to the end: the engine must not work on this answer in the next request
@@ -301,7 +310,7 @@ def measure(options: argparse.Namespace) -> int:
     result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"rounds": []}
     questions, urls = Questions(state["source"]), state["urls"]
     for name in DEPLOYMENTS:  # the first request of a deployment opens connections and loads code
-        first_token_s(urls[name], questions.of(min(options.lengths)), None if name == "plain" else "probe")
+        first_token_s(urls[name], questions.of(min(options.lengths)), REASONS.get(name, "probe"))
     begin, longest = time.monotonic(), 0.0
     number = 0
     while time.monotonic() - begin + longest < options.seconds:
@@ -310,7 +319,7 @@ def measure(options: argparse.Namespace) -> int:
         for length in options.lengths:
             times = {}
             for name in (*DEPLOYMENTS[shift:], *DEPLOYMENTS[:shift]):
-                times[name] = first_token_s(urls[name], questions.of(length), None if name == "plain" else "probe")
+                times[name] = first_token_s(urls[name], questions.of(length), REASONS.get(name, "probe"))
             result["rounds"].append({"tokens": length, "seconds": {n: round(times[n], 5) for n in DEPLOYMENTS}})
         number += 1
         longest = max(longest, time.monotonic() - started)
@@ -344,6 +353,8 @@ def summarise(result: dict[str, Any]) -> None:
             row["seconds"] = interval([each[name] for each in rounds])
             for other in ("plain", "two engines"):
                 row[f"ratio to {other}"] = interval([each[name] / each[other] for each in rounds])
+            if name == "middleware":
+                row[f"ratio to {UNPROBED}"] = interval([each[name] / each[UNPROBED] for each in rounds])
             rows.append(row)
     result["summary"] = rows
     at_512 = {row["deployment"]: row for row in rows if row["tokens"] == 512}
@@ -371,6 +382,9 @@ def show(result: Mapping[str, Any]) -> None:
             for m, a, b in (row["seconds"], row["ratio to plain"], row["ratio to two engines"])
         ]
         print(f"| {row['tokens']} | {row['deployment']} | {' | '.join(cells)} | {row['rounds']} |")
+    for row in result["summary"]:
+        if row["deployment"] == "middleware":
+            print(f"{row['tokens']} tokens: middleware / {UNPROBED}: {row[f'ratio to {UNPROBED}']}")
     print(result["memory_mb"])
     for goal in result.get("goals", ()):
         print(f"{'met' if goal['met'] else 'NOT met'}: {goal['goal']}: {goal['found']} (at most {goal['at most']})")

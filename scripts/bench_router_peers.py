@@ -156,7 +156,7 @@ def one(
 
 
 def before_stub(stack: ExitStack, directory: Path, litellm: Path, options: argparse.Namespace) -> list[Contender]:
-    servers = argparse.Namespace(quick=True, workers=1, only=None, no_pin=options.no_pin)
+    servers = argparse.Namespace(quick=True, workers=1, tracing=False, only=None, no_pin=options.no_pin)
     return start_all(stack, directory, litellm, servers)
 
 

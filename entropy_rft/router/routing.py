@@ -130,7 +130,7 @@ class Routing:
             if reason is None:
                 decision = await self._probed(self._features, body, endpoint)
             else:
-                decision = self._kept(body, endpoint, DIALECTS[endpoint].question(body), policy.normal(reason))
+                decision = self._kept(body, endpoint, policy.normal(reason))
         if decision.reason not in ("probe", "turn"):
             self._metrics.fell_back(decision.reason)
         return decision
@@ -149,14 +149,23 @@ class Routing:
         if self._asks_backends:
             backend = self._backend(body, endpoint) if self._affine else None
             backend = backend or self._pool.choose(asyncio.get_running_loop().time())
-        return self._kept(body, endpoint, asked, await self._answered(features, asked, backend))
+        return self._kept(body, endpoint, await self._answered(features, asked, backend), asked)
 
-    def _kept(self, body: Mapping[str, Any], endpoint: Endpoint, asked: Question, decision: Decision) -> Decision:
-        """`decision`, or the conversation's earlier one where that was higher."""
+    def _kept(
+        self, body: Mapping[str, Any], endpoint: Endpoint, decision: Decision, asked: Question | None = None
+    ) -> Decision:
+        """`decision`, or the conversation's earlier one where that was higher.
+
+        Args:
+            asked: the request's question, where it was made already.
+        """
         if self._turns is None:
             return decision
-        answer = DIALECTS[endpoint].continues(body)
-        return self._turns.kept(asked.messages, decision) if answer is None else self._turns.continued(answer, decision)
+        dialect = DIALECTS[endpoint]
+        answer = dialect.continues(body)
+        if answer is not None:
+            return self._turns.continued(answer, decision)
+        return self._turns.kept((asked or dialect.question(body)).messages, decision)
 
     def remember(self, answer: str, decision: Decision) -> None:
         """Save what a request needs that continues the answer with this id."""

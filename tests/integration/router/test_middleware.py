@@ -136,6 +136,41 @@ def test_an_answer_larger_than_any_buffer() -> None:
     run(app, test)
 
 
+class Counted(tuple[bytes, ...]):
+    """Pieces of an answer; `taken` of them have been begun."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in super().__iter__():
+            self.taken += 1
+            yield piece
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+def test_a_client_that_does_not_read_stops_the_application(content_type: str, environment: Callable[..., None]) -> None:
+    """What is held for it is bounded, whatever the answer's length is; and it gets all of it when it reads."""
+    environment(features={"kind": "none"}, limits={"max_buffered_bytes": 2**18})
+    pieces = Counted([b"data: " + b"x" * 65_000 + b"\n\n"] * 400)  # 26 MB
+    app = StubApp(lambda request: Behaviour(pieces, content_type=content_type, framing="chunked"))
+
+    async def test(client: Client) -> None:
+        reply = Reply()
+        async with reply.arrived:  # what is sent to the client waits for this
+            asking = asyncio.create_task(client.ask({**CHAT, "stream": True}, reply=reply))
+            unchanged, taken = 0, 0
+            while unchanged < 100 or not taken:  # everything is in this loop: nothing happens later
+                await asyncio.sleep(0)
+                unchanged, taken = (unchanged + 1 if pieces.taken == taken else 0), pieces.taken
+            held = taken * len(pieces[0])
+            assert held <= 2**20
+        await asking
+        assert reply.body == b"".join(pieces)
+        print(f"{content_type}: {held / 2**20:.2f} MiB held")
+
+    run(app, test)
+
+
 @pytest.mark.parametrize("stop_before", [-1, 2])
 def test_a_disconnect_reaches_the_application(stop_before: int) -> None:
     app = StubApp(lambda request: Behaviour.stream(stop_before=stop_before, stop="hang"))

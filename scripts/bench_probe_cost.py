@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""What a probe in a vLLM server costs the requests that do not ask it: decode throughput, and memory.
+
+    python scripts/bench_probe_cost.py --model smollm2            # with an environment that has vLLM and this package
+    python scripts/bench_probe_cost.py --model modulo_reasoner --seconds 300
+
+Two servers with the probe and two without, started in turns. In each round every server answers the same requests at
+once, and continues each to the same length. The ratio of their throughputs, with and without, is of the same round and
+of the same place in the order of starts; its median has a 95 % interval (bootstrap over the ratios). The ratio of the
+two servers without a probe is reported beside it: the difference that two starts of the same server have.
+
+Memory is what only a server's own processes use (USS), summed over them, after the rounds, as the mean of the two; and
+the size of the probe's file of tensors. The probe is random: it costs the same as a trained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from bench_one_engine import interval, probe_of, vllm
+from bench_statistics import RESULTS, environment, write
+
+from entropy_rft.models.sources import model_source
+
+SERVERS = ("without 1", "with 1", "with 2", "without 2")
+GOALS = (("decode throughput, with / without", 0.99, "at least"), ("memory of the probe, MB", 10.0, "at most"))
+_THREADS_SPIN_S = 0.5  # an engine's threads wait actively for less than that after its last step
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="directory, smollm2 or embedded (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--requests", type=int, default=8, help="at once (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="then no further round begins (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="default: probe-cost-MODEL.json")
+    parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    place, source = Path(mkdtemp(prefix="probe-cost-")), model_source(options.model)
+    probe = probe_of(options.model, source, place)
+    flags = ["--dtype", options.dtype, "--max-model-len", "2304"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with this process
+    servers = {}
+    try:
+        for name in SERVERS:  # one after the other: together they would need more memory for a moment
+            directory = str(probe) if name.startswith("with ") else ""
+            servers[name] = vllm(name.replace(" ", "-"), source, place, *flags, ENTROPY_RFT_PROBE=directory)
+            servers[name].wait()
+        urls = {name: server.url for name, server in servers.items()}
+        for url in urls.values():
+            throughput(url, options.requests, options.tokens)
+        rounds = measured(urls, options)
+        memory = {name: unique_mb(server.process.pid) for name, server in servers.items()}
+    finally:
+        for server in servers.values():
+            with suppress(ProcessLookupError):
+                os.killpg(server.process.pid, signal.SIGKILL)
+    result: dict[str, Any] = {"environment": environment("cpu", options.note), "rounds": rounds, "memory_mb": memory}
+    result["settings"] = {name: getattr(options, name) for name in ("model", "dtype", "requests", "tokens")}
+    result |= summary(rounds, memory, (probe / "probe.safetensors").stat().st_size / 2**20)
+    write(options.output or RESULTS / f"probe-cost-{Path(options.model).name}.json", result)
+    show(result)
+    return 0
+
+
+def measured(urls: dict[str, str], options: argparse.Namespace) -> list[dict[str, float]]:
+    """Tokens per second of each server, round by round; the servers take turns in every order of their four places."""
+    rounds: list[dict[str, float]] = []
+    begin, longest = time.monotonic(), 0.0
+    while time.monotonic() - begin + longest < options.seconds:
+        started, shift = time.monotonic(), len(rounds) % len(SERVERS)
+        order = (*SERVERS[shift:], *SERVERS[:shift])
+        found = {name: throughput(urls[name], options.requests, options.tokens) for name in order}
+        rounds.append({name: round(found[name], 2) for name in SERVERS})
+        longest = max(longest, time.monotonic() - started)
+        print(f"round {len(rounds)}:", *(f"{name} {value:,.0f}" for name, value in rounds[-1].items()), flush=True)
+    return rounds
+
+
+def throughput(url: str, requests: int, tokens: int) -> float:
+    """Tokens per second of `requests` answers at once, from the first request to the last answer."""
+
+    def ask(number: int) -> int:
+        messages = [{"role": "user", "content": f"Question {number}: how many are {number} and {number + 7}?"}]
+        body = {"model": "m", "messages": messages, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=600) as response:
+            return int(json.load(response)["usage"]["completion_tokens"])
+
+    with ThreadPoolExecutor(requests) as pool:
+        begin = time.perf_counter()
+        made = sum(pool.map(ask, range(requests)))
+        seconds = time.perf_counter() - begin
+    if made != requests * tokens:
+        raise SystemExit(f"{url}: {made} tokens, not {requests * tokens}")
+    time.sleep(_THREADS_SPIN_S)
+    return made / seconds
+
+
+def unique_mb(group: int) -> float:
+    """Memory that only the processes of this group use."""
+    import psutil
+
+    total = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                total += process.memory_full_info().uss
+    return round(total / 2**20, 1)
+
+
+def summary(rounds: list[dict[str, float]], memory: dict[str, float], probe: float) -> dict[str, Any]:
+    """Ratios with their intervals, the memory's difference, and the goals."""
+    ratios = [each[f"with {n}"] / each[f"without {n}"] for each in rounds for n in (1, 2)]
+    starts = [each["without 2"] / each["without 1"] for each in rounds]
+    means = {word: statistics.mean(memory[f"{word} {n}"] for n in (1, 2)) for word in ("with", "without")}
+    found = {
+        "throughput_with_to_without": interval(ratios),
+        "throughput_of_two_starts_without": interval(starts),
+        "memory_added_mb": round(means["with"] - means["without"], 1),
+        "memory_of_two_starts_mb": round(abs(memory["without 2"] - memory["without 1"]), 1),
+        "probe_file_mb": round(probe, 3),
+    }
+    values = (found["throughput_with_to_without"][0], found["memory_added_mb"])
+    goals = [
+        {"goal": text, kind: limit, "found": value, "met": value >= limit if kind == "at least" else value <= limit}
+        for (text, limit, kind), value in zip(GOALS, values, strict=True)
+    ]
+    return {"summary": found, "goals": goals}
+
+
+def show(result: dict[str, Any]) -> None:
+    for name, value in result["summary"].items():
+        print(f"{name}: {value}")
+    for goal in result["goals"]:
+        print(f"{'met' if goal['met'] else 'NOT met'}: {goal['goal']}: {goal['found']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
