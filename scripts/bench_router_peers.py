@@ -99,7 +99,11 @@ def main() -> int:
                 print(f"{len(missing) - number} measurements are left: the same command goes on")
                 break
             where = dict(zip(_KEY, each, strict=True))
-            found = one(where, contenders[where["contender"]], aiperf, directory / str(number), options)
+            contender = contenders[where["contender"]]
+            try:
+                found = one(where, contender, aiperf, directory / str(number), options)
+            except (OSError, RuntimeError) as error:
+                sys.exit(f"{contender.name}: {error}; the end of its log:\n{contender.process.said()[-2000:]}")
             result["measurements"].append(where | found)
             write(options.output, result)
             print(f"{number + 1}/{len(missing)}", *each, brief(found), flush=True)

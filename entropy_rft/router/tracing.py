@@ -100,28 +100,28 @@ class RequestTrace:
         self._tracing = tracing
         self._span = span
         self._context = context
-        self._features = context
+        self._features: Any = span
         self._attempts = 0
 
     def end(self, status: str, decision: Decision | None) -> None:
         """The request has ended; see `Exchange.status`."""
         span = self._span
         if span.is_recording():
-            span.set_attribute("entropy_rft.status", status)
+            attributes: dict[str, Any] = {"entropy_rft.status": status}
             if status.isdigit():
-                span.set_attribute("http.response.status_code", int(status))
+                attributes["http.response.status_code"] = int(status)
+            if decision is not None:
+                attributes |= {**_decided(decision), "entropy_rft.arm": decision.arm}
+            span.set_attributes(attributes)  # one call, because each takes a lock
             if status == "stream_error" or status >= "500":
                 span.set_status(self._tracing.trace.StatusCode.ERROR)
-            if decision is not None:
-                span.set_attributes(_decided(decision))
-                span.set_attribute("entropy_rft.arm", decision.arm)
         span.end()
 
     @contextmanager
     def features(self) -> Iterator[list[Decision]]:
         """A span for the question to the probe; the decision is to be put into the list."""
         span = self._tracing.tracer.start_span("features", self._context)
-        self._features = self._tracing.trace.set_span_in_context(span, self._context)
+        self._features = span
         found: list[Decision] = []
         try:
             yield found
@@ -134,7 +134,7 @@ class RequestTrace:
 
     def pass_on(self, headers: MutableMapping[str, str]) -> None:
         """Name the features' span in `headers`, of a request to the server that evaluates the probe."""
-        self._tracing.inject(headers, self._features)
+        self._tracing.inject(headers, self._tracing.trace.set_span_in_context(self._features, self._context))
 
     def attempt(self, backend: Backend, method: str, path: str, headers: MutableMapping[str, str]) -> Attempt:
         """Begin the span of a request to a backend, whose `headers` name it as their trace's parent."""
