@@ -41,6 +41,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import Any
@@ -64,9 +65,9 @@ GOALS = (
     ("memory, one engine (router) / two engines", 0.55),
     ("memory, one engine (middleware) / two engines", 0.55),
 )
-# The threads of an engine's matrix products wait actively for so long after each step, on the cores that the next
-# deployment needs.
-_THREADS_SPIN_S = 0.25
+# Threads of a server wait actively for some time after a request. The next deployment may be another server, which
+# needs their cores.
+_PAUSE_S = 1.0
 LIMITS = (8, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -77,6 +78,7 @@ def arguments() -> argparse.Namespace:
     start.add_argument("--model", default="smollm2", help="directory, smollm2 or embedded (default: %(default)s)")
     start.add_argument("--block_size", type=int, default=32, help="of the prefix cache (default: %(default)s)")
     start.add_argument("--dtype", default="float32")
+    start.add_argument("--threads", type=int, default=1, help="of an engine on a CPU (default: %(default)s)")
     measure = verbs.add_parser("measure")
     measure.add_argument(
         "--seconds", type=float, default=240, help="then no further round begins (default: %(default)s)"
@@ -138,11 +140,19 @@ class Server:
             time.sleep(0.5)
 
 
-def vllm(name: str, model: str, place: Path, *flags: str, **variables: str) -> Server:
+def vllm(name: str, model: str, place: Path, *flags: str, threads: int = 1, **variables: str) -> Server:
+    """A server with 1 GiB for its cache.
+
+    Args:
+        threads: of its matrix products on a CPU. Engines that together have more threads than there are cores slow one
+            another down, because threads that wait keep their cores busy.
+    """
+    # Unbound, because vLLM otherwise gives each server a thread on every core, whatever OMP_NUM_THREADS says.
+    variables |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     command += ["--served-model-name", "m", "--port", str(port), "--enforce-eager", *flags]
-    return Server(name, command, port, place, "/health", VLLM_CPU_KVCACHE_SPACE="1", **variables)
+    return Server(name, command, port, place, "/health", **variables)
 
 
 def router(name: str, settings: Mapping[str, Any], place: Path) -> Server:
@@ -176,10 +186,11 @@ def start(options: argparse.Namespace) -> int:
     caching = ["--block-size", str(options.block_size), "--enable-prefix-caching"]
     deadline = {"deadline_ms": 120_000}
     (place / "middleware.yaml").write_text(json.dumps({**common, "features": deadline}))
-    engine = vllm("engine", source, place, *flags, *caching, ENTROPY_RFT_PROBE=str(probe))
+    serve = partial(vllm, threads=options.threads)
+    engine = serve("engine", source, place, *flags, *caching, ENTROPY_RFT_PROBE=str(probe))
     servers = {"engine": engine}
     engine.wait()  # one after the other: together they would need more memory for a moment
-    servers["inside"] = vllm(
+    servers["inside"] = serve(
         "inside",
         source,
         place,
@@ -191,7 +202,7 @@ def start(options: argparse.Namespace) -> int:
         ENTROPY_RFT_CONFIG=str(place / "middleware.yaml"),
     )
     servers["inside"].wait()
-    servers["pooling"] = vllm("pooling", source, place, *flags, "--runner", "pooling", ENTROPY_RFT_PROBE="")
+    servers["pooling"] = serve("pooling", source, place, *flags, "--runner", "pooling", ENTROPY_RFT_PROBE="")
     servers["pooling"].wait()
     before = {**common, "probe": str(probe), "backends": [engine.url]}
     sources = {
@@ -214,7 +225,12 @@ def start(options: argparse.Namespace) -> int:
     state = {
         "model": options.model,
         "source": source,
-        "settings": {"block_size": options.block_size, "dtype": options.dtype, "kv_cache_gib": 1},
+        "settings": {
+            "block_size": options.block_size,
+            "dtype": options.dtype,
+            "kv_cache_gib": 1,
+            "threads": options.threads,
+        },
         "urls": urls,
         "groups": {name: server.process.pid for name, server in servers.items()},
         "parts": parts,
@@ -298,7 +314,6 @@ def first_token_s(url: str, messages: Sequence[Mapping[str, str]], reason: str |
                 first = time.perf_counter() - begin
         if first is None:
             raise SystemExit(f"{url}: the answer has no token")
-        time.sleep(_THREADS_SPIN_S)
         return first
     finally:
         connection.close()
@@ -320,6 +335,7 @@ def measure(options: argparse.Namespace) -> int:
             times = {}
             for name in (*DEPLOYMENTS[shift:], *DEPLOYMENTS[:shift]):
                 times[name] = first_token_s(urls[name], questions.of(length), REASONS.get(name, "probe"))
+                time.sleep(_PAUSE_S)
             result["rounds"].append({"tokens": length, "seconds": {n: round(times[n], 5) for n in DEPLOYMENTS}})
         number += 1
         longest = max(longest, time.monotonic() - started)
@@ -349,12 +365,15 @@ def summarise(result: dict[str, Any]) -> None:
     for length in sorted({each["tokens"] for each in result["rounds"]}):
         rounds = [each["seconds"] for each in result["rounds"] if each["tokens"] == length]
         for name in DEPLOYMENTS:
-            row: dict[str, Any] = {"tokens": length, "deployment": name, "rounds": len(rounds)}
-            row["seconds"] = interval([each[name] for each in rounds])
+            own = [each for each in rounds if name in each]  # older rounds lack one
+            if not own:
+                continue
+            row: dict[str, Any] = {"tokens": length, "deployment": name, "rounds": len(own)}
+            row["seconds"] = interval([each[name] for each in own])
             for other in ("plain", "two engines"):
-                row[f"ratio to {other}"] = interval([each[name] / each[other] for each in rounds])
-            if name == "middleware":
-                row[f"ratio to {UNPROBED}"] = interval([each[name] / each[UNPROBED] for each in rounds])
+                row[f"ratio to {other}"] = interval([each[name] / each[other] for each in own])
+            if name == "middleware" and UNPROBED in rounds[0]:
+                row[f"ratio to {UNPROBED}"] = interval([each[name] / each[UNPROBED] for each in own])
             rows.append(row)
     result["summary"] = rows
     at_512 = {row["deployment"]: row for row in rows if row["tokens"] == 512}
@@ -383,7 +402,7 @@ def show(result: Mapping[str, Any]) -> None:
         ]
         print(f"| {row['tokens']} | {row['deployment']} | {' | '.join(cells)} | {row['rounds']} |")
     for row in result["summary"]:
-        if row["deployment"] == "middleware":
+        if f"ratio to {UNPROBED}" in row:
             print(f"{row['tokens']} tokens: middleware / {UNPROBED}: {row[f'ratio to {UNPROBED}']}")
     print(result["memory_mb"])
     for goal in result.get("goals", ()):

@@ -5,9 +5,9 @@
     python scripts/bench_probe_cost.py --model modulo_reasoner --seconds 300
 
 Two servers with the probe and two without, started in turns. In each round every server answers the same requests at
-once, and continues each to the same length. The ratio of their throughputs, with and without, is of the same round and
-of the same place in the order of starts; its median has a 95 % interval (bootstrap over the ratios). The ratio of the
-two servers without a probe is reported beside it: the difference that two starts of the same server have.
+once, and continues each to the same length. The ratio of their throughputs, and of the CPU time for a token, is of the
+same round and of the same place in the order of starts; its median has a 95 % interval (bootstrap over the ratios). The
+ratio of the two servers without a probe is reported beside it: the difference that two starts of the same server have.
 
 Memory is what only a server's own processes use (USS), summed over them, after the rounds, as the mean of the two; and
 the size of the probe's file of tensors. The probe is random: it costs the same as a trained one.
@@ -36,7 +36,7 @@ from entropy_rft.models.sources import model_source
 
 SERVERS = ("without 1", "with 1", "with 2", "without 2")
 GOALS = (("decode throughput, with / without", 0.99, "at least"), ("memory of the probe, MB", 10.0, "at most"))
-_THREADS_SPIN_S = 0.5  # an engine's threads wait actively for less than that after its last step
+_PAUSE_S = 0.3  # an engine ends what it has begun before the next one is asked; it has one thread
 
 
 def arguments() -> argparse.Namespace:
@@ -68,7 +68,7 @@ def main() -> int:
         urls = {name: server.url for name, server in servers.items()}
         for url in urls.values():
             throughput(url, options.requests, options.tokens)
-        rounds = measured(urls, options)
+        rounds = measured(urls, {name: server.process.pid for name, server in servers.items()}, options)
         memory = {name: unique_mb(server.process.pid) for name, server in servers.items()}
     finally:
         for server in servers.values():
@@ -82,18 +82,38 @@ def main() -> int:
     return 0
 
 
-def measured(urls: dict[str, str], options: argparse.Namespace) -> list[dict[str, float]]:
-    """Tokens per second of each server, round by round; the servers take turns in every order of their four places."""
-    rounds: list[dict[str, float]] = []
+def measured(urls: dict[str, str], groups: dict[str, int], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Tokens per second of each server, and the CPU time of its processes for each token (µs), round by round.
+
+    The servers take turns, and in each round another one is the first.
+    """
+    rounds: list[dict[str, Any]] = []
     begin, longest = time.monotonic(), 0.0
     while time.monotonic() - begin + longest < options.seconds:
         started, shift = time.monotonic(), len(rounds) % len(SERVERS)
-        order = (*SERVERS[shift:], *SERVERS[:shift])
-        found = {name: throughput(urls[name], options.requests, options.tokens) for name in order}
-        rounds.append({name: round(found[name], 2) for name in SERVERS})
+        found: dict[str, dict[str, float]] = {"tokens_per_second": {}, "cpu_us": {}}
+        for name in (*SERVERS[shift:], *SERVERS[:shift]):
+            before = cpu_seconds(groups[name])
+            speed = throughput(urls[name], options.requests, options.tokens)
+            used = cpu_seconds(groups[name]) - before
+            found["tokens_per_second"][name] = round(speed, 2)
+            found["cpu_us"][name] = round(1e6 * used / (options.requests * options.tokens), 2)
+        rounds.append(found)
         longest = max(longest, time.monotonic() - started)
-        print(f"round {len(rounds)}:", *(f"{name} {value:,.0f}" for name, value in rounds[-1].items()), flush=True)
+        print(f"round {len(rounds)}: {found}", flush=True)
     return rounds
+
+
+def cpu_seconds(group: int) -> float:
+    """Of the processes of this group."""
+    import psutil
+
+    total = 0.0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                total += sum(process.cpu_times()[:2])
+    return total
 
 
 def throughput(url: str, requests: int, tokens: int) -> float:
@@ -113,7 +133,7 @@ def throughput(url: str, requests: int, tokens: int) -> float:
         seconds = time.perf_counter() - begin
     if made != requests * tokens:
         raise SystemExit(f"{url}: {made} tokens, not {requests * tokens}")
-    time.sleep(_THREADS_SPIN_S)
+    time.sleep(_PAUSE_S)
     return made / seconds
 
 
@@ -129,14 +149,21 @@ def unique_mb(group: int) -> float:
     return round(total / 2**20, 1)
 
 
-def summary(rounds: list[dict[str, float]], memory: dict[str, float], probe: float) -> dict[str, Any]:
+def summary(rounds: list[dict[str, Any]], memory: dict[str, float], probe: float) -> dict[str, Any]:
     """Ratios with their intervals, the memory's difference, and the goals."""
-    ratios = [each[f"with {n}"] / each[f"without {n}"] for each in rounds for n in (1, 2)]
-    starts = [each["without 2"] / each["without 1"] for each in rounds]
+
+    def with_to_without(what: str) -> list[float]:
+        return interval([each[what][f"with {n}"] / each[what][f"without {n}"] for each in rounds for n in (1, 2)])
+
+    def of_two_starts(what: str) -> list[float]:
+        return interval([each[what]["without 2"] / each[what]["without 1"] for each in rounds])
+
     means = {word: statistics.mean(memory[f"{word} {n}"] for n in (1, 2)) for word in ("with", "without")}
     found = {
-        "throughput_with_to_without": interval(ratios),
-        "throughput_of_two_starts_without": interval(starts),
+        "throughput_with_to_without": with_to_without("tokens_per_second"),
+        "throughput_of_two_starts_without": of_two_starts("tokens_per_second"),
+        "cpu_with_to_without": with_to_without("cpu_us"),
+        "cpu_of_two_starts_without": of_two_starts("cpu_us"),
         "memory_added_mb": round(means["with"] - means["without"], 1),
         "memory_of_two_starts_mb": round(abs(memory["without 2"] - memory["without 1"]), 1),
         "probe_file_mb": round(probe, 3),
