@@ -156,7 +156,8 @@ class Scheduler:
     def _start(self, spec: RunSpec, bars: Progress) -> None:
         # The digest prevents a run from resuming from the checkpoints of one with other settings.
         directory = self.work_dir / "runs" / f"{spec.name}-{spec.digest[:8]}"
-        job, log = directory.with_suffix(".job.json"), directory.with_suffix(".log")
+        # Not with_suffix: a name may hold a dot, as in target-0.5x.
+        job, log = (directory.with_name(f"{directory.name}.{kind}") for kind in ("job.json", "log"))
         result = self.results.path(spec.name)
         places = {"directory": str(directory.resolve()), "result": str(result.resolve())}
         about = {"model": self.model, "device": self.device, "parent": os.getpid()}

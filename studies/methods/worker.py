@@ -117,7 +117,7 @@ def train(spec: RunSpec, model: str, directory: Path, device: str) -> None:
         "resume_from_checkpoint": "auto",
         "save_total_limit": 1,
     }
-    recipe_file = directory.with_suffix(".yaml")
+    recipe_file = directory.with_name(f"{directory.name}.yaml")  # not with_suffix: a name may hold a dot
     recipe_file.parent.mkdir(parents=True, exist_ok=True)
     recipe_file.write_text(yaml.safe_dump(fields, sort_keys=True, allow_unicode=True), encoding="utf-8")
     recipe = RecipeParser().parse(["--config", str(recipe_file)])
