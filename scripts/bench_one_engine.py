@@ -38,7 +38,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -242,24 +242,55 @@ def start(options: argparse.Namespace) -> int:
 
 
 def stop(options: argparse.Namespace) -> int:
-    for group in json.loads(options.state.read_text())["groups"].values():
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+    kill(json.loads(options.state.read_text())["groups"].values())
     return 0
 
 
-def memory_mb(groups: Mapping[str, int]) -> dict[str, float]:
-    """Resident memory of each server, summed over the processes of its group."""
+def kill(groups: Iterable[int]) -> None:
+    """End servers, each given by its process group."""
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def summed(group: int, of: Callable[[Any], float]) -> float:
+    """Of the processes of a server, each a `psutil.Process`."""
     import psutil
 
-    sums = dict.fromkeys(groups, 0)
+    total = 0.0
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
-            group = os.getpgid(process.pid)
-            for name, number in groups.items():
-                if group == number:
-                    sums[name] += process.memory_info().rss
-    return {name: round(size / 2**20, 1) for name, size in sums.items()}
+            if os.getpgid(process.pid) == group:
+                total += of(process)
+    return total
+
+
+def memory_mb(groups: Mapping[str, int]) -> dict[str, float]:
+    """Resident memory of each server."""
+    return {
+        name: round(summed(group, lambda process: process.memory_info().rss) / 2**20, 1)
+        for name, group in groups.items()
+    }
+
+
+def answer_of(url: str, body: Mapping[str, Any]) -> Any:
+    """A server's whole answer to a chat completion."""
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return json.load(response)
+
+
+def in_turn(names: Sequence[str], number: int) -> tuple[str, ...]:
+    """The order of the contenders in a round: in each another one is the first."""
+    shift = number % len(names)
+    return (*names[shift:], *names[:shift])
+
+
+def show_goals(goals: Iterable[Mapping[str, Any]]) -> None:
+    for goal in goals:
+        kind = next(name for name in ("at most", "at least") if name in goal)
+        print(f"{'met' if goal['met'] else 'NOT met'}: {goal['goal']}: {goal['found']} ({kind} {goal[kind]})")
 
 
 # ---- the time to the first token
@@ -330,10 +361,9 @@ def measure(options: argparse.Namespace) -> int:
     number = 0
     while time.monotonic() - begin + longest < options.seconds:
         started = time.monotonic()
-        shift = number % len(DEPLOYMENTS)
         for length in options.lengths:
             times = {}
-            for name in (*DEPLOYMENTS[shift:], *DEPLOYMENTS[:shift]):
+            for name in in_turn(DEPLOYMENTS, number):
                 times[name] = first_token_s(urls[name], questions.of(length), REASONS.get(name, "probe"))
                 time.sleep(_PAUSE_S)
             result["rounds"].append({"tokens": length, "seconds": {n: round(times[n], 5) for n in DEPLOYMENTS}})
@@ -405,8 +435,7 @@ def show(result: Mapping[str, Any]) -> None:
         if f"ratio to {UNPROBED}" in row:
             print(f"{row['tokens']} tokens: middleware / {UNPROBED}: {row[f'ratio to {UNPROBED}']}")
     print(result["memory_mb"])
-    for goal in result.get("goals", ()):
-        print(f"{'met' if goal['met'] else 'NOT met'}: {goal['goal']}: {goal['found']} (at most {goal['at most']})")
+    show_goals(result.get("goals", ()))
 
 
 # ---- limits on the thinking
@@ -432,13 +461,7 @@ def thinking(options: argparse.Namespace) -> int:
                 "seed": index,
                 "max_tokens": 512,
             }
-            request = urllib.request.Request(
-                f"{server.url}/v1/chat/completions",
-                json.dumps({**body, **fields}).encode(),
-                {"content-type": "application/json"},
-            )
-            with urllib.request.urlopen(request, timeout=600) as response:
-                return json.load(response)
+            return answer_of(server.url, {**body, **fields})
 
         def case(name: str, limit: int | None) -> dict[str, Any]:
             fields = {} if limit is None else {name: limit}
@@ -462,8 +485,7 @@ def thinking(options: argparse.Namespace) -> int:
         for name in ("thinking_token_budget", "max_tokens"):
             cases += [case(name, limit) for limit in LIMITS]
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
+        kill([server.process.pid])
     settings = {"model": options.model, "task": options.task, "questions": len(rows), "temperature": 0.6}
     write(options.output, {"environment": environment("cpu", options.note), "settings": settings, "cases": cases})
     print("| limit | tokens | accuracy | mean tokens | cut off |\n| --- | ---: | ---: | ---: | ---: |")

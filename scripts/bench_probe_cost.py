@@ -16,20 +16,16 @@ the size of the probe's file of tensors. The probe is random: it costs the same 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import signal
 import statistics
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from bench_one_engine import interval, probe_of, vllm
+from bench_one_engine import answer_of, in_turn, interval, kill, probe_of, show_goals, summed, vllm
 from bench_statistics import RESULTS, environment, write
 
 from entropy_rft.models.sources import model_source
@@ -69,11 +65,9 @@ def main() -> int:
         for url in urls.values():
             throughput(url, options.requests, options.tokens)
         rounds = measured(urls, {name: server.process.pid for name, server in servers.items()}, options)
-        memory = {name: unique_mb(server.process.pid) for name, server in servers.items()}
+        memory = {name: round(summed(server.process.pid, unique) / 2**20, 1) for name, server in servers.items()}
     finally:
-        for server in servers.values():
-            with suppress(ProcessLookupError):
-                os.killpg(server.process.pid, signal.SIGKILL)
+        kill(server.process.pid for server in servers.values())
     result: dict[str, Any] = {"environment": environment("cpu", options.note), "rounds": rounds, "memory_mb": memory}
     result["settings"] = {name: getattr(options, name) for name in ("model", "dtype", "requests", "tokens")}
     result |= summary(rounds, memory, (probe / "probe.safetensors").stat().st_size / 2**20)
@@ -90,12 +84,12 @@ def measured(urls: dict[str, str], groups: dict[str, int], options: argparse.Nam
     rounds: list[dict[str, Any]] = []
     begin, longest = time.monotonic(), 0.0
     while time.monotonic() - begin + longest < options.seconds:
-        started, shift = time.monotonic(), len(rounds) % len(SERVERS)
+        started = time.monotonic()
         found: dict[str, dict[str, float]] = {"tokens_per_second": {}, "cpu_us": {}}
-        for name in (*SERVERS[shift:], *SERVERS[:shift]):
-            before = cpu_seconds(groups[name])
+        for name in in_turn(SERVERS, len(rounds)):
+            before = summed(groups[name], cpu_seconds)
             speed = throughput(urls[name], options.requests, options.tokens)
-            used = cpu_seconds(groups[name]) - before
+            used = summed(groups[name], cpu_seconds) - before
             found["tokens_per_second"][name] = round(speed, 2)
             found["cpu_us"][name] = round(1e6 * used / (options.requests * options.tokens), 2)
         rounds.append(found)
@@ -104,16 +98,13 @@ def measured(urls: dict[str, str], groups: dict[str, int], options: argparse.Nam
     return rounds
 
 
-def cpu_seconds(group: int) -> float:
-    """Of the processes of this group."""
-    import psutil
+def cpu_seconds(process: Any) -> float:
+    return sum(process.cpu_times()[:2])
 
-    total = 0.0
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group:
-                total += sum(process.cpu_times()[:2])
-    return total
+
+def unique(process: Any) -> float:
+    """Bytes that no other process uses."""
+    return process.memory_full_info().uss
 
 
 def throughput(url: str, requests: int, tokens: int) -> float:
@@ -122,10 +113,7 @@ def throughput(url: str, requests: int, tokens: int) -> float:
     def ask(number: int) -> int:
         messages = [{"role": "user", "content": f"Question {number}: how many are {number} and {number + 7}?"}]
         body = {"model": "m", "messages": messages, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
-        headers = {"content-type": "application/json"}
-        request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=600) as response:
-            return int(json.load(response)["usage"]["completion_tokens"])
+        return int(answer_of(url, body)["usage"]["completion_tokens"])
 
     with ThreadPoolExecutor(requests) as pool:
         begin = time.perf_counter()
@@ -135,18 +123,6 @@ def throughput(url: str, requests: int, tokens: int) -> float:
         raise SystemExit(f"{url}: {made} tokens, not {requests * tokens}")
     time.sleep(_PAUSE_S)
     return made / seconds
-
-
-def unique_mb(group: int) -> float:
-    """Memory that only the processes of this group use."""
-    import psutil
-
-    total = 0
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group:
-                total += process.memory_full_info().uss
-    return round(total / 2**20, 1)
 
 
 def summary(rounds: list[dict[str, Any]], memory: dict[str, float], probe: float) -> dict[str, Any]:
@@ -179,8 +155,7 @@ def summary(rounds: list[dict[str, Any]], memory: dict[str, float], probe: float
 def show(result: dict[str, Any]) -> None:
     for name, value in result["summary"].items():
         print(f"{name}: {value}")
-    for goal in result["goals"]:
-        print(f"{'met' if goal['met'] else 'NOT met'}: {goal['goal']}: {goal['found']}")
+    show_goals(result["goals"])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +52,7 @@ CACHED = 64  # questions
 PACKAGES = ("entropy_rft", "aiohttp", "httptools", "orjson", "starlette", "uvicorn", "uvloop")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--litellm", type=Path, metavar="EXECUTABLE", help="LiteLLM's proxy")
     parser.add_argument("--setup", action="store_true", help=f"install LiteLLM {LITELLM} into .venv-litellm")
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--note", default="", help="stored in the result, such as what else the machine was doing")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run, measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS / "router-cpu.json")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.quick:
         options.concurrency, options.seconds, options.rounds, options.memory_requests = [1, 16], 0.5, 1, 3_000
     return options

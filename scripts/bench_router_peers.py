@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import bench_router
 from bench_router import (
     CACHED,
     Contender,
@@ -160,8 +161,8 @@ def one(
 
 
 def before_stub(stack: ExitStack, directory: Path, litellm: Path, options: argparse.Namespace) -> list[Contender]:
-    servers = argparse.Namespace(quick=True, workers=1, tracing=False, only=None, no_pin=options.no_pin)
-    return start_all(stack, directory, litellm, servers)
+    words = ["--quick", "--no-pin"] if options.no_pin else ["--quick"]
+    return start_all(stack, directory, litellm, bench_router.arguments(words))
 
 
 def before_vllm(stack: ExitStack, directory: Path, litellm: Path, options: argparse.Namespace) -> list[Contender]:

@@ -92,7 +92,7 @@ class Routing:
             if self._idle is not None and not self._deciding:
                 self._idle.set()
         if self._affine and decision.backend is None:
-            backend = self._backend(body, endpoint)
+            backend = self._backend(DIALECTS[endpoint].question(body))
             decision = decision if backend is None else replace(decision, backend=backend)
         return decision
 
@@ -102,9 +102,9 @@ class Routing:
             self._idle = asyncio.Event()
             await self._idle.wait()
 
-    def _backend(self, body: Mapping[str, Any], endpoint: Endpoint) -> Backend | None:
+    def _backend(self, asked: Question) -> Backend | None:
         """Of a request's conversation, where it can be read as one."""
-        key = affinity_key(DIALECTS[endpoint].question(body).messages)
+        key = affinity_key(asked.messages)
         return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
     async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
@@ -147,7 +147,7 @@ class Routing:
         asked = DIALECTS[endpoint].question(body)
         backend = None
         if self._asks_backends:
-            backend = self._backend(body, endpoint) if self._affine else None
+            backend = self._backend(asked) if self._affine else None
             backend = backend or self._pool.choose(asyncio.get_running_loop().time())
         return self._kept(body, endpoint, await self._answered(features, asked, backend), asked)
 

@@ -1,6 +1,7 @@
 """Replacements in TRL's own modules during a call, and the versions of TRL that this was tested with.
 
-Only this file and :mod:`~entropy_rft.training.trainer` use TRL's private names; each use says which and why.
+Only this file, :mod:`~entropy_rft.training.trainer` and :mod:`~entropy_rft.training.vllm_cpu.trainer_side`, which are
+subclasses of TRL's, use TRL's private names; each use says which and why.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,13 +21,6 @@ def probe_cost(one_engine: ModuleType) -> ModuleType:
     import bench_probe_cost
 
     return bench_probe_cost
-
-
-@pytest.fixture(autouse=True)
-def forget() -> None:
-    """Other scripts of these names must not be taken for them."""
-    for name in ("bench_one_engine", "bench_probe_cost"):
-        sys.modules.pop(name, None)
 
 
 def test_ratios_are_of_the_same_round(one_engine: ModuleType) -> None:
