@@ -31,7 +31,8 @@ class RunResult:
         samples: of each question.
         questions_digest: identifies the questions.
         about: seconds, device, versions, machine.
-        also: temperature (as text) to columns like `questions`, of the measurement's further temperatures.
+        also: temperature (as text) to columns like `questions`, of the measurement's further temperatures; without
+            those of phases and entropies.
     """
 
     spec: dict[str, Any]

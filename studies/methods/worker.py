@@ -48,6 +48,7 @@ CURVES = {
     "pear/penalty": "penalty",
 }
 _DIGITS = 5
+_SCORED_AT_ONCE = 64  # completions; more are slower on one core
 
 
 def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
@@ -80,7 +81,9 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     marker = ThinkEndMarker(tokenizer, spec.fields.get("think_end_token", "</think>"))
     questions, digest = measure(loaded, tokenizer, task, asked, marker)
     also = {
-        f"{temperature:g}": measure(loaded, tokenizer, task, replace(asked, temperature=temperature), marker)[0]
+        f"{temperature:g}": measure(
+            loaded, tokenizer, task, replace(asked, temperature=temperature), marker, entropies=False
+        )[0]
         for temperature in asked.also_at
     }
     ended = time.monotonic()
@@ -147,9 +150,12 @@ def _seconds(metrics: Path) -> float:
 
 
 def measure(
-    model: Any, tokenizer: Any, task: Any, asked: Measurement, marker: ThinkEndMarker
+    model: Any, tokenizer: Any, task: Any, asked: Measurement, marker: ThinkEndMarker, entropies: bool = True
 ) -> tuple[dict[str, list[Any]], str]:
-    """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions."""
+    """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions.
+
+    Without `entropies` the completions are not scored, which takes a third of a measurement: no column of a phase.
+    """
     from entropy_rft.sampling import TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
     from entropy_rft.sampling.records import record_completions
@@ -167,28 +173,29 @@ def measure(
     )
     right = verdicts(task.reward_funcs[0], rows, groups, marker)
     flat = [completion for group in groups for completion in group]
-    records = record_completions(model, flat, marker, max(1, asked.batch_size // 4), False)
     counts = [right_and_scored(group) for group in right]
     columns: dict[str, list[Any]] = {
         "difficulty": [row.get("difficulty", 0) for row in rows],
         "correct": [known for known, _ in counts],
         "scored": [scored for _, scored in counts],
     }
-    sums = {
-        "tokens": lambda s: s.tokens,
-        "thinking": lambda s: s.thinking_tokens,
-        "answer": lambda s: s.answer_tokens,
-        "truncated": lambda s: int(s.truncated),
-        "marker_missing": lambda s: int(not s.marker),
-        "entropy": lambda s: s.entropy,
-        "entropy_thinking": lambda s: s.entropy_thinking,
-        "entropy_answer": lambda s: s.entropy_answer,
+    each: dict[str, list[float]] = {
+        "tokens": [len(completion.token_ids) for completion in flat],
+        "truncated": [int(completion.truncated) for completion in flat],
     }
+    if entropies:
+        records = record_completions(model, flat, marker, min(asked.batch_size, _SCORED_AT_ONCE), False)
+        each |= {
+            "thinking": [record.thinking_tokens for record in records],
+            "answer": [record.answer_tokens for record in records],
+            "marker_missing": [int(not record.marker) for record in records],
+            "entropy": [record.entropy for record in records],
+            "entropy_thinking": [record.entropy_thinking for record in records],
+            "entropy_answer": [record.entropy_answer for record in records],
+        }
     k = asked.samples
-    for name, value in sums.items():
-        columns[name] = [
-            _rounded(sum(value(s) for s in records[start : start + k])) for start in range(0, len(records), k)
-        ]
+    for name, values in each.items():
+        columns[name] = [_rounded(sum(values[start : start + k])) for start in range(0, len(values), k)]
     return columns, digest(rows)
 
 

@@ -11,12 +11,14 @@ import gc
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -60,6 +62,7 @@ class WarmCommand:
         output: Path | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="warm-"))
+        weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._output, self._errors = output or self._directory / "output", self._directory / "errors"
         files = (str(self._output), str(self._output if joined else self._errors))
         words = [os.fspath(word) for word in arguments]
