@@ -22,9 +22,9 @@ RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
 ]
 # Labels of our metrics (entropy_rft/router/metrics.py), and those that Prometheus adds when it scrapes.
-LABELS = {"backend", "difficulty", "endpoint", "field", "kind", "le", "reason", "result", "status"}
+LABELS = {"arm", "backend", "difficulty", "digest", "endpoint", "field", "kind", "le", "reason", "result", "status"}
 SCRAPED = {"instance", "job", "namespace"}
-GRAFANAS = {"$__rate_interval": "1m", "$instance": ".*"}
+GRAFANAS = {"$__rate_interval": "1m", "$__range": "1h", "$instance": ".*"}
 
 
 def panels() -> list[dict[str, Any]]:

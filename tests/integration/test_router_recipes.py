@@ -453,8 +453,14 @@ def metric_names() -> set[str]:
     metrics.ended("chat", "easy", "200")
     metrics.fell_back("image")
     metrics.applied("easy", ["temperature"])
+    metrics.watch_probe({}, "0123456789ab")
+    metrics.arms.ended("treatment", "200", 1.0)
+    metrics.arms.answered("treatment", 1, 1)
+    metrics.arms.would_apply("easy", ["temperature"])
     registry: CollectorRegistry = metrics.registry
-    return {sample.name for family in registry.collect() for sample in family.samples}
+    families = list(registry.collect())
+    assert [family.name for family in families if not family.samples] == []  # each was counted once, above
+    return {sample.name for family in families for sample in family.samples}
 
 
 def test_hpa_and_alerts_and_the_adapter_use_metrics_that_exist() -> None:
