@@ -145,9 +145,8 @@ class Routing:
 
     async def _asked(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
         asked = DIALECTS[endpoint].question(body)
-        backend = None
+        backend = self._backend(asked) if self._affine else None
         if self._asks_backends:
-            backend = self._backend(asked) if self._affine else None
             backend = backend or self._pool.choose(asyncio.get_running_loop().time())
         return self._kept(body, endpoint, await self._answered(features, asked, backend), asked)
 
@@ -175,7 +174,7 @@ class Routing:
 
     async def _answered(self, features: FeatureSource, asked: Question, backend: Backend | None) -> Decision:
         start = perf_counter()
-        if backend is not None:
+        if backend is not None and self._asks_backends:
             asked = replace(asked, server=backend.url)
         try:
             async with timeout(self._deadline_s):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from entropy_rft.difficulty.strategies import Placement
-from entropy_rft.effort import template_variables as variables_of
+from entropy_rft.effort import template_variables
 from entropy_rft.router.errors import OPENAI, ErrorShape, RouterError
 from entropy_rft.router.tokenizing import Question
 
@@ -126,11 +126,11 @@ def with_ending_of(entries: list[Any], index: int, text: str, kind: str = "text"
     return [*entries[:index], ended, *entries[index + 1 :]]
 
 
-def template_variables(body: Body, effort: Any) -> dict[str, Any] | None:
+def body_variables(body: Body, effort: Any) -> dict[str, Any] | None:
     """The chat template's variables: the client's `chat_template_kwargs`, and what an effort of reasoning becomes."""
     given = body.get("chat_template_kwargs")
     own = given if isinstance(given, dict) else None
-    return variables_of(effort, own) if isinstance(effort, str) else own
+    return template_variables(effort, own) if isinstance(effort, str) else own
 
 
 def function_tools(tools: Any, parameters: str) -> list[Any] | None:

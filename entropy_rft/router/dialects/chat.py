@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from entropy_rft.difficulty.strategies import Placement, instructed
-from entropy_rft.router.dialects.base import Body, Dialect, check_list, template_variables
+from entropy_rft.router.dialects.base import Body, Dialect, body_variables, check_list
 from entropy_rft.router.tokenizing import Question
 
 DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
@@ -27,7 +27,7 @@ def unprobed(body: Body) -> str | None:
 
 
 def question(body: Body) -> Question:
-    variables = template_variables(body, effort(body))
+    variables = body_variables(body, effort(body))
     return Question(messages=body["messages"], tools=body.get("tools"), chat_template_kwargs=variables)
 
 

@@ -17,9 +17,9 @@ from entropy_rft.difficulty.strategies import Placement
 from entropy_rft.router.dialects.base import (
     Body,
     Dialect,
+    body_variables,
     check_list,
     function_tools,
-    template_variables,
     with_ending,
     with_ending_of,
     with_entry,
@@ -81,7 +81,7 @@ def question(body: Body) -> Question:
     return Question(
         messages=messages(body),
         tools=function_tools(body.get("tools"), "input_schema"),
-        chat_template_kwargs=template_variables(body, effort(body)),
+        chat_template_kwargs=body_variables(body, effort(body)),
     )
 
 
