@@ -49,6 +49,16 @@ class CompletionRecord:
         }
 
 
+def phases_of(completion: Completion, marker: ThinkEndMarker) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens of a completion are thinking, and which answer; each ``(tokens,)``, bool.
+
+    Without a marker everything is thinking.
+    """
+    ids = torch.tensor([completion.token_ids], dtype=torch.long)
+    thinking, answer = marker.phases(ids, torch.ones_like(ids))
+    return thinking[0], answer[0]
+
+
 def record_of(completion: Completion, statistics: TokenStatistics, marker: ThinkEndMarker) -> CompletionRecord:
     """The record of one completion.
 
@@ -56,15 +66,14 @@ def record_of(completion: Completion, statistics: TokenStatistics, marker: Think
         statistics: of its tokens, each tensor ``(tokens,)``.
         marker: ends the thinking.
     """
-    ids = torch.tensor([completion.token_ids], dtype=torch.long)
-    thinking, answer = (phase[0] for phase in marker.phases(ids, torch.ones_like(ids)))
+    thinking, answer = phases_of(completion, marker)
     entropy = statistics.entropy.double()
     return CompletionRecord(
         tokens=len(completion.token_ids),
         thinking_tokens=int(thinking.sum()),
         answer_tokens=int(answer.sum()),
         truncated=completion.truncated,
-        marker=not bool(thinking.all()),  # without a marker everything is thinking
+        marker=not bool(thinking.all()),
         entropy=float(entropy.sum()),
         entropy_thinking=float(entropy[thinking].sum()),
         entropy_answer=float(entropy[answer].sum()),

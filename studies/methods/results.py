@@ -32,7 +32,7 @@ class RunResult:
         questions_digest: identifies the questions.
         about: seconds, device, versions, machine.
         also: temperature (as text) to columns like `questions`, of the measurement's further temperatures; without
-            those of phases and entropies.
+            entropies.
     """
 
     spec: dict[str, Any]

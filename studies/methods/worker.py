@@ -154,11 +154,11 @@ def measure(
 ) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions.
 
-    Without `entropies` the completions are not scored, which takes a third of a measurement: no column of a phase.
+    Without `entropies`, whose scoring takes a third of a measurement, their columns are not there.
     """
     from entropy_rft.sampling import TransformersSampler, right_and_scored, verdicts
     from entropy_rft.sampling.identity import digest
-    from entropy_rft.sampling.records import record_completions
+    from entropy_rft.sampling.records import phases_of, record_completions
     from entropy_rft.tasks import task_rows
 
     rows = task_rows(task)
@@ -179,16 +179,17 @@ def measure(
         "correct": [known for known, _ in counts],
         "scored": [scored for _, scored in counts],
     }
+    phases = [phases_of(completion, marker) for completion in flat]
     each: dict[str, list[float]] = {
         "tokens": [len(completion.token_ids) for completion in flat],
+        "thinking": [int(thinking.sum()) for thinking, _ in phases],
+        "answer": [int(answer.sum()) for _, answer in phases],
         "truncated": [int(completion.truncated) for completion in flat],
+        "marker_missing": [int(bool(thinking.all())) for thinking, _ in phases],
     }
     if entropies:
         records = record_completions(model, flat, marker, min(asked.batch_size, _SCORED_AT_ONCE), False)
         each |= {
-            "thinking": [record.thinking_tokens for record in records],
-            "answer": [record.answer_tokens for record in records],
-            "marker_missing": [int(not record.marker) for record in records],
             "entropy": [record.entropy for record in records],
             "entropy_thinking": [record.entropy_thinking for record in records],
             "entropy_answer": [record.entropy_answer for record in records],
