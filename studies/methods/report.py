@@ -32,8 +32,8 @@ def collect(plan: Plan, results: Results) -> tuple[dict[str, Group], dict[str, d
             groups[name] = own
     sweeps: dict[str, dict[float | str, Group]] = {}
     for name, sweep in plan.sweeps.items():
-        if sweep.method in search.choices:
-            points = plan.sweep_runs(name, search.choices[sweep.method])
+        if (start := search.start_of(sweep)) is not None:
+            points = plan.sweep_runs(name, start)
             sweeps[name] = {value: own for value, specs in points.items() if (own := _all(specs, results))}
     return groups, sweeps, search
 

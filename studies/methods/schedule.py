@@ -134,11 +134,12 @@ class Scheduler:
         for worker in list(self._workers):
             if worker.process.poll() is not None:
                 self._finish(worker, bars)
-        running = {worker.spec.name for worker in self._workers}
+        # By digest: a search that has just ended may name the run of a sweep as its method's.
+        running = {worker.spec.digest for worker in self._workers}
         free = self.jobs - len(self._workers)
         if free and not self._out_of_time:
             due, _ = runs_due(self.plan, self.results)
-            waiting = [spec for spec in due if spec.name not in running and spec.name not in self.failed]
+            waiting = [spec for spec in due if spec.digest not in running and spec.name not in self.failed]
             for spec in waiting[:free]:
                 if not self._fits(spec):
                     self._out_of_time = True

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.methods.compare import Group
-from studies.methods.plan import Plan, RunSpec, finished
+from studies.methods.plan import Plan, RunSpec, Sweep, finished
 from studies.methods.results import Results, RunResult
 
 
@@ -57,6 +57,7 @@ class Search:
     def __init__(self, plan: Plan, results: Results) -> None:
         self.plan = plan
         self.choices: dict[str, dict[str, Any]] = {}
+        self._given: dict[str, Mapping[str, Any]] = {}
         self.record: dict[str, dict[str, Any]] = {}
         self.due: list[RunSpec] = []
         shared: Mapping[str, Any] = {}
@@ -66,6 +67,7 @@ class Search:
             if base is not None and base not in self.choices:
                 continue  # what it starts from is not chosen yet
             given = self.choices[base] if base is not None else shared  # a choice holds what is shared
+            self._given[name] = given
             trials = plan.trials(name, given)
             found = finished(trials, results)
             self.due += [spec for spec in trials if results.get(spec.name, spec.digest) is None]
@@ -89,6 +91,16 @@ class Search:
                 "chosen": best,
             }
 
+    def start_of(self, sweep: Sweep) -> Mapping[str, Any] | None:
+        """The fields that others' choices and its method's give a sweep; ``None`` while they are not known.
+
+        A sweep of the one field that the method's trials vary does not wait for its search.
+        """
+        if sweep.method in self.choices:
+            return self.choices[sweep.method]
+        varied = {name for trial in self.plan.methods[sweep.method].trials for name in trial}
+        return self._given.get(sweep.method) if varied <= {sweep.field} else None
+
 
 def runs_due(plan: Plan, results: Results) -> tuple[list[RunSpec], Search]:
     """The runs that can be started now and are not finished, the most wanted first, and the searches."""
@@ -98,8 +110,9 @@ def runs_due(plan: Plan, results: Results) -> tuple[list[RunSpec], Search]:
     mains = [plan.mains(name, choice) for name, choice in search.choices.items()]
     wanted += [spec for same_seed in zip(*mains, strict=True) for spec in same_seed]
     for name, sweep in plan.sweeps.items():
-        if sweep.method in search.choices:
-            points = plan.sweep_runs(name, search.choices[sweep.method]).values()
+        start = search.start_of(sweep)
+        if start is not None:
+            points = plan.sweep_runs(name, start).values()
             wanted += [spec for same_seed in zip(*points, strict=True) for spec in same_seed]
     due = {spec.name: spec for spec in wanted if results.get(spec.name, spec.digest) is None}
     return list(due.values()), search

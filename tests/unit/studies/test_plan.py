@@ -86,8 +86,30 @@ def test_a_method_that_builds_on_another_takes_over_its_choice(
         finish(spec)
     due, search = runs_due(plan, results)
     assert search.choices["both"] == {"learning_rate": 1e-4, "pear_alpha": 1.0, "entropy_clip_mu_low": 1.5}
-    names = {spec.name for spec in all_runs(plan, search)}
-    assert {spec.name for spec in due} <= names
+    assert {spec.digest for spec in due} <= {spec.digest for spec in all_runs(plan, search)}
+
+
+def test_a_sweep_of_the_searched_field_does_not_wait_for_the_search(
+    plan: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    other = Sweep("clip_b", "epsilon", [0.1, 0.2])  # of another field: it needs the choice
+    plan = replace(plan, sweeps={**plan.sweeps, "other": other})
+    assert not [spec for spec in runs_due(plan, results)[0] if spec.kind == "sweep"]  # the baseline's choice is for all
+    for spec in plan.trials("grpo", {}):
+        finish(spec)
+    due, search = runs_due(plan, results)
+    swept = [spec for spec in due if spec.kind == "sweep"]
+    assert names(swept[:4]) == ["sweep-mu-1-seed0", "sweep-mu-1.5-seed0", "sweep-mu-1-seed1", "sweep-mu-1.5-seed1"]
+    assert {spec.fields["learning_rate"] for spec in swept} == {1e-4}
+    assert not [spec for spec in swept if spec.name.startswith("sweep-other")]
+    for spec in swept:
+        finish(spec)
+    for spec in plan.trials("clip_b", search.choices["grpo"]):
+        finish(spec, entropy=0.5 - spec.fields["entropy_clip_mu_low"] / 10)
+    due, search = runs_due(plan, results)
+    assert search.choices["clip_b"]["entropy_clip_mu_low"] == 1.5
+    wanted = [spec for spec in due if spec.method == "clip_b"]
+    assert {spec.name.partition("-seed")[0] for spec in wanted} == {"sweep-other-0.1", "sweep-other-0.2"}
 
 
 def test_a_sweep_may_be_of_the_steps_or_of_words(plan: Plan) -> None:
