@@ -254,7 +254,8 @@ def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> Non
             spread = {
                 f"{axis}err": np.stack([v.mean(1) - v.min(1), v.max(1) - v.mean(1)]) for axis, v in (("x", x), ("y", y))
             }
-            dashes = figures.DASHES[index // len(figures.PALETTE) % 2]
+            # The settings of a method are ordered by their entropy, not by the thinking's length.
+            dashes = figures.DASHES[index // len(figures.PALETTE) % 2] if against == _ENTROPY else "none"
             place.errorbar(
                 x.mean(1), y.mean(1), **spread, fmt="o", color=figures.colour(index), linestyle=dashes,
                 label=titles[method], markersize=4, linewidth=1.3, elinewidth=0.8,
