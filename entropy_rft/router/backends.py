@@ -65,10 +65,13 @@ class Backend:
         return max(waits)
 
     def may_be_back(self, now: float) -> bool:
-        """Whether only its breaker blocks it, after a refused or lost connection."""
-        return (
-            self._open_until is not None and self._gone and self.cooling_s(now) <= 0 and self.outstanding < self.limit
-        )
+        """Whether only its breaker blocks it: after a refused or lost connection, or while one request tries it.
+
+        That one may take as long as a generation takes.
+        """
+        if self._open_until is None or self.cooling_s(now) > 0 or self.outstanding >= self.limit:
+            return False
+        return self._gone or self._open_until <= now
 
     def begin(self, now: float) -> int:
         """Count a request to it; returns the number of the breaker's trial, else 0. `ended` must follow."""

@@ -12,7 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.router.errors import error_body
+from entropy_rft.router.dialects import errors_of
 from entropy_rft.router.settings_parts import LimitSettings
 
 logger = logging.getLogger("entropy_rft.router")
@@ -244,7 +244,8 @@ class GuardedConnection(HttpToolsProtocol):
                 return
         self._unset_keepalive_if_required()
         if self._busy() or self._in_head or not self._in_message:  # else it is the body of an answered request
-            body = error_body(status, message, code)
+            path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+            body = errors_of(path).body(status, message, code, None)
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
         if self.transport.can_write_eof():

@@ -18,6 +18,7 @@ from entropy_rft.router.proxy import Proxy
 from entropy_rft.router.upstream import Upstream
 
 _MOST = 65_536  # answers that are remembered
+_LONGEST = 200  # characters of an id that is remembered; a client may send any text as one
 
 
 class Holders:
@@ -35,7 +36,7 @@ class Holders:
 
     def remember(self, answer: str, backend: Backend) -> None:
         """`backend` has given the answer with this id."""
-        if len(self._pool.backends) > 1:
+        if len(self._pool.backends) > 1 and len(answer) <= _LONGEST:
             self._known[answer] = backend
 
     async def ask(

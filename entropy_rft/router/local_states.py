@@ -80,6 +80,8 @@ class LocalStates:
     async def close(self) -> None:
         await self._batcher.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        # This object and its batcher refer to each other, and `settle_memory` may keep such a cycle for ever.
+        self._model = None
 
     async def ready(self) -> bool:
         return self._model is not None and not self._batcher.timed_out
@@ -92,7 +94,7 @@ class LocalStates:
                 too slow or has ended, or the state is not finite.
         """
         if self._model is None:
-            raise FeatureError("the model of the features is not loaded")
+            raise FeatureError("the model of the features is not loaded, or closed")
         if not token_ids:
             raise FeatureError("the prompt has no tokens")
         if self.max_tokens is not None and len(token_ids) > self.max_tokens:
@@ -135,26 +137,29 @@ class LocalStates:
 
     def _forward(self, batch: list[list[int]]) -> list[Any]:
         """In the worker: states of a batch, in its order; an error in place of a state that is not finite."""
+        model = self._model
+        if model is None:
+            raise FeatureError("the model of the features is closed")
         order = sorted(range(len(batch)), key=lambda index: len(batch[index]))
         results: list[Any] = [None] * len(batch)
         for chunk in forward_batches(order, batch):
-            for index, state in zip(chunk, self._states([batch[index] for index in chunk]), strict=True):
+            for index, state in zip(chunk, self._states(model, [batch[index] for index in chunk]), strict=True):
                 finite = bool(state.isfinite().all())
                 results[index] = state.numpy() if finite else FeatureError("the model's hidden state is not finite")
         return results
 
-    def _states(self, rows: list[list[int]]) -> Any:
+    def _states(self, model: Any, rows: list[list[int]]) -> Any:
         """(rows, D) float32 on the CPU. Padding is on the right, where it has no effect on a causal model."""
         import torch
 
-        device = self._model.get_input_embeddings().weight.device
+        device = model.get_input_embeddings().weight.device
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max())
         input_ids = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows])
         mask = (torch.arange(width) < lengths[:, None]).long()
-        last = self.layer in (-1, self._model.config.get_text_config().num_hidden_layers)
+        last = self.layer in (-1, model.config.get_text_config().num_hidden_layers)
         with torch.inference_mode():
-            output = self._model.base_model(
+            output = model.base_model(
                 input_ids=input_ids.to(device),
                 attention_mask=mask.to(device),
                 use_cache=False,

@@ -31,6 +31,7 @@ REASONS = (
     "image",  # a part of a message is not text: the probe is not trained for it
     "item",  # an item of the input is neither a message, a call of a function or its result, nor reasoning
     "several",  # several prompts in one request: there is one strategy for all
+    "embeddings",  # the prompt is given as embeddings: there is no text to ask the probe about
     "prefill",  # the request continues an unfinished answer
     "no_probe",
     "feature_timeout",

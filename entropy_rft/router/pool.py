@@ -127,9 +127,10 @@ class Pool:
         return best
 
     def last_resort(self, now: float, without: Collection[Backend] = ()) -> Backend | None:
-        """One that only its breaker blocks, after its connection was lost: it may have been started again since.
+        """One that only its breaker blocks, and that may be well again.
 
-        For when `choose` finds none: without it, a backend that is back is asked only after the next check.
+        For when `choose` finds none: without it, a backend that was started again is asked only after the next check,
+        and one that is tried by a long generation only after that.
         """
         back = [each for each in self.backends if each not in without and each.may_be_back(now)]
         return min(back, key=lambda backend: backend.outstanding / backend.weight, default=None)

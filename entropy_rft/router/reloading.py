@@ -46,7 +46,11 @@ class Reading:
 
 
 def merge(old: RouterSettings, new: RouterSettings) -> RouterSettings:
-    """`old` with what may change while the router runs as in `new`."""
+    """`old` with what may change while the router runs as in `new`; what else has changed is logged."""
+    fixed = [name for name in type(old).model_fields if name not in RELOADABLE]
+    changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
+    if changed:
+        logger.warning("these settings have changed, which needs a restart: %s", ", ".join(changed))
     return old.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
 
 
@@ -63,6 +67,7 @@ class Reloader:
 
     Attributes:
         listens: SIGHUP makes it reload.
+        on_done: called after each reload, with whether what it loaded is in use.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Reloader:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
         self.listens = False
+        self.on_done: Callable[[bool], None] | None = None
 
     def start(self) -> None:
         """Reload from now on when the settings say so."""
@@ -126,13 +132,7 @@ class Reloader:
             return True
 
     def _load(self) -> Chosen:
-        old = self._loaded.settings
-        new = self._reading.read()
-        fixed = [name for name in type(old).model_fields if name not in RELOADABLE]
-        changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-        if changed:
-            logger.warning("these settings have changed, which needs a restart: %s", ", ".join(changed))
-        merged = merge(old, new)
+        merged = merge(self._loaded.settings, self._reading.read())
         if merged.features.kind != "none" and merged.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
         if not self._given:
@@ -182,22 +182,29 @@ class Reloader:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            await self.reload()
+            well = await self.reload()
+            if self.on_done is not None:
+                self.on_done(well)
 
     async def _watch(self) -> None:
-        """Ask for a reload when the files have changed, and nothing is written to them any more."""
-        loop = asyncio.get_running_loop()
-        used = seen = await loop.run_in_executor(None, self._look)
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            now = await loop.run_in_executor(None, self._look)
-            if now != used and now == seen:
-                used = now
-                self._wanted.set()
-            seen = now
+        await watch(lambda: watched(self._loaded.settings, self._reading.file), self.request)
 
-    def _look(self) -> tuple[Any, ...]:
-        return tuple(_stamp(path) for path in watched(self._loaded.settings, self._reading.file))
+
+async def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
+    """For ever: call `changed` when the files have changed, and nothing is written to them any more."""
+
+    def look() -> tuple[Any, ...]:
+        return tuple(_stamp(path) for path in files())
+
+    loop = asyncio.get_running_loop()
+    used = seen = await loop.run_in_executor(None, look)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        now = await loop.run_in_executor(None, look)
+        if now != used and now == seen:
+            used = now
+            changed()
+        seen = now
 
 
 def watched(settings: RouterSettings, file: str | None) -> Iterable[Path]:

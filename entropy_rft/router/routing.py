@@ -84,16 +84,17 @@ class Routing:
         Raises:
             RouterError: the client gives an unknown difficulty.
         """
+        asked = DIALECTS[endpoint].question(body) if self._affine else None
         self._deciding += 1
         try:
-            decision = await self._decided(body, endpoint, header)
+            decision = await self._decided(body, endpoint, header, asked)
         finally:
             self._deciding -= 1
             if self._idle is not None and not self._deciding:
                 self._idle.set()
-        if self._affine and decision.backend is None:
-            backend = self._backend(DIALECTS[endpoint].question(body))
-            decision = decision if backend is None else replace(decision, backend=backend)
+        if asked is not None:
+            # Not before the probe has answered: requests that were sent meanwhile count for the bound of the load.
+            decision = replace(decision, backend=self._backend(asked) or decision.backend)
         return decision
 
     async def idle(self) -> None:
@@ -107,7 +108,9 @@ class Routing:
         key = affinity_key(asked.messages)
         return None if key is None else self._pool.affine(key, asyncio.get_running_loop().time())
 
-    async def _decided(self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None) -> Decision:
+    async def _decided(
+        self, body: Mapping[str, Any], endpoint: Endpoint, header: str | None, question: Question | None
+    ) -> Decision:
         dialect = DIALECTS[endpoint]
         asked = policy.asked_difficulty(body, header)
         place = self.experiment.place(body, dialect)
@@ -119,34 +122,39 @@ class Routing:
         asked = policy.asked_difficulty(body, header, effort)
         if asked is not None:
             return Decision(asked, 1.0, "client", arm=arm, place=place)
-        return replace(await self._found(body, endpoint), arm=arm, place=place)
+        return replace(await self._found(body, endpoint, question), arm=arm, place=place)
 
-    async def _found(self, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+    async def _found(self, body: Mapping[str, Any], endpoint: Endpoint, asked: Question | None) -> Decision:
         """By the probe, where it can be asked."""
         if self._features is None:
             decision = policy.normal("no_probe")
         else:
             reason = policy.unprobed(body, endpoint)
             if reason is None:
-                decision = await self._probed(self._features, body, endpoint)
+                asked = asked or DIALECTS[endpoint].question(body)
+                decision = await self._probed(self._features, body, endpoint, asked)
             else:
-                decision = self._kept(body, endpoint, policy.normal(reason))
+                decision = self._kept(body, endpoint, policy.normal(reason), asked)
         if decision.reason not in ("probe", "turn"):
             self._metrics.fell_back(decision.reason)
         return decision
 
-    async def _probed(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
+    async def _probed(
+        self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint, asked: Question
+    ) -> Decision:
         trace = CURRENT.get()
         if trace is None:
-            return await self._asked(features, body, endpoint)
+            return await self._asked(features, body, endpoint, asked)
         with trace.features() as found:
-            found.append(await self._asked(features, body, endpoint))
+            found.append(await self._asked(features, body, endpoint, asked))
             return found[0]
 
-    async def _asked(self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint) -> Decision:
-        asked = DIALECTS[endpoint].question(body)
-        backend = self._backend(asked) if self._affine else None
+    async def _asked(
+        self, features: FeatureSource, body: Mapping[str, Any], endpoint: Endpoint, asked: Question
+    ) -> Decision:
+        backend = None
         if self._asks_backends:
+            backend = self._backend(asked) if self._affine else None
             backend = backend or self._pool.choose(asyncio.get_running_loop().time())
         return self._kept(body, endpoint, await self._answered(features, asked, backend), asked)
 
@@ -174,7 +182,7 @@ class Routing:
 
     async def _answered(self, features: FeatureSource, asked: Question, backend: Backend | None) -> Decision:
         start = perf_counter()
-        if backend is not None and self._asks_backends:
+        if backend is not None:
             asked = replace(asked, server=backend.url)
         try:
             async with timeout(self._deadline_s):

@@ -135,7 +135,7 @@ class LimitSettings(Part):
     max_header_count: int = Field(default=100, ge=1)
     max_header_bytes: int = Field(default=64 * 2**10, ge=256)
     """Of the request line and all headers."""
-    max_json_depth: int = Field(default=100, ge=2, le=1000)
+    max_json_depth: int = Field(default=100, ge=2, le=200)  # orjson writes up to 254
     max_requests: int = Field(default=4096, ge=1)
     """At the same time, over all backends; the next one gets 503 with Retry-After."""
     header_timeout_s: float = Field(default=20.0, gt=0)

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,7 @@ from entropy_rft.errors import UserMistake, UserOSError, UserValueError
 from entropy_rft.router.backends import Backend
 from entropy_rft.router.logs import say_draining, say_listening
 from entropy_rft.router.pool import Pool
-from entropy_rft.router.reloading import Reading, merge
+from entropy_rft.router.reloading import Reading, merge, watch
 from entropy_rft.router.settings import RouterSettings
 from entropy_rft.router.shared_metrics import VARIABLE
 from entropy_rft.threads import chosen_by_user, own_cores
@@ -54,6 +54,7 @@ class _Worker:
     ) -> None:
         self.process = process
         self.ready = False
+        self.told = 0  # the number of the settings that it was told last
         self._reader = reader
         self._writer = writer
 
@@ -70,6 +71,14 @@ class _Worker:
                 return None if self.ready else _failure(message)
         status = await self.process.wait()
         return UserOSError(f"workers: one {_ended(status)} before it was ready (is there enough memory for each?)")
+
+    async def reloads(self) -> AsyncIterator[int]:
+        """The number of the settings that it uses, after each reload that went well."""
+        with contextlib.suppress(OSError):
+            while line := await self._reader.readline():
+                message = json.loads(line)
+                if message.get("reloaded"):
+                    yield message["number"]
 
     def kill(self) -> None:
         # Not by `process.kill`: it polls first, and where the process has just ended asyncio then finds no exit code.
@@ -109,7 +118,9 @@ class Supervisor:
     ) -> None:
         self._reading = reading
         self._settings = settings
-        self._share = share_of(settings)
+        # The first are in use by some worker; the wanted ones may be a mistake, which the workers find out.
+        self._share = self._wanted = share_of(settings)
+        self._share_number = self._wanted_number = 0
         self._listener = listener
         self._directory = directory
         self._workers: set[_Worker] = set()
@@ -132,6 +143,7 @@ class Supervisor:
         if self._reading is not None and self._settings.reload != "off":
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         keepers: list[asyncio.Task[None]] = []
+        watching = self._watching()
         try:
             await self._checks.start()
             keepers += (asyncio.create_task(self._keep()) for _ in range(self._settings.workers))
@@ -145,6 +157,8 @@ class Supervisor:
             return self._status
         finally:
             self._stop.set()
+            if watching is not None:
+                watching.cancel()
             for worker in self._workers:
                 worker.kill()
             for keeper in keepers:
@@ -161,7 +175,11 @@ class Supervisor:
             failure = await worker.until_ready()
             if worker.ready:
                 self._ready()
+                if worker.told != self._wanted_number:  # they came while it was starting
+                    self._tell(worker)
             ready_at = loop.time()
+            async for number in worker.reloads():
+                self._use(number)
             status = await worker.process.wait()
             self._forget(worker)
             if self._stop.is_set():
@@ -191,7 +209,8 @@ class Supervisor:
                 start_new_session=True,  # an interrupt at the terminal reaches it through this process only
             )
         worker = _Worker(process, *await asyncio.open_connection(sock=ours, limit=LONGEST_MESSAGE))
-        worker.tell({"settings": self._share, "directory": str(self._directory)})
+        worker.told = self._share_number
+        worker.tell({"settings": self._share, "number": worker.told, "directory": str(self._directory)})
         for backend in self._checks.backends:
             worker.tell(found(backend))
         self._workers.add(worker)
@@ -210,17 +229,33 @@ class Supervisor:
         mark_process_dead(worker.process.pid, str(self._directory))
 
     def _reload(self) -> None:
-        """Let every worker reload; one that starts later begins with what was read now."""
+        """Let every worker reload."""
         assert self._reading is not None
         try:
             changed = merge(self._settings, self._reading.read())
         except UserMistake as error:
             logger.error("not reloaded, the probe and the strategies stay as they were: %s", error)
             return
-        self._share = share_of(changed)
+        self._wanted, self._wanted_number = share_of(changed), self._wanted_number + 1
         for worker in self._workers:
             if worker.ready:
-                worker.tell({"reload": self._share})
+                self._tell(worker)
+
+    def _tell(self, worker: _Worker) -> None:
+        worker.told = self._wanted_number
+        worker.tell({"reload": self._wanted, "number": worker.told})
+
+    def _use(self, number: int) -> None:
+        """A worker uses the settings of this number: one that starts later begins with them."""
+        if number == self._wanted_number:
+            self._share, self._share_number = self._wanted, number
+
+    def _watching(self) -> asyncio.Task[None] | None:
+        """Notices when the file of the settings changes; the workers watch the others."""
+        if self._reading is None or self._reading.file is None or self._settings.reload != "watch":
+            return None
+        file = Path(self._reading.file).expanduser()
+        return asyncio.create_task(watch(lambda: [file], self._reload))
 
     def _signalled(self, number: int) -> None:
         """The first signal begins to drain, a second one shortens it, as in a router of one process."""

@@ -2,7 +2,8 @@
 
 Each request of a turn holds the whole conversation, and the probe reads all of it. After a few results of tools a hard
 question may look easy, and the strategy would change in the middle of the work. So within a turn the difficulty is
-never lowered. The user's next message begins a new turn, which is decided anew.
+never lowered. The user's next message begins a new turn, which is decided anew. A user's message right after the result
+of a tool is no such one: clients add reminders of their own there, and the model has not answered yet.
 
 There is no session id: a turn is recognised by a hash of the conversation, from its beginning to the user's last
 message.
@@ -53,7 +54,7 @@ class Turns:
             messages: of the conversation, as OpenAI's; ``None`` where the request has none.
             decision: about the request alone.
         """
-        last = _users_last(messages or ())
+        last = _turns_first(messages or ())
         key = None if messages is None or last is None else digest(messages, last)
         if messages is None or key is None:
             return decision
@@ -70,6 +71,8 @@ def _not_below(level: int, decision: Decision) -> Decision:
     return replace(decision, difficulty=DIFFICULTIES[level], reason="turn")
 
 
-def _users_last(messages: Sequence[dict[str, Any]]) -> int | None:
-    """The place of the user's last message."""
-    return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "user"), None)
+def _turns_first(messages: Sequence[dict[str, Any]]) -> int | None:
+    """The place of the user's last message that does not follow the result of a tool."""
+    roles = [message.get("role") for message in messages]
+    begins = (i for i in range(len(roles) - 1, -1, -1) if roles[i] == "user" and (not i or roles[i - 1] != "tool"))
+    return next(begins, None)

@@ -1,7 +1,8 @@
 """One of several processes that answer a router's requests; `supervisor` starts it, with these messages between them.
 
-Each is a line of JSON. To the worker: first its settings and the directory of the metrics, then what the checks of the
-backends find, signals, and settings to reload. From the worker: that it answers requests, or why it could not start.
+Each is a line of JSON. To the worker: first its settings, their number and the directory of the metrics, then what the
+checks of the backends find, signals, and settings to reload, with their number. From the worker: that it answers
+requests, or why it could not start; and after each reload whether it went well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from entropy_rft.errors import UserMistake
@@ -23,7 +25,7 @@ from entropy_rft.router.metrics import Metrics
 from entropy_rft.router.pool import Pool
 from entropy_rft.router.reloading import Reading
 from entropy_rft.router.serve import RouterServer
-from entropy_rft.router.settings import load_settings
+from entropy_rft.router.settings import RouterSettings, load_settings
 from entropy_rft.router.supervisor import LONGEST_MESSAGE
 from entropy_rft.threads import share_cores
 
@@ -44,6 +46,8 @@ class Link:
         self._writer: asyncio.StreamWriter  # nothing is written to it; without it the connection would be closed
         self.server: RouterServer
         self.settings: dict[str, Any] = {}  # the latest that were told
+        self.number = 0  # theirs
+        self._read_number = 0  # of those that were read for a reload
 
     def first(self) -> dict[str, Any]:
         """Wait for the first message, before there is an event loop."""
@@ -65,6 +69,15 @@ class Link:
         """Make this worker's state known to the others, each second."""
         self._tasks.append(asyncio.create_task(_publish(metrics)))
 
+    def read(self) -> RouterSettings:
+        """The settings that were told last."""
+        self._read_number = self.number
+        return load_settings(None, self.settings)
+
+    def reloaded(self, well: bool) -> None:
+        """Say whether the settings that were read last are in use."""
+        self.send({"reloaded": well, "number": self._read_number})
+
     async def _read(self, reader: asyncio.StreamReader, pool: Pool, told: asyncio.Event) -> None:
         loop, backends = asyncio.get_running_loop(), {backend.name: backend for backend in pool.backends}
         missing = set(backends)
@@ -74,7 +87,7 @@ class Link:
                 self.server.handle_exit(message["signal"], None)
                 continue
             if "reload" in message:
-                self.settings = message["reload"]
+                self.settings, self.number = message["reload"], message["number"]
                 self.server.router.reloader.request()
                 continue
             backend = backends[message["backend"]]
@@ -105,7 +118,8 @@ def main(arguments: list[str]) -> int:
     link = Link(control)
     message = link.first()
     try:
-        _serve(link, listener, message["settings"], Path(message["directory"]))
+        link.settings, link.number = message["settings"], message["number"]
+        _serve(link, listener, link.settings, Path(message["directory"]))
     except Exception as error:
         kind = "user" if isinstance(error, UserMistake) else "fault"
         shown = str(error) if kind == "user" else traceback.format_exc()
@@ -115,19 +129,30 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(link: Link, listener: socket.socket, settings: dict[str, Any], directory: Path) -> None:
+    heard: set[str] = set()
+
     class Server(RouterServer):
         """It says to the supervisor what a router alone says in its log."""
 
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """A service manager signals all processes, so that the supervisor's first word is no second signal."""
+            source = "supervisor" if frame is None else "system"
+            again = source in heard
+            heard.add(source)
+            if again or not self.router.draining:
+                super().handle_exit(sig, frame)
+
         def say_listening(self) -> None:
+            app.reloader.on_done = link.reloaded
             link.publish(app.metrics)
             link.send({"ready": True})
 
         def say_draining(self, sig: int) -> None: ...
 
     share_cores()
-    loaded, link.settings = load_settings(None, settings), settings
+    loaded = load_settings(None, settings)
     configure_logs(loaded.log_format, loaded.log_level)
-    app = create_app(loaded, reading=Reading(lambda: load_settings(None, link.settings)))
+    app = create_app(loaded, reading=Reading(link.read))
     app.metrics.share(directory)
     app.elsewhere = link.follow
     link.server = server = Server(app, settle_memory)

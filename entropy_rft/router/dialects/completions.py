@@ -12,25 +12,31 @@ from entropy_rft.router.tokenizing import Question
 
 
 def check(body: Body) -> None:
+    if body.get("prompt") is None and body.get("prompt_embeds") is not None:
+        return
     if not isinstance(body.get("prompt"), str | list) or body["prompt"] == []:
         raise RouterError(400, "prompt must be text, token ids, or a list of them", "invalid_prompt", "prompt")
 
 
 def unprobed(body: Body) -> str | None:
+    if body.get("prompt_embeds") is not None:
+        return "embeddings"
     prompt = body["prompt"]
     one = isinstance(prompt, str) or all(type(token) is int for token in prompt) or len(prompt) == 1
     return None if one else "several"
 
 
 def question(body: Body) -> Question:
-    prompt = body["prompt"]
+    prompt = body.get("prompt") or ""
     if isinstance(prompt, list) and not all(type(token) is int for token in prompt):
         prompt = prompt[0]
     return Question(text=prompt) if isinstance(prompt, str) else Question(token_ids=prompt)
 
 
 def prompts(body: Body) -> int:
-    prompt = body["prompt"]
+    prompt = body.get("prompt")
+    if prompt is None:
+        prompt = body["prompt_embeds"]
     return len(prompt) if isinstance(prompt, list) and not all(type(token) is int for token in prompt) else 1
 
 
@@ -48,7 +54,7 @@ COMPLETIONS = Dialect(
     path="/v1/completions",
     check=check,
     unprobed=unprobed,
-    turns=lambda body: [("user", body["prompt"])],
+    turns=lambda body: [("user", body.get("prompt") or body.get("prompt_embeds"))],
     question=question,
     instructed=uninstructed,
     conversation=(),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from running import FixedFeatures, running_router
 from stub import Stub
+from stub_answers import HEAD, Behaviour, Request
 from wire import exchange, request
 
 from entropy_rft.router.features import Question
@@ -78,6 +82,8 @@ def test_the_same_in_anthropics_dialect(stub: Stub) -> None:
         assert ask(router.port, "/v1/messages", messages=[QUESTION], max_tokens=9) == ("hard", "probe")
         called = [QUESTION, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
         assert ask(router.port, "/v1/messages", messages=called, max_tokens=9) == ("hard", "turn")
+        called[-1]["content"] = [result, {"type": "text", "text": "<reminder>Keep to the plan.</reminder>"}]
+        assert ask(router.port, "/v1/messages", messages=called, max_tokens=9) == ("hard", "turn")
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -145,3 +151,42 @@ def test_a_conversation_stays_with_one_backend(stub: Stub, affinity: str) -> Non
 def first(messages: list[dict[str, Any]]) -> str:
     """The user's first message; the router's own instruction may stand before it."""
     return next(message["content"] for message in messages if message["role"] == "user")
+
+
+class Together(FixedFeatures):
+    """Answers when so many have asked."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(EASY)
+        self._missing = count
+        self._all = asyncio.Event()
+
+    async def proba(self, request: Question) -> tuple[float, float, float]:
+        self._missing -= 1
+        if not self._missing:
+            self._all.set()
+        await self._all.wait()
+        return EASY
+
+
+def test_questions_that_are_probed_together_keep_the_bound_of_the_load() -> None:
+    """Twenty of one conversation are decided at the same time, before any of them is sent to a backend."""
+    count, stubs = 20, [Stub(), Stub()]
+
+    def answer(request: Request) -> Behaviour:
+        if sum(len(stub.requests) for stub in stubs) == count:
+            for stub in stubs:
+                stub.release()
+        return Behaviour(stop_before=HEAD)
+
+    with ExitStack() as stack:
+        for stub in stubs:
+            stub.answer = answer
+            stack.enter_context(stub)
+        urls = [stub.url for stub in stubs]
+        router = stack.enter_context(running_router(urls, features=Together(count), affinity="conversation"))
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        list(pool.map(lambda _: ask(router.port, messages=[QUESTION]), range(count)))
+        shares = sorted(len(stub.requests) for stub in stubs)
+    assert sum(shares) == count
+    assert shares[1] <= math.ceil(1.25 * count / 2)

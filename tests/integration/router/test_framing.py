@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -121,3 +122,15 @@ def test_what_is_neither_head_nor_body_is_limited(router: RunningRouter, path: s
         assert read_reply(connection).status in ((405, 431) if path == "/v1/models" else (431,))
         assert connection.recv(1) == b""
     assert get(router.port, "/health").status == 200
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/v1/messages?beta=true", "error"), ("/v1/chat/completions", None)])
+def test_what_is_no_request_is_refused_in_the_dialect_of_its_path(
+    router: RunningRouter, path: str, kind: str | None
+) -> None:
+    many = tuple((f"x-{number}", "y") for number in range(300))
+    reply = exchange(router.port, request(path=path, headers=many))
+    assert reply.status == 431
+    found = json.loads(reply.body)
+    assert found.get("type") == kind
+    assert "headers are read" in found["error"]["message"]

@@ -344,3 +344,60 @@ def test_each_worker_reloads(stub: Stub, tmp_path: Path) -> None:
         metrics = scraped(connections[0])["entropy_rft_reloads_total"]
         until(lambda: scraped(connections[0])["entropy_rft_reloads_total"][(("result", "error"),)] == 2, router.said)
         assert metrics[(("result", "ok"),)] == 2
+
+
+HINT = request(headers=(("x-entropy-rft-difficulty", "easy"),))
+
+
+def change(directory: Path, **settings: Any) -> None:
+    """Other settings in the file that `started` wrote."""
+    file = directory / "router.yaml"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_settings_that_were_refused_are_not_those_of_a_later_worker(stub: Stub, tmp_path: Path) -> None:
+    with started(stub, tmp_path) as router:
+        change(tmp_path, strategies="/nowhere.yaml")
+        os.kill(router.pid, signal.SIGHUP)
+        said = "not reloaded, the probe and the strategies stay as they were"
+        until(lambda: router.log.read_text().count(said) >= 2, router.said)
+        lost, kept = workers(router)
+        lost.kill()
+        (new,) = until(lambda: [each for each in workers(router) if each not in (lost, kept)])
+        with connected_to(new, router) as connection:
+            assert ask(connection, request()).status == 200
+        assert not [each for each in lines(router, "a worker ended and is replaced") if "cause" in each]
+
+
+def test_a_worker_that_was_starting_gets_the_latest_settings(stub: Stub, tmp_path: Path) -> None:
+    with started(stub, tmp_path) as router:
+        lost, kept = workers(router)
+        lost.kill()
+        (new,) = until(lambda: [each for each in workers(router) if each not in (lost, kept)])
+        change(tmp_path, mode="shadow", drain_s=7.0)
+        os.kill(router.pid, signal.SIGHUP)
+        with connected_to(new, router) as connection:
+            until(lambda: ask(connection, HINT).headers["x-entropy-rft-arm"] == "shadow", router.said)
+        assert "these settings have changed, which needs a restart: drain_s" in router.log.read_text()
+
+
+def test_a_change_of_the_file_reaches_each_worker(stub: Stub, tmp_path: Path) -> None:
+    with started(stub, tmp_path, reload="watch") as router, ExitStack() as stack:
+        connections = [stack.enter_context(connected_to(worker, router)) for worker in workers(router)]
+        change(tmp_path, mode="shadow")
+        for connection in connections:
+            until(lambda on=connection: ask(on, HINT).headers["x-entropy-rft-arm"] == "shadow", router.said)
+
+
+def test_a_signal_to_all_processes_is_one_signal(stub: Stub, tmp_path: Path) -> None:
+    """As a service manager sends it: the workers get it twice, by themselves and from the first process."""
+    with started(stub, tmp_path, drain_delay_s=1000.0) as router:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connected_to(worker, router)) for worker in workers(router)]
+            for process in [*workers(router), router.process]:
+                process.send_signal(signal.SIGTERM)
+            for connection in connections:
+                until(lambda on=connection: ask(on, path("/ready")).status == 503)
+                assert ask(connection, request()).status == 200
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(PATIENCE) == 0, router.said()

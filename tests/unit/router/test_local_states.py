@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -169,3 +171,19 @@ def test_a_stuck_worker_is_an_error_and_no_hang(random_model_dir):
         assert await states.ready()
 
     run(test, random_model_dir, timeout=0.05)
+
+
+def test_a_closed_source_lets_go_of_its_model(random_model_dir):
+    """Also where all that was loaded is excluded from garbage collection."""
+    found = []
+
+    async def test(states):
+        found.append(weakref.ref(states._model))
+        gc.freeze()
+
+    try:
+        run(test, random_model_dir)
+        gc.collect()
+        assert found[0]() is None
+    finally:
+        gc.unfreeze()

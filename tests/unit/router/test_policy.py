@@ -105,6 +105,8 @@ def test_no_prompt(body: Any) -> None:
         ({"prompt": [[1, 2, 3]]}, "completions", None),
         ({"prompt": ["a", "b"]}, "completions", "several"),
         ({"prompt": [[1], [2]]}, "completions", "several"),
+        ({"prompt_embeds": "AAAA"}, "completions", "embeddings"),
+        ({"prompt": "text", "prompt_embeds": ["AAAA", "BBBB"]}, "completions", "embeddings"),
     ],
 )
 def test_what_the_probe_cannot_say(body: dict[str, Any], endpoint: Any, reason: str | None) -> None:

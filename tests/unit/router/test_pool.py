@@ -219,3 +219,21 @@ def test_one_that_was_gone_is_the_last_resort() -> None:
     first.succeeded()
     assert pool.choose(7.0) is first
     assert pool.last_resort(7.0) is None
+
+
+def test_one_that_is_being_tried_is_the_last_resort() -> None:
+    """The trial may be a long generation: it must not keep all others waiting."""
+    (backend,) = (pool := pool_of({})).backends
+    for _ in range(2):
+        backend.failed(0.0)  # it answers with errors
+    assert pool.last_resort(1.0) is None
+    now = 1000.0  # its breaker is half open
+    assert pool.choose(now) is backend
+    trial = backend.begin(now)
+    assert pool.choose(now) is None
+    assert pool.last_resort(now) is backend
+    other = backend.begin(now)
+    backend.failed(now)  # and it still answers with errors
+    backend.ended(other)
+    assert pool.last_resort(now) is None
+    backend.ended(trial)

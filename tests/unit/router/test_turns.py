@@ -31,6 +31,16 @@ def test_it_is_not_lowered_in_a_turn_and_the_next_turn_is_decided_anew() -> None
     assert "turn" in REASONS
 
 
+def test_a_reminder_beside_a_tools_result_begins_no_turn() -> None:
+    turns = Turns()
+    turns.kept(ASKED, HARD)
+    reminded = [*CALLED, {"role": "user", "content": "<reminder>Keep to the plan.</reminder>"}]
+    assert turns.kept(reminded, EASY).difficulty is Difficulty.HARD
+    called_again = [*reminded, *CALLED[2:], {"role": "user", "content": "<reminder/>"}]
+    assert turns.kept(called_again, EASY).difficulty is Difficulty.HARD
+    assert turns.kept([*called_again, {"role": "assistant", "content": "Done."}, NEXT[-1]], EASY) is EASY
+
+
 def test_it_is_raised_in_a_turn_and_stays_there() -> None:
     turns = Turns()
     assert turns.kept(ASKED, EASY) is EASY
