@@ -60,11 +60,13 @@ class Record:
         step: the update, counted from 1.
         partitions: buckets by partition and name.
         edges: the nine inner edges of the deciles of S*, nats.
+        update: which one of its generation, from 1, where a generation serves several.
     """
 
     step: int
     partitions: Mapping[str, Mapping[str, Bucket]]
     edges: Sequence[float]
+    update: float | None = None
 
     @property
     def total(self) -> Bucket:
@@ -150,6 +152,12 @@ def load_lens(directory: str | os.PathLike[str], from_step: int = 1, to_step: in
     if not lens.records:
         end = "the end" if to_step is None else f"update {to_step}"
         raise UserValueError(f"{os.fspath(path / LENS)!r} has no record from update {from_step} to {end}")
+    places = {record.update for record in lens.records if record.update is not None}
+    if len(lens.records) > 1 and len(places) == 1 and (place := places.pop()) != 1:
+        lens.notes.append(
+            f"each recorded update is number {place:g} of its generation: record every update (entropy_lens_steps: 1), "
+            "or a number that num_iterations does not divide, to see the others"
+        )
     for entry in _entries(path / LENS_TOKENS, lens.notes):
         if isinstance(entry.get("tokens"), list) and wanted(int(entry["step"])):
             lens.tokens += [{"step": int(entry["step"]), **token} for token in entry["tokens"] if _is_token(token)]
@@ -185,7 +193,9 @@ def _record(entry: Mapping[str, Any]) -> Record:
         }
         for partition in PARTITIONS
     }
-    return Record(int(entry["step"]), partitions, [_number(edge) for edge in entry["edges"]])
+    update = entry.get("update")
+    edges = [_number(edge) for edge in entry["edges"]]
+    return Record(int(entry["step"]), partitions, edges, None if update is None else _number(update))
 
 
 def _number(value: Any) -> float:

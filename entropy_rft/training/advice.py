@@ -104,14 +104,41 @@ def keep_entropy(facts: Facts) -> str:
     """Advice for a run that loses too much entropy."""
     slower = facts.halved("learning_rate", "lower")
     if facts.knows_rules and facts.rule is None:
-        return f"set entropy_clip to clip_b (it is none), or {slower}"
+        return f"set entropy_clip to target (it is none), or {slower}"
     if hasattr(facts.rule, "target"):
         return f"{_target(facts, 'raise', 1.5)}, or {slower}"
     if hasattr(facts.rule, "share"):
         return f"{_share(facts, 'raise', 10)}, or {slower}"
     if not facts.knows_rules:
-        return f"{slower}, or set epsilon_high to 0.28"
+        wide = (facts.value("epsilon_high") or 0) >= 0.28
+        return slower if wide else f"{slower}, or set epsilon_high to 0.28"
     return f"{_width(facts, 'lower', 0.8) or slower}{f', or {slower}' if _side(facts.rule) else ''}"
+
+
+def set_point(facts: Facts, first: float) -> float | None:
+    """The entropy that a rule is to hold, nats; None for a rule that holds none.
+
+    Args:
+        first: the entropy at the beginning, of which a target such as 0.5x is a multiple.
+    """
+    if not hasattr(facts.rule, "target"):
+        return None
+    text = str(facts.rule.target).strip()
+    return float(text.rstrip("x")) * (first if text.endswith("x") else 1.0)
+
+
+def same_distribution(facts: Facts) -> str:
+    """Advice that lets sampler and trainer draw from one distribution; what is set already is not named."""
+    changes = [
+        f"set {name} to {better}"
+        for name, better, well in (
+            ("vllm_importance_sampling_correction", "true", (True, None)),
+            ("top_p", "1", (1, None)),
+            ("top_k", "0", (0, -1, None)),
+        )
+        if facts.value(name) not in well
+    ]
+    return ", ".join([*changes, "check that both load the same weights, chat template and dtype"])
 
 
 def lose_entropy(facts: Facts) -> str:

@@ -60,11 +60,13 @@ def decide(
     batches: Sequence[MicroBatch],
     group: dist.ProcessGroup | None,
     apply: bool = True,
+    updates: Sequence[int] | None = None,
 ) -> BatchDecision:
     """Apply `rule` to the valid tokens of all `batches` and of the other processes of `group` at once.
 
     Micro-batches may differ in length: only their valid tokens are joined. With ``apply=False`` (evaluation) the
-    metrics say what the rule would drop, and ``entropy/predicted_change`` is that without the rule.
+    metrics say what the rule would drop, and ``entropy/predicted_change`` is that without the rule. `updates` says
+    which update of its generation each micro-batch is prepared for, from 1: a penalty does not act in the first.
     """
     statistics, advantages = one_row(batches)
     ones = torch.ones_like(advantages)
@@ -80,6 +82,11 @@ def decide(
     effective = torch.where(keep, advantages, 0.0) if apply else advantages
     change = predicted_entropy_change(statistics, effective, ones)
     dropped = ~keep
+    penalised = torch.zeros_like(keep)
+    if penalty is not None:
+        late = [True] * len(batches) if updates is None else [update > 1 for update in updates]
+        acts = torch.cat([b.mask.new_full((int(b.valid.sum()),), yes) for b, yes in zip(batches, late, strict=True)])
+        penalised = (penalty.weight != 0) & (acts != 0)
     sums = torch.stack(
         [
             ones.to(wide(ones)).sum(),
@@ -87,17 +94,17 @@ def decide(
             dropped.sum().to(wide(ones)),
             (dropped & (advantages < 0)).sum().to(wide(ones)),
             (dropped & (advantages > 0)).sum().to(wide(ones)),
-            (torch.zeros_like(keep) if penalty is None else penalty.weight != 0).sum().to(wide(ones)),
+            penalised.sum().to(wide(ones)),
         ]
     )
-    tokens, change_sum, *drops, penalised = _total(sums, group)
+    tokens, change_sum, *drops, penalties_sum = _total(sums, group)
     if tokens > 0:
         metrics["entropy/predicted_change"] = change_sum / tokens
         if rule is not None:
             names = ("dropped", "dropped_negative", "dropped_positive")
             metrics |= {f"entropy_clip/{name}": drop / tokens for name, drop in zip(names, drops, strict=True)}
         if penalty is not None:
-            metrics["entropy_clip/penalised"] = penalised / tokens
+            metrics["entropy_clip/penalised"] = penalties_sum / tokens
     penalties = None
     if penalty is not None:
         weights = _split_back(penalty.weight[0], batches, outside=0.0)

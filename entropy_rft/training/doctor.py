@@ -118,7 +118,8 @@ class RunDoctor(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> TrainerControl:
-        assert self._watch is not None
+        if self._watch is None:  # an evaluation before the training
+            return control
         found = self._watch.add(state.global_step, logs or {})
         self.findings += found
         ends = any(finding.name in self.stop or ALL in self.stop for finding in found)

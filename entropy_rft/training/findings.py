@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from statistics import fmean, median, pvariance
 from typing import Any
 
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.suggestions import did_you_mean
-from entropy_rft.training.advice import Facts, keep_entropy, loosen_rule, lose_entropy, raise_bound
+from entropy_rft.training.advice import (
+    Facts,
+    keep_entropy,
+    loosen_rule,
+    lose_entropy,
+    raise_bound,
+    same_distribution,
+    set_point,
+)
 
 Series = Sequence[float]
 """A metric, one value for each update."""
 
 _RISEN = 2.0  # standard errors by which a reward must have risen to count as risen
 _MOVED = 4.0  # the same for other metrics; higher, since they are compared after each update
+_OBSERVATIONS = 10  # logged values that each of two compared windows has at least
+_NEAR = 0.2  # of a rule's set point: an entropy that moved to within this is where the rule is to hold it
 _LENGTH = ("completions/thinking_length", "completions/mean_length")  # TRL logs only the second
 
 
@@ -37,7 +47,8 @@ class Levels:
 
     Attributes:
         window: updates over which metrics are averaged. For some findings a quarter of it is used.
-        horizon: updates within which an entropy or a length must have moved, and the reward not have risen.
+        horizon: updates within which an entropy or a length must have moved, and the reward not have risen. Where a
+            value is logged for several updates, both are longer for these findings: a window has at least 10 values.
         entropy_collapse: share of the entropy that is lost while the reward does not rise.
         entropy_runaway: factor by which the entropy rises while the reward does not.
         rule_idle: updates in which the rule drops nothing.
@@ -75,6 +86,11 @@ class Levels:
             raise UserValueError(
                 f"doctor.horizon must be at least twice doctor.window ({self.window}), got {self.horizon}"
             )
+
+    def spaced(self, updates: int) -> Levels:
+        """These levels for comparisons in a run that logs every so many `updates`."""
+        window = max(self.window, _OBSERVATIONS * updates if updates > 1 else 0)
+        return replace(self, window=window, horizon=max(self.horizon, 2 * window))
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Levels:
@@ -162,17 +178,23 @@ def jump(values: Series, window: int, least: float) -> float | None:
 def _entropy_collapse(level: float, levels: Levels, facts: Facts, entropy: Series, reward: Series) -> str | None:
     # A share of 1 means no entropy at all; a mean does not become exactly 0.
     found = moved_in_vain(entropy, reward, levels.window, levels.horizon, max(1 - level, 1e-6))
-    return found and (
+    held = set_point(facts, entropy[0])
+    if found is None or (held is not None and found[1] >= (1 - _NEAR) * held):
+        return None
+    return (
         f"the entropy fell from {found[0]:.3g} to {found[1]:.3g} nats within {_within(entropy, levels)} updates and "
-        f"the reward did not rise: {keep_entropy(facts)}"
+        f"the reward did not rise in them: {keep_entropy(facts)}"
     )
 
 
 def _entropy_runaway(level: float, levels: Levels, facts: Facts, entropy: Series, reward: Series) -> str | None:
     found = moved_in_vain(entropy, reward, levels.window, levels.horizon, level)
-    return found and (
+    held = set_point(facts, entropy[0])
+    if found is None or (held is not None and found[1] <= (1 + _NEAR) * held):
+        return None
+    return (
         f"the entropy rose from {found[0]:.3g} to {found[1]:.3g} nats within {_within(entropy, levels)} updates and "
-        f"the reward did not rise: {lose_entropy(facts)}"
+        f"the reward did not rise in them: {lose_entropy(facts)}"
     )
 
 
@@ -214,9 +236,10 @@ def _truncated(level: float, levels: Levels, facts: Facts, share: Series) -> str
     now = recent_mean(share, levels.window)
     if now is None or now < level:
         return None
+    masking = "" if facts.value("mask_truncated_completions") else ", or set mask_truncated_completions to true"
     return (
         f"{now:.0%} of the completions of the last {levels.window} updates were cut off: "
-        f"{facts.doubled('max_completion_length', 'raise')}, or set mask_truncated_completions to true"
+        f"{facts.doubled('max_completion_length', 'raise')}{masking}"
     )
 
 
@@ -230,9 +253,10 @@ def _thinking_collapse(level: float, levels: Levels, facts: Facts, length: Serie
 
 def _thinking_explosion(level: float, levels: Levels, facts: Facts, length: Series, reward: Series) -> str | None:
     found = moved_in_vain(length, reward, levels.window, levels.horizon, level)
+    other = ", or set loss_type to dr_grpo, which does not favour long wrong answers"
     return found and (
-        f"{_thinking(found, 'grew')}: {facts.halved('learning_rate', 'lower')}, or set loss_type to dr_grpo, which "
-        "does not favour long wrong answers"
+        f"{_thinking(found, 'grew')}: {facts.halved('learning_rate', 'lower')}"
+        f"{'' if facts.value('loss_type') == 'dr_grpo' else other}"
     )
 
 
@@ -249,8 +273,7 @@ def _sampler_mismatch(level: float, levels: Levels, facts: Facts, difference: Se
         return None
     return (
         f"sampler and trainer differ by {now:.3g} nats per token in their log-probabilities (0.01 to 0.03 is usual in "
-        "bfloat16): set vllm_importance_sampling_correction to true, top_p to 1 and top_k to 0, and check that both "
-        "load the same weights, chat template and dtype"
+        f"bfloat16): {same_distribution(facts)}"
     )
 
 
@@ -260,7 +283,7 @@ def _inverted_reward(level: float, levels: Levels, facts: Facts, share: Series) 
         return None
     return (
         f"PEAR scored {now:.0%} of the correct completions below a wrong one, so the model learns to be wrong: give it "
-        "a floor of 0.1 (pear_floor: 0.1)"
+        "a floor of 0.1 (pear_floor: 0.1), and keep pear_format_score below it"
     )
 
 
@@ -287,22 +310,24 @@ class Check:
         name: of the finding, and of its level.
         metrics: that it reads; each has one or more names, of which the first that is logged is used.
         say: takes the level, all levels, the facts and the metrics' series; returns one sentence, or None.
+        compares: it compares two windows by their spread.
     """
 
     name: str
     metrics: tuple[tuple[str, ...], ...]
     say: Callable[..., str | None]
+    compares: bool = False
 
 
 CHECKS = (
-    Check("entropy_collapse", (("entropy",), ("reward",)), _entropy_collapse),
-    Check("entropy_runaway", (("entropy",), ("reward",)), _entropy_runaway),
+    Check("entropy_collapse", (("entropy",), ("reward",)), _entropy_collapse, True),
+    Check("entropy_runaway", (("entropy",), ("reward",)), _entropy_runaway, True),
     Check("rule_idle", (("entropy_clip/dropped",),), _rule_idle),
     Check("rule_at_bound", (("entropy_clip/at_bound", "entropy_clip/dropped"),), _rule_at_bound),
     Check("no_spread", (("frac_reward_zero_std",),), _no_spread),
     Check("truncated", (("completions/clipped_ratio",),), _truncated),
-    Check("thinking_collapse", (_LENGTH, ("reward",)), _thinking_collapse),
-    Check("thinking_explosion", (_LENGTH, ("reward",)), _thinking_explosion),
+    Check("thinking_collapse", (_LENGTH, ("reward",)), _thinking_collapse, True),
+    Check("thinking_explosion", (_LENGTH, ("reward",)), _thinking_explosion, True),
     Check("sampler_mismatch", (("sampling/sampling_logp_difference/mean",),), _sampler_mismatch),
     Check("inverted_reward", (("pear/below_wrong",),), _inverted_reward),
     Check("gradient_jump", (("grad_norm",),), _gradient_jump),
@@ -334,6 +359,7 @@ class Watch:
         self._series: dict[str, list[float]] = {}
         self._ends: dict[str, int] = {}  # the update that a series goes up to
         self._logged = start
+        self._spacing = 1  # updates between two logs
         self._found: set[str] = set()
 
     def add(self, step: int, logs: Mapping[str, Any]) -> list[Finding]:
@@ -351,6 +377,7 @@ class Watch:
                 fresh.add(name)
         if not fresh:  # an evaluation, or the summary at the end
             return []
+        self._spacing = max(1, step - self._logged)
         self._logged = step
         found = [
             Finding(check.name, step, message)
@@ -365,7 +392,8 @@ class Watch:
         names = [next((name for name in names if name in self._series), "") for names in check.metrics]
         if level is None or "" in names or fresh.isdisjoint(names):
             return None
-        return check.say(level, self.levels, self._facts, *(self._series[name] for name in names))
+        levels = self.levels.spaced(self._spacing) if check.compares else self.levels
+        return check.say(level, levels, self._facts, *(self._series[name] for name in names))
 
 
 _METRICS = {name for check in CHECKS for names in check.metrics for name in names}

@@ -10,23 +10,28 @@ from transformers.trainer_callback import ExportableState
 from entropy_rft.entropy import Rule
 
 
-class RuleState(TrainerCallback, ExportableState):
-    """Writes the rule's state into ``trainer_state.json`` and reads it when a run resumes.
+def rule_state(rule: Rule) -> TrainerCallback:
+    """A callback that writes the rule's state into ``trainer_state.json`` and reads it when a run resumes.
+
+    Its class takes no argument: with `restore_callback_states_from_checkpoint` transformers makes another object of it.
 
     Args:
         rule: of the trainer.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    class RuleState(TrainerCallback, ExportableState):
+        def state(self) -> dict[str, Any]:
+            """What transformers stores under this class's name."""
+            return {"args": {}, "attributes": rule.state_dict()}
 
-    def state(self) -> dict[str, Any]:
-        """What transformers stores under this class's name."""
-        return {"args": {}, "attributes": self._rule.state_dict()}
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if state.stateful_callbacks is None:
+                state.stateful_callbacks = {}
+            # A checkpoint of another rule, or of none, has no entry; transformers writes only into one that is there.
+            stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+            if state.global_step > 0 and stored["attributes"]:
+                rule.load_state_dict(stored["attributes"])
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        stored = (state.stateful_callbacks or {}).get(type(self).__name__)
-        if state.global_step > 0 and stored and stored["attributes"]:
-            self._rule.load_state_dict(stored["attributes"])
+    return RuleState()

@@ -34,7 +34,7 @@ from entropy_rft.training.lens import LensRecorder
 from entropy_rft.training.micro_batch import DROPPED, PENALTY, UPDATE, loss_mask, micro_batch, with_statistics
 from entropy_rft.training.penalty import PenaltyTerms, does_nothing, with_penalties
 from entropy_rft.training.reward_inputs import RewardInputs, counted, not_finite_metrics
-from entropy_rft.training.rule_state import RuleState
+from entropy_rft.training.rule_state import rule_state
 from entropy_rft.training.trl_hooks import (
     generation_cannot_shrink,
     loss_weights,
@@ -137,7 +137,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._audit: EntropyAudit | None = None
         self._audited: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         if self.entropy_clip is not None and self.entropy_clip.state_dict():
-            self.add_callback(RuleState(self.entropy_clip))
+            self.add_callback(rule_state(self.entropy_clip))
         if args.entropy_lens_steps > 0:
             self._lens = LensRecorder(
                 args.entropy_lens_steps,
@@ -341,7 +341,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 with_statistics(inputs, policy_statistics(self, inputs)) if update > 1 else inputs
                 for inputs, update in zip(prepared, updates, strict=True)
             ]
-        decision = decide(self.entropy_clip, [micro_batch(inputs) for inputs in prepared], self._process_group)
+        joined = [micro_batch(inputs) for inputs in prepared]
+        decision = decide(self.entropy_clip, joined, self._process_group, updates=updates)
         self._log_values(decision.metrics)
         if self.args.steps_per_generation * self.args.num_iterations > self.args.gradient_accumulation_steps:
             prepared = self._by_update(prepared, updates, decision.metrics)

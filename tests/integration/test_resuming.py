@@ -109,6 +109,28 @@ def test_another_recipe_goes_on_only_when_told_to_and_is_recorded(start: Start, 
         start(resume_from_checkpoint=str(run / "checkpoint-3"), output_dir=str(tmp_path / "other"), learning_rate=1e-4)
 
 
+def test_a_run_may_go_on_with_the_target_rule_and_with_another_target(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    auto = {"resume_from_checkpoint": "auto", "resume_with_changes": True}
+    start(entropy_clip="none").train()
+
+    def kept(step: int) -> dict[str, Any]:
+        state = json.loads((run / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        return dict(state["stateful_callbacks"]["RuleState"]["attributes"])
+
+    target = {"entropy_clip": "target", "entropy_clip_target": "0.5x"}
+    start(**auto, **target, max_steps=2).train()
+    first = kept(2)
+    assert first["target"] == pytest.approx(0.5 * first["first"])
+    start(**auto, **target, max_steps=3, restore_callback_states_from_checkpoint=True).train()
+    assert (kept(3)["batches"], kept(3)["first"], kept(3)["target"]) == (2, first["first"], first["target"])
+    start(**auto, **target | {"entropy_clip_target": "0.75x"}, max_steps=4).train()
+    assert kept(4)["target"] == pytest.approx(0.75 * first["first"])
+    logged = [json.loads(line).get("entropy_clip/target") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged[0] is None
+    assert logged[1:] == [pytest.approx(share * first["first"], rel=1e-4) for share in (0.5, 0.5, 0.75)]
+
+
 def test_what_only_moves_a_run_and_old_directories_go_on(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start().train()

@@ -25,8 +25,9 @@ class Target(Rule):
     entropy most, to first order ``ΔH = -α (S* - E_π[S])`` (arXiv 2602.03392). The rule drops a share of the batch: the
     tokens with the lowest ``S*``. A :class:`Controller` sets the share: it compares the batch's mean entropy, and the
     entropy that its trend predicts, with the target. The rule does not act against entropy that is above the
-    target, which falls by itself, and waits for it. Only entropy that runs away, 1.3 times above the target and above
-    the lowest level so far, is lowered: then the tokens with the highest ``S*`` are dropped.
+    target, which falls by itself, and waits for it. Only entropy that runs away, in the mean of ten batches 1.3 times
+    above the target and above the lowest such mean so far, is lowered: then the tokens with the highest ``S*`` are
+    dropped.
 
     :meth:`decide` is one step of the controller. The state is small (:meth:`state_dict`); the trainer keeps it in the
     checkpoint. It depends on statistics of the whole batch only, so it is the same on every process and layout.
@@ -75,6 +76,8 @@ class Target(Rule):
         if int(batch.count) and bool(entropy.isfinite()):
             if controller.target is None:
                 controller.target = self._factor * float(entropy)  # type: ignore[attr-defined]
+            if controller.first is None:
+                controller.first = float(entropy)
             share = controller.step(float(entropy))
         wanted = round(abs(share) * int(batch.count))
         size = batch.statistics.discriminant
@@ -93,10 +96,17 @@ class Target(Rule):
         return Decision(batch.kept(dropped), metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._controller.state_dict()  # type: ignore[attr-defined]
+        return {**self._controller.state_dict(), "asked": self.target}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._controller.load_state_dict(state)  # type: ignore[attr-defined]
+        """Continue from a state; another `target` than that of the state is the set point from now on."""
+        controller: Controller = self._controller  # type: ignore[attr-defined]
+        given = controller.target
+        controller.load_state_dict({name: value for name, value in state.items() if name != "asked"})
+        if state.get("asked", self.target) != self.target:
+            factor: float | None = self._factor  # type: ignore[attr-defined]
+            first = controller.first
+            controller.target = given if factor is None else None if first is None else factor * first
 
 
 # Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
@@ -112,6 +122,8 @@ _FORGETTING = 0.98  # factor on the fastest fall seen, per update
 # Entropy this many times above the target, and above the lowest that was seen, runs away and is lowered. What lowers it
 # (leaving confident mistakes unpunished) costs accuracy at once, so entropy that only falls slowly is left alone.
 _RUNAWAY = 1.3
+_MEAN_MEMORY = 0.1  # weight of the newest batch in the mean that tells a runaway from the noise of small batches
+_FIRST_MEAN = 5  # batches of the first mean that counts
 
 
 @dataclass
@@ -132,8 +144,11 @@ class Controller:
     Attributes:
         max_share: bound of the share.
         target: nats; ``None`` until it is known.
+        first: the first batch's entropy, nats; ``None`` before it.
         level, trend: smoothed entropy and its change an update, nats; ``None`` before the first batch.
-        lowest: the lowest level so far, nats.
+        mean: of the latest ten or so batches, nats; ``None`` before the first.
+        batches: that were seen.
+        lowest: the lowest such mean so far, nats.
         integral: I.
         fall: c.
         share: of the last step.
@@ -141,8 +156,11 @@ class Controller:
 
     max_share: float
     target: float | None = None
+    first: float | None = None
     level: float | None = None
     trend: float = 0.0
+    mean: float | None = None
+    batches: int = 0
     lowest: float = math.inf
     integral: float = 0.0
     fall: float = 0.0
@@ -160,11 +178,12 @@ class Controller:
             return self.share
         self._observe(entropy, self.target)
         assert self.level is not None
+        assert self.mean is not None
         error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
         per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
         proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
         proportional *= 1 + max(0.0, self.target - self.level) / (_FAR * self.target)
-        runs_away = self.level > _RUNAWAY * max(self.target, self.lowest)
+        runs_away = min(self.level, self.mean) > _RUNAWAY * max(self.target, self.lowest)
         low, high = (-self.max_share, 0.0) if runs_away else (0.0, self.max_share)
         wanted = proportional * error + self.integral
         self.share = min(max(wanted, low), high)
@@ -184,13 +203,17 @@ class Controller:
                 setattr(self, name, value)
 
     def _observe(self, entropy: float, target: float) -> None:
+        self.batches += 1
+        before = entropy if self.mean is None else self.mean
+        self.mean = before + max(_MEAN_MEMORY, 1 / self.batches) * (entropy - before)
+        if self.batches >= _FIRST_MEAN:
+            self.lowest = min(self.lowest, self.mean)
         if self.level is None:
-            self.level = self.lowest = entropy
+            self.level = entropy
             return
-        before = self.level
-        self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (before + self.trend)
-        self.trend += _TREND_MEMORY * (self.level - before - self.trend)
-        self.lowest = min(self.lowest, self.level)
+        level = self.level
+        self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (level + self.trend)
+        self.trend += _TREND_MEMORY * (self.level - level - self.trend)
         self.fall = max(_FORGETTING * self.fall, -self.trend / target)
 
 

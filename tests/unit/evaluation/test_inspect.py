@@ -96,6 +96,16 @@ def test_a_line_that_cannot_be_read_is_skipped_with_a_note(directory: Path) -> N
     assert "half written" in lens.notes[1]
 
 
+@pytest.mark.parametrize(("updates", "noted"), [((2, 2), True), ((1, 2), False), ((1, 1), False), ((2,), False)])
+def test_records_of_second_updates_alone_are_noted(tmp_path: Path, updates: tuple[int, ...], noted: bool) -> None:
+    lines = [line(10 * place) | {"update": update} for place, update in enumerate(updates, 1)]
+    (tmp_path / "lens.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    lens = load_lens(tmp_path)
+    assert [record.update for record in lens.records] == list(updates)
+    assert bool(lens.notes) is noted
+    assert all("number 2 of its generation: record every update" in note for note in lens.notes)
+
+
 def test_an_update_without_a_valid_token_or_with_nan_breaks_nothing(directory: Path, tmp_path: Path) -> None:
     empty = line(40)
     for partition in PARTITIONS:

@@ -52,6 +52,12 @@ def test_a_finding_is_said_once_kept_and_summed_up(
     assert entry == {"step": 2, "finding": "no_spread", "message": doctor.findings[0].message}
 
 
+def test_an_evaluation_before_the_training_is_no_update(args: GRPOConfig) -> None:
+    doctor, control = RunDoctor(LEVELS), TrainerControl()
+    assert doctor.on_log(args, TrainerState(), control, logs={"eval_reward": 0.5}) is control
+    assert doctor.findings == []
+
+
 def test_without_a_directory_nothing_is_written(args: GRPOConfig, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     doctor = RunDoctor(LEVELS)
