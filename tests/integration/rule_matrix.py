@@ -13,8 +13,8 @@ from torch import Tensor
 
 from entropy_rft.entropy import RULES, Decision, Rule
 
-LOOSE = {"target": "10x", "share": 0.1, "beta": 1.0}
-"""Of options that are no thresholds: a value with which the rule acts on tokens at once."""
+LOOSE = {"target": "1.03x", "share": 0.1, "beta": 1.0}
+"""Of options that are no thresholds: a value with which the rule acts on tokens at once, and at no bound of its own."""
 
 
 def loosened(name: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def batch(rows: int = 8, length: int = 40, seed: int = 0) -> tuple[TokenStatisti
 
 
 def acted(rule: Rule, *arguments: Tensor | TokenStatistics) -> Tensor:
-    return acted_on(rule.decide(*arguments))  # type: ignore[arg-type]
+    """Of the rule as it is: a decision changes the state of one that learns."""
+    return acted_on(copy.deepcopy(rule).decide(*arguments))  # type: ignore[arg-type]
 
 
 def test_it_acts_on_some_valid_tokens_and_no_other(rule: Rule) -> None:
