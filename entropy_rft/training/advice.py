@@ -121,10 +121,7 @@ def set_point(facts: Facts, first: float) -> float | None:
     Args:
         first: the entropy at the beginning, of which a target such as 0.5x is a multiple.
     """
-    if not hasattr(facts.rule, "target"):
-        return None
-    text = str(facts.rule.target).strip()
-    return float(text.rstrip("x")) * (first if text.endswith("x") else 1.0)
+    return facts.rule.set_point(first) if hasattr(facts.rule, "set_point") else None
 
 
 def same_distribution(facts: Facts) -> str:

@@ -27,8 +27,6 @@ def rule_state(rule: Rule) -> TrainerCallback:
         def on_train_begin(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
         ) -> None:
-            if state.stateful_callbacks is None:
-                state.stateful_callbacks = {}
             # A checkpoint of another rule, or of none, has no entry; transformers writes only into one that is there.
             stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
             if state.global_step > 0 and stored["attributes"]:

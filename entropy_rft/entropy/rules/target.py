@@ -59,7 +59,6 @@ class Target(Rule):
         level, relative = _level(self.target)
         controller = Controller(max_share=float(self.max_fraction), target=None if relative else level)
         object.__setattr__(self, "_controller", controller)  # its state changes, the rule does not
-        object.__setattr__(self, "_factor", level if relative else None)
 
     @torch.no_grad()
     def decide(
@@ -75,7 +74,7 @@ class Target(Rule):
         share = controller.share
         if int(batch.count) and bool(entropy.isfinite()):
             if controller.target is None:
-                controller.target = self._factor * float(entropy)  # type: ignore[attr-defined]
+                controller.target = self.set_point(float(entropy))
             if controller.first is None:
                 controller.first = float(entropy)
             share = controller.step(float(entropy))
@@ -95,18 +94,24 @@ class Target(Rule):
         }
         return Decision(batch.kept(dropped), metrics)
 
+    def set_point(self, first: float) -> float:
+        """The entropy to hold, nats.
+
+        Args:
+            first: the first batch's entropy, nats, of which a target such as 0.5x is a multiple.
+        """
+        level, relative = _level(self.target)
+        return level * first if relative else level
+
     def state_dict(self) -> dict[str, Any]:
         return {**self._controller.state_dict(), "asked": self.target}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; another `target` than that of the state is the set point from now on."""
         controller: Controller = self._controller  # type: ignore[attr-defined]
-        given = controller.target
         controller.load_state_dict({name: value for name, value in state.items() if name != "asked"})
         if state.get("asked", self.target) != self.target:
-            factor: float | None = self._factor  # type: ignore[attr-defined]
-            first = controller.first
-            controller.target = given if factor is None else None if first is None else factor * first
+            controller.target = None if controller.first is None else self.set_point(controller.first)
 
 
 # Constants of the controller, in units that do not depend on a model. It settles in about 1 / _SPEED updates. The share
@@ -146,7 +151,7 @@ class Controller:
         target: nats; ``None`` until it is known.
         first: the first batch's entropy, nats; ``None`` before it.
         level, trend: smoothed entropy and its change an update, nats; ``None`` before the first batch.
-        mean: of the latest ten or so batches, nats; ``None`` before the first.
+        mean: of the latest ten or so batches, nats.
         batches: that were seen.
         lowest: the lowest such mean so far, nats.
         integral: I.
@@ -159,7 +164,7 @@ class Controller:
     first: float | None = None
     level: float | None = None
     trend: float = 0.0
-    mean: float | None = None
+    mean: float = 0.0
     batches: int = 0
     lowest: float = math.inf
     integral: float = 0.0
@@ -178,7 +183,6 @@ class Controller:
             return self.share
         self._observe(entropy, self.target)
         assert self.level is not None
-        assert self.mean is not None
         error = (self.target - self.level - _LOOK_AHEAD * self.trend) / self.target
         per_share = max(self.fall, _SLOWEST_FALL) / _HOLDING
         proportional, integral = 2 * _SPEED / per_share, _SPEED**2 / per_share
@@ -204,16 +208,15 @@ class Controller:
 
     def _observe(self, entropy: float, target: float) -> None:
         self.batches += 1
-        before = entropy if self.mean is None else self.mean
-        self.mean = before + max(_MEAN_MEMORY, 1 / self.batches) * (entropy - before)
+        self.mean += max(_MEAN_MEMORY, 1 / self.batches) * (entropy - self.mean)
         if self.batches >= _FIRST_MEAN:
             self.lowest = min(self.lowest, self.mean)
         if self.level is None:
             self.level = entropy
             return
-        level = self.level
-        self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (level + self.trend)
-        self.trend += _TREND_MEMORY * (self.level - level - self.trend)
+        before = self.level
+        self.level = _LEVEL_MEMORY * entropy + (1 - _LEVEL_MEMORY) * (before + self.trend)
+        self.trend += _TREND_MEMORY * (self.level - before - self.trend)
         self.fall = max(_FORGETTING * self.fall, -self.trend / target)
 
 

@@ -11,6 +11,12 @@ from entropy_rft.router.errors import RouterError
 from entropy_rft.router.tokenizing import Question
 
 
+def given(body: Body) -> Any:
+    """The prompt, or the embeddings that stand for it."""
+    prompt = body.get("prompt")
+    return body.get("prompt_embeds") if prompt is None else prompt
+
+
 def check(body: Body) -> None:
     if body.get("prompt") is None and body.get("prompt_embeds") is not None:
         return
@@ -34,9 +40,7 @@ def question(body: Body) -> Question:
 
 
 def prompts(body: Body) -> int:
-    prompt = body.get("prompt")
-    if prompt is None:
-        prompt = body["prompt_embeds"]
+    prompt = given(body)
     return len(prompt) if isinstance(prompt, list) and not all(type(token) is int for token in prompt) else 1
 
 
@@ -54,7 +58,7 @@ COMPLETIONS = Dialect(
     path="/v1/completions",
     check=check,
     unprobed=unprobed,
-    turns=lambda body: [("user", body.get("prompt") or body.get("prompt_embeds"))],
+    turns=lambda body: [("user", given(body))],
     question=question,
     instructed=uninstructed,
     conversation=(),
