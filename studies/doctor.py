@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, median
@@ -30,7 +30,10 @@ CANDIDATES: Mapping[str, Sequence[float]] = {
 HEALTHY, BETWEEN = "healthy", "between"
 COLLAPSES = ("entropy collapse", "entropy runaway", "stalled")
 ANY = "any of them"
-FIXING, REPORTED, APART = "fixing", "reported", "apart"
+FIXING, REPORTED = "fixing", "reported"
+APART = ("tiny-slow", "frontier")
+"""Studies whose runs take no part in the choice, each a part of its own."""
+
 FALSE_ALARMS = 0.05  # of the healthy runs, at most
 
 _FELL, _NO_GAIN, _GAIN = 0.10, 0.05, 0.10  # of avg@k, or of the accuracy in training
@@ -44,7 +47,7 @@ class Judged:
 
     Attributes:
         name: of the run.
-        part: fixing, reported, or apart.
+        part: fixing, reported, or the study's name, one of `APART`.
         verdict: healthy, between, or one of `COLLAPSES`.
         fell_back: whether it is a collapse since the accuracy fell back.
         gain: of avg@k over the start's.
@@ -180,27 +183,51 @@ def _counted(found: Mapping[str, int], judged: Mapping[str, Judged], part: str, 
     }
 
 
-def measure(study: Path, apart: Path) -> dict[str, Any]:
-    """The whole measurement.
+def measure(study: Path) -> dict[str, Any]:
+    """Choose the levels on one part of a study's runs, and count what they find in both.
 
     Args:
-        study: directory of the runs that fix the levels and are reported.
-        apart: directory of the runs of another study, which are only reported.
+        study: directory of the runs.
     """
     results, judged = _read(study, None)
-    others, judged_apart = _read(apart, APART)
-    everything, verdicts = results | others, judged | judged_apart
     chosen = {name: choose(name, results, judged) for name in CANDIDATES}
     levels = {name: found["chosen"] for name, found in chosen.items()}
-    table = {}
-    for name, judging in {**{name: {name: level} for name, level in levels.items()}, ANY: levels}.items():
-        found = alarms(everything, only(judging))
-        table[name] = {part: _counted(found, verdicts, part, levels.get(name)) for part in (FIXING, REPORTED, APART)}
     return {
-        "runs": [asdict(verdicts[name]) for name in sorted(verdicts)],
+        "runs": [asdict(judged[name]) for name in sorted(judged)],
         "chosen": chosen,
-        "table": table,
+        "table": _table(results, judged, (FIXING, REPORTED), levels),
         "not_measured": [name for name in FINDINGS if name not in CANDIDATES],
+    }
+
+
+def add_apart(measured: dict[str, Any], directory: Path, part: str, names: Collection[str] | None = None) -> None:
+    """Put into `measured` what its levels find in the runs of another study, in the place of what is there.
+
+    Args:
+        measured: of :func:`measure`.
+        directory: of the other study's runs.
+        part: its name, one of `APART`.
+        names: of the runs that count; all by default.
+    """
+    results, judged = _read(directory, part)
+    judged = {name: judged[name] for name in sorted(judged) if names is None or name in names}
+    kept = [run for run in measured["runs"] if run["part"] != part]
+    measured["runs"] = kept + [asdict(run) for run in judged.values()]
+    levels = {name: found["chosen"] for name, found in measured["chosen"].items()}
+    for name, row in _table({name: results[name] for name in judged}, judged, (part,), levels).items():
+        measured["table"][name] |= row
+
+
+def _table(
+    results: Mapping[str, RunResult], judged: Mapping[str, Judged], parts: Sequence[str], levels: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    first: dict[str, dict[str, int]] = {name: {} for name in (*levels, ANY)}  # finding to run to update
+    for run, result in results.items():
+        for finding in findings_in(result, only(levels)):
+            for name in (finding.name, ANY):
+                first[name].setdefault(run, finding.step)
+    return {
+        name: {part: _counted(found, judged, part, levels.get(name)) for part in parts} for name, found in first.items()
     }
 
 
@@ -224,7 +251,7 @@ def markdown(measured: Mapping[str, Any]) -> str:
         counts = [len(runs), *(sum(run["verdict"] == verdict for run in runs) for verdict in verdicts)]
         lines.append(f"| {_PARTS[part]} | {' | '.join(map(str, counts))} |")
     columns = ("finding", "level", *COLLAPSES, "healthy: false alarms", "lead, updates", "updates left")
-    for part in (REPORTED, FIXING, APART):
+    for part in (REPORTED, FIXING, *APART):
         lines += ["", f"{_PARTS[part]}:", "", *_header(*columns)]
         for name, parts in measured["table"].items():
             row = parts[part]
@@ -239,7 +266,11 @@ def markdown(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_PARTS = {FIXING: "Runs that fix the levels", REPORTED: "Runs that are reported", APART: "Runs of `tiny-slow`"}
+_PARTS = {
+    FIXING: "Runs that fix the levels",
+    REPORTED: "Runs that are reported",
+    **{study: f"Runs of `{study}`" for study in APART},
+}
 
 
 def _header(*cells: str) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from inventions import invented
 
 from entropy_rft.training.findings import Levels
 from studies.doctor import (
+    ANY,
     CANDIDATES,
     FIXING,
     REPORTED,
     Judged,
+    add_apart,
     alarms,
     choose,
     findings_in,
@@ -117,12 +120,31 @@ def test_the_most_sensitive_level_with_few_false_alarms_is_taken() -> None:
 
 def test_the_stored_measurement_is_that_of_the_code_and_of_the_page() -> None:
     measured = json.loads((RESULTS / "doctor.json").read_text())
-    again = measure(RESULTS / "tiny" / "runs", RESULTS / "tiny-slow" / "runs")
+    # The first study's runs are in the history only; a run of `frontier` may be newer than the measurement.
+    names = {run["name"] for run in measured["runs"] if run["part"] == "frontier"}
+    again = copy.deepcopy(measured)
+    add_apart(again, RESULTS / "frontier" / "runs", "frontier", names)
     assert json.loads(json.dumps(again)) == measured
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
     for table in markdown(measured).split("\n\n"):
         assert table in page
-    assert len(measured["runs"]) == 91
+    assert len(measured["runs"]) - len(names) == 91
+
+
+def test_a_study_is_measured_with_the_levels_of_another(tmp_path: Path) -> None:
+    for study, entropy in (("first", [0.3] * 40 + [0.1] * 40), ("frontier", [0.3] * 40 + [0.05] * 40)):
+        (tmp_path / study).mkdir()
+        found = run("start-seed0", "start"), run("grpo-seed1", accuracy=0.5, entropy=0.1, curves={"entropy": entropy})
+        for result in found:
+            result.save(tmp_path / study / f"{result.spec['name']}.json")
+    measured = measure(tmp_path / "first")
+    for _ in range(2):  # the second time in the place of the first
+        add_apart(measured, tmp_path / "frontier", "frontier")
+        assert [run["part"] for run in measured["runs"]] == [REPORTED, "frontier"]
+        assert measured["table"]["entropy_collapse"]["frontier"]["by_kind"]["entropy collapse"] == [1, 1]
+    assert measured["table"][ANY]["frontier"]["lead"] == measured["table"]["entropy_collapse"]["frontier"]["lead"]
+    add_apart(measured, tmp_path / "frontier", "frontier", [])
+    assert [run["part"] for run in measured["runs"]] == [REPORTED]
 
 
 def test_the_defaults_are_the_levels_that_were_fixed() -> None:
