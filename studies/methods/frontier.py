@@ -96,17 +96,19 @@ def points(plan: Plan, groups: Mapping[str, Group], sweeps: Mapping[str, Mapping
         for value, group in sweeps.get(name, {}).items():
             add(sweep.method, f"{sweep.field} {point(value)}", group)
     for name, group in groups.items():
-        add(name, "" if name == START else _setting(plan, name), group)
+        add(name, "" if name == START else _setting(plan, name, group), group)
     return list(found.values())
 
 
-def _setting(plan: Plan, method: str) -> str:
-    """Of a method's main runs, where no sweep names it."""
+def _setting(plan: Plan, method: str, group: Group) -> str:
+    """Of a method's main runs, where no sweep names it: what the searches chose for it."""
     if method == plan.baseline:
         return f"steps {plan.steps}"
-    return ", ".join(
-        f"{field} {value}" for field, value in plan.methods[method].fields.items() if field != "entropy_clip"
-    )
+    own = plan.methods[method]
+    base = plan.methods[own.builds_on].trials if own.builds_on is not None else ()
+    searched = dict.fromkeys(name for trial in (*base, *own.trials) for name in trial)
+    fields = group.runs[0].spec["fields"]
+    return ", ".join(f"{name} {point(fields[name])}" for name in searched if name in fields)
 
 
 MEASURES: Mapping[str, Callable[[Point], Quantity]] = {
@@ -140,12 +142,13 @@ def at_equal_entropy(own: Point, others: Sequence[Point], measure: Callable[[Poi
 
 
 def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every point of the target rule against every other method at equal entropy, in points of percent."""
+    """Every point of the target rule against every other method that is to keep entropy, and against the baseline, at
+    equal entropy; in points of percent."""
     rows = []
     for own in (p for p in found if p.method == TARGET):
         for method in plan.methods:
             others = [p for p in found if p.method == method or (method == plan.baseline and p.method == START)]
-            if method == TARGET or not others:
+            if method == TARGET or plan.methods[method].aim == "length" or not others:
                 continue
             for name, measure in MEASURES.items():
                 found_here = at_equal_entropy(own, others, measure)
@@ -247,24 +250,33 @@ def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> Non
     """Accuracy against entropy and against the thinking's length, a line a method; bars are the range over seeds."""
     drawing, axes = panels(len(_PANELS), columns=2)
     for place, (against, name, unit) in zip(axes, _PANELS, strict=True):
-        for index, method in enumerate(dict.fromkeys(p.method for p in found)):
+        for method in (name for name in titles if any(p.method == name for p in found)):
             own = sorted((p for p in found if p.method == method), key=lambda p: p.group.entropy().value)
             x = np.asarray([_x(p, against).by_seed() for p in own])
             y = 100 * np.asarray([MEASURES[name](p).by_seed() for p in own])
             spread = {
                 f"{axis}err": np.stack([v.mean(1) - v.min(1), v.max(1) - v.mean(1)]) for axis, v in (("x", x), ("y", y))
             }
-            # The settings of a method are ordered by their entropy, not by the thinking's length.
-            dashes = figures.DASHES[index // len(figures.PALETTE) % 2] if against == _ENTROPY else "none"
             place.errorbar(
-                x.mean(1), y.mean(1), **spread, fmt="o", color=figures.colour(index), linestyle=dashes,
-                label=titles[method], markersize=4, linewidth=1.3, elinewidth=0.8,
+                x.mean(1), y.mean(1), **spread, **_style(method, titles, against), label=titles[method],
+                linewidth=1.3, elinewidth=0.8,
             )  # fmt: skip
         if against == _ENTROPY:
             logarithmic(place, "x")
         place.set_xlabel(against)
         place.set_ylabel(unit)
     save(drawing, path, axes)
+
+
+def _style(method: str, titles: Mapping[str, str], against: str) -> dict[str, Any]:
+    if method == START:
+        return {"fmt": "*", "color": "black", "markersize": 9}
+    again, index = divmod([name for name in titles if name != START].index(method), len(figures.PALETTE))
+    return {
+        "fmt": "os"[again % 2], "color": figures.colour(index), "markersize": 4,
+        # The settings of a method are ordered by their entropy, not by the thinking's length.
+        "linestyle": figures.DASHES[again % 2] if against == _ENTROPY else "none",
+    }  # fmt: skip
 
 
 def _x(p: Point, against: str) -> Quantity:

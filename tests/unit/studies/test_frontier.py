@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studies.methods.frontier import MEASURES, SETTLED, Point, at_equal_entropy, held, points, write_frontier
+from studies.methods.frontier import (
+    MEASURES,
+    SETTLED,
+    Point,
+    at_equal_entropy,
+    compare,
+    held,
+    points,
+    write_frontier,
+)
 from studies.methods.plan import Method, Plan, Sweep
 from studies.methods.report import collect
 from studies.methods.results import Results
@@ -58,6 +67,25 @@ def test_each_setting_is_one_point(frontier: Plan, results: Results, finish: Cal
         ("start", ""), ("grpo", "steps 5"), ("grpo", "steps 10"), ("target", "entropy_clip_target 0.5x"),
         ("target", "entropy_clip_target 0.3x"),
     }  # fmt: skip
+
+
+def test_a_setting_that_no_sweep_names_is_what_the_search_chose(
+    frontier: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    trials = {name: [{name: value}] for name, value in (("pear_alpha", 2.0), ("entropy_clip_target", "0.5x"))}
+    longer = {
+        "pear": Method("PEAR", "length", {"rewards": ["pear"]}, trials["pear_alpha"]),
+        "target_pear": Method("both", "length", {"rewards": ["pear"]}, trials["entropy_clip_target"], "pear"),
+    }
+    plan = replace(frontier, methods={**frontier.methods, **longer}, sweeps={})
+    while due := runs_due(plan, results)[0]:
+        for spec in due:
+            finish(spec, accuracy=0.5, entropy=0.3 if spec.method == "start" else 0.1)
+    found = found_in(plan, results)
+    settings = {p.method: p.setting for p in found}
+    assert settings["pear"] == "pear_alpha 2"
+    assert settings["target_pear"] == "pear_alpha 2, entropy_clip_target 0.5x"
+    assert {row["rival"] for row in compare(plan, found)} == {"grpo"}  # PEAR is not to keep entropy
 
 
 def test_points_are_of_the_seeds_that_sweeps_have(
