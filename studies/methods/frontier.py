@@ -15,7 +15,7 @@ import numpy as np
 
 from entropy_rft.atomic import write_text
 from entropy_rft.reporting import figures
-from studies.methods.compare import Estimate, Group, Quantity, estimate
+from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, proportion
 from studies.methods.figures import logarithmic, panels, save
 from studies.methods.plan import Plan, point
 from studies.methods.report import collect, finished_runs, machinery, machinery_line, without_nan
@@ -157,6 +157,21 @@ def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
     return rows
 
 
+def against_baseline(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
+    """Every other setting against the whole run of the baseline: the ratio of the entropies, and what it costs in
+    points of percent."""
+    whole = next((p for p in found if p.method == plan.baseline and p.setting == f"steps {plan.steps}"), None)
+    if whole is None:
+        return []
+    rows = []
+    for own in (p for p in found if p.method not in (plan.baseline, START)):
+        differences = {name: asdict(difference(measure(whole), measure(own))) for name, measure in MEASURES.items()}
+        points_of = {name: {k: 100 * v for k, v in each.items()} for name, each in differences.items()}
+        ratio = asdict(proportion(whole.group.entropy(), own.group.entropy()))
+        rows.append({"method": own.method, "setting": own.setting, "entropy": ratio, **points_of})
+    return rows
+
+
 def write_frontier(plan: Plan, results: Results, output: Path) -> str:
     """frontier.json, frontier.md and frontier.png into `output`; returns the text of the tables."""
     groups, sweeps, search = collect(plan, results)
@@ -164,7 +179,7 @@ def write_frontier(plan: Plan, results: Results, output: Path) -> str:
     titles = {START: "start", **{name: method.title for name, method in plan.methods.items()}}
     about = machinery(finished_runs(plan, results, search))
     keeping = {p.setting: [asdict(held(run)) for run in p.group.runs] for p in found if p.method == TARGET}
-    rows = compare(plan, found)
+    rows, costs = compare(plan, found), against_baseline(plan, found)
     data = {
         "study": plan.name, "seeds": list(plan.seeds), "test": plan.test.to_dict(), "searches": search.record,
         "points": [
@@ -173,11 +188,13 @@ def write_frontier(plan: Plan, results: Results, output: Path) -> str:
              **{name: measure(p).by_seed() for name, measure in MEASURES.items()}}
             for p in found
         ],
-        "held": keeping, "at_equal_entropy": rows, **about,
+        "held": keeping, "at_equal_entropy": rows, "against_baseline": costs, **about,
     }  # fmt: skip
     write_json(output / "frontier.json", without_nan(data))
-    text = "\n".join([*_points_table(found, titles), "", *_held_table(keeping), "", *_rows_table(rows, titles), ""])
-    write_text(output / "frontier.md", f"{text}\n{machinery_line(about)}\n")
+    tables = [_points_table(found, titles), _held_table(keeping), _rows_table(rows, titles)]
+    tables.append(_costs_table(plan, costs, titles))
+    text = "".join("\n".join([*table, "", ""]) for table in tables)
+    write_text(output / "frontier.md", f"{text}{machinery_line(about)}\n")
     if found:
         figure(found, titles, output / "frontier.png")
     return text
@@ -235,6 +252,22 @@ def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
         text = "–" if d is None else f"{d['value']:+.1f} ({d['low']:.1f} to {d['high']:.1f})"
         cells.setdefault((row["target"], titles[row["rival"]]), []).append(text)
     return lines + [f"| {target} | {rival} | {' | '.join(own)} |" for (target, rival), own in cells.items()]
+
+
+def _costs_table(plan: Plan, costs: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    baseline = titles[plan.baseline]
+    lines = [
+        f"Minus {baseline} after {plan.steps} updates, points (95 % interval); the entropy as a ratio.",
+        "",
+        f"| method | setting | entropy / {baseline} | {' | '.join(MEASURES)} |",
+        "| --- | --- | --- |" + " --- |" * len(MEASURES),
+    ]
+    for row in costs:
+        e = row["entropy"]
+        cells = [f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f})"]
+        cells += [f"{row[m]['value']:+.1f} ({row[m]['low']:.1f} to {row[m]['high']:.1f})" for m in MEASURES]
+        lines.append(f"| {titles[row['method']]} | {row['setting']} | {' | '.join(cells)} |")
+    return lines
 
 
 _ENTROPY, _THINKING = "entropy (nats per token)", "thinking (tokens)"

@@ -14,6 +14,7 @@ from studies.methods.frontier import (
     MEASURES,
     SETTLED,
     Point,
+    against_baseline,
     at_equal_entropy,
     compare,
     held,
@@ -112,6 +113,18 @@ def test_the_difference_at_equal_entropy(
         # (The invented answers are drawn: their accuracy is the wanted one up to some hundredths.)
         assert difference.value == pytest.approx(gain, abs=0.03)
         assert difference.low <= difference.value <= difference.high
+
+
+def test_what_a_setting_costs_beside_the_whole_run_of_the_baseline(
+    frontier: Plan, results: Results, finish: Callable[..., None]
+) -> None:
+    _finish_all(frontier, results, finish, 0.0)
+    rows = {row["setting"]: row for row in against_baseline(frontier, found_in(frontier, results))}
+    assert rows.keys() == {"entropy_clip_target 0.5x", "entropy_clip_target 0.3x"}
+    # The invented entropies are 0.16 and 0.1; the accuracies lie on a line in the logarithm of the entropy.
+    assert rows["entropy_clip_target 0.3x"]["entropy"]["value"] == pytest.approx(1.6, rel=0.05)
+    assert rows["entropy_clip_target 0.3x"]["avg@k"]["value"] == pytest.approx(-10 * np.log2(1.6), abs=4)
+    assert against_baseline(replace(frontier, steps=11), found_in(frontier, results)) == []
 
 
 def test_no_difference_where_the_rival_does_not_reach_the_entropy(
