@@ -264,7 +264,7 @@ def test_every_run_of_the_shipped_plans_is_a_recipe(name: str, tmp_path: Path) -
 
 def test_the_control_differs_from_the_study_by_its_learning_rate_and_length_alone() -> None:
     study, control = load_plan(RECIPES / "tiny.yaml"), load_plan(RECIPES / "tiny-slow.yaml")
-    record = json.loads((RESULTS / "tiny" / "claims.json").read_text(encoding="utf-8"))["searches"]
+    record = json.loads((RESULTS / "first" / "tiny" / "claims.json").read_text(encoding="utf-8"))["searches"]
     for method in control.methods:
         chosen = {**study.methods["grpo"].trials[0], **record[method]["trials"][record[method]["chosen"]]["fields"]}
         slowest = min(trial["learning_rate"] for trial in study.methods["grpo"].trials)
