@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     from studies.doctor import add_apart, markdown, measure
+    from studies.methods.results import write_json
 
     first = arguments().first
     stored = RESULTS / "doctor.json"
@@ -43,7 +44,7 @@ def main() -> int:
         measured = measure(first / "tiny" / "runs")
         add_apart(measured, first / "tiny-slow" / "runs", "tiny-slow")
     add_apart(measured, RESULTS / "frontier" / "runs", "frontier")
-    stored.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    write_json(stored, measured)
     print(markdown(measured))
     return 0
 

@@ -191,11 +191,10 @@ def measure(study: Path) -> dict[str, Any]:
     """
     results, judged = _read(study, None)
     chosen = {name: choose(name, results, judged) for name in CANDIDATES}
-    levels = {name: found["chosen"] for name, found in chosen.items()}
     return {
         "runs": [asdict(judged[name]) for name in sorted(judged)],
         "chosen": chosen,
-        "table": _table(results, judged, (FIXING, REPORTED), levels),
+        "table": _table(results, judged, (FIXING, REPORTED), chosen),
         "not_measured": [name for name in FINDINGS if name not in CANDIDATES],
     }
 
@@ -213,14 +212,18 @@ def add_apart(measured: dict[str, Any], directory: Path, part: str, names: Colle
     judged = {name: judged[name] for name in sorted(judged) if names is None or name in names}
     kept = [run for run in measured["runs"] if run["part"] != part]
     measured["runs"] = kept + [asdict(run) for run in judged.values()]
-    levels = {name: found["chosen"] for name, found in measured["chosen"].items()}
-    for name, row in _table({name: results[name] for name in judged}, judged, (part,), levels).items():
+    ours = {name: results[name] for name in judged}
+    for name, row in _table(ours, judged, (part,), measured["chosen"]).items():
         measured["table"][name] |= row
 
 
 def _table(
-    results: Mapping[str, RunResult], judged: Mapping[str, Judged], parts: Sequence[str], levels: Mapping[str, float]
+    results: Mapping[str, RunResult],
+    judged: Mapping[str, Judged],
+    parts: Sequence[str],
+    chosen: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
+    levels = {name: found["chosen"] for name, found in chosen.items()}
     first: dict[str, dict[str, int]] = {name: {} for name in (*levels, ANY)}  # finding to run to update
     for run, result in results.items():
         for finding in findings_in(result, only(levels)):

@@ -10,7 +10,7 @@ from operator import ge, gt, le, lt
 from typing import Any
 
 from entropy_rft.errors import UserValueError
-from studies.methods.compare import Estimate, Group, Quantity, difference, proportion, trend
+from studies.methods.compare import Estimate, Group, Quantity, difference, in_points, proportion, trend
 from studies.methods.plan import START, Plan, point
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
@@ -211,16 +211,12 @@ def _alpha(points: Mapping[float, Group]) -> list[Check]:
     where = f"from one α to the next of {', '.join(f'{value:g}' for value in sorted(points))}"
     return [
         Check(f"thinking tokens, {where}", thinking, ">", 0.0, "tokens"),
-        Check(f"avg@{groups[0].samples}, {where}", _in_points(accuracy), ">", 0.0, "points"),
+        Check(f"avg@{groups[0].samples}, {where}", in_points(accuracy), ">", 0.0, "points"),
     ]
 
 
 def _points(first: Quantity, second: Quantity) -> Estimate:
-    return _in_points(difference(first, second))
-
-
-def _in_points(found: Estimate) -> Estimate:
-    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
+    return in_points(difference(first, second))
 
 
 # Field to the claim about it, where it is swept.

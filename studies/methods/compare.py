@@ -161,6 +161,11 @@ def proportion(first: Quantity, second: Quantity) -> Estimate:
     return estimate([first, second], lambda a, b: b / a, positive=True)
 
 
+def in_points(found: Estimate) -> Estimate:
+    """Of fractions, in points of percent."""
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
+
+
 def trend(points: Sequence[Quantity]) -> Estimate:
     """What a quantity changes by from one point to the next: the slope of the line through all, by least squares."""
     place = np.arange(len(points)) - (len(points) - 1) / 2

@@ -15,7 +15,7 @@ import numpy as np
 
 from entropy_rft.atomic import write_text
 from entropy_rft.reporting import figures
-from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, proportion
+from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, in_points, proportion
 from studies.methods.figures import logarithmic, panels, save
 from studies.methods.plan import Plan, point
 from studies.methods.report import collect, finished_runs, machinery, machinery_line, without_nan
@@ -152,7 +152,7 @@ def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
                 continue
             for name, measure in MEASURES.items():
                 found_here = at_equal_entropy(own, others, measure)
-                numbers = None if found_here is None else {k: 100 * v for k, v in asdict(found_here).items()}
+                numbers = None if found_here is None else asdict(in_points(found_here))
                 rows.append({"target": own.setting, "rival": method, "measure": name, "difference": numbers})
     return rows
 
@@ -160,15 +160,17 @@ def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
 def against_baseline(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
     """Every other setting against the whole run of the baseline: the ratio of the entropies, and what it costs in
     points of percent."""
-    whole = next((p for p in found if p.method == plan.baseline and p.setting == f"steps {plan.steps}"), None)
+    baseline = (p for p in found if p.method == plan.baseline)
+    whole = next((p for p in baseline if p.group.runs[0].spec["steps"] == plan.steps), None)
     if whole is None:
         return []
     rows = []
     for own in (p for p in found if p.method not in (plan.baseline, START)):
-        differences = {name: asdict(difference(measure(whole), measure(own))) for name, measure in MEASURES.items()}
-        points_of = {name: {k: 100 * v for k, v in each.items()} for name, each in differences.items()}
+        costs = {
+            name: asdict(in_points(difference(measure(whole), measure(own)))) for name, measure in MEASURES.items()
+        }
         ratio = asdict(proportion(whole.group.entropy(), own.group.entropy()))
-        rows.append({"method": own.method, "setting": own.setting, "entropy": ratio, **points_of})
+        rows.append({"method": own.method, "setting": own.setting, "entropy": ratio, **costs})
     return rows
 
 
@@ -191,10 +193,14 @@ def write_frontier(plan: Plan, results: Results, output: Path) -> str:
         "held": keeping, "at_equal_entropy": rows, "against_baseline": costs, **about,
     }  # fmt: skip
     write_json(output / "frontier.json", without_nan(data))
-    tables = [_points_table(found, titles), _held_table(keeping), _rows_table(rows, titles)]
-    tables.append(_costs_table(plan, costs, titles))
-    text = "".join("\n".join([*table, "", ""]) for table in tables)
-    write_text(output / "frontier.md", f"{text}{machinery_line(about)}\n")
+    tables = (
+        _points_table(found, titles),
+        _held_table(keeping),
+        _rows_table(rows, titles),
+        _costs_table(plan, costs, titles),
+    )
+    text = "\n\n".join("\n".join(table) for table in tables)
+    write_text(output / "frontier.md", f"{text}\n\n{machinery_line(about)}\n")
     if found:
         figure(found, titles, output / "frontier.png")
     return text
@@ -249,8 +255,7 @@ def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         d = row["difference"]
-        text = "–" if d is None else f"{d['value']:+.1f} ({d['low']:.1f} to {d['high']:.1f})"
-        cells.setdefault((row["target"], titles[row["rival"]]), []).append(text)
+        cells.setdefault((row["target"], titles[row["rival"]]), []).append("–" if d is None else _signed(d))
     return lines + [f"| {target} | {rival} | {' | '.join(own)} |" for (target, rival), own in cells.items()]
 
 
@@ -265,9 +270,13 @@ def _costs_table(plan: Plan, costs: Sequence[Mapping[str, Any]], titles: Mapping
     for row in costs:
         e = row["entropy"]
         cells = [f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f})"]
-        cells += [f"{row[m]['value']:+.1f} ({row[m]['low']:.1f} to {row[m]['high']:.1f})" for m in MEASURES]
+        cells += [_signed(row[name]) for name in MEASURES]
         lines.append(f"| {titles[row['method']]} | {row['setting']} | {' | '.join(cells)} |")
     return lines
+
+
+def _signed(d: Mapping[str, float]) -> str:
+    return f"{d['value']:+.1f} ({d['low']:.1f} to {d['high']:.1f})"
 
 
 _ENTROPY, _THINKING = "entropy (nats per token)", "thinking (tokens)"
@@ -283,8 +292,10 @@ def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> Non
     """Accuracy against entropy and against the thinking's length, a line a method; bars are the range over seeds."""
     drawing, axes = panels(len(_PANELS), columns=2)
     for place, (against, name, unit) in zip(axes, _PANELS, strict=True):
-        for method in (name for name in titles if any(p.method == name for p in found)):
+        for method in titles:
             own = sorted((p for p in found if p.method == method), key=lambda p: p.group.entropy().value)
+            if not own:
+                continue
             x = np.asarray([_x(p, against).by_seed() for p in own])
             y = 100 * np.asarray([MEASURES[name](p).by_seed() for p in own])
             spread = {
