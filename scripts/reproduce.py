@@ -10,6 +10,7 @@
     python scripts/reproduce.py --study frontier --jobs 2 # accuracy against entropy: the target rule and its rivals
     python scripts/reproduce.py --study smollm2 --jobs 1  # three methods on a real language model, a small study
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
+    python scripts/reproduce.py --study pear --models NAME=DIR      # does PEAR's penalty grow with the length?
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
 whose file exists is not repeated; only this file counts, not the checkpoints in runs/. --time_limit stops between runs,
@@ -32,7 +33,7 @@ from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # `studies` is not installed
-STUDIES = ("theory", "frontier", "smollm2", "tiny", "tiny-slow", "medium", "difficulty")
+STUDIES = ("theory", "frontier", "smollm2", "tiny", "tiny-slow", "medium", "difficulty", "pear")
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     add("--report", action="store_true", help="write tables and figures of what is done, and run nothing")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batches", type=int, help="theory: optimisation batches")
-    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty: models (default: those of tiny's seed 0)")
+    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty, pear: models (default: those of tiny's seed 0)")
     add("--train_questions", type=int, help="difficulty: of the probe")
     add("--test_questions", type=int, help="difficulty: to compare on")
     return parser.parse_args()
@@ -88,9 +89,7 @@ def difficulty(options: argparse.Namespace) -> int:
         result = json.loads((output / "difficulty.json").read_text(encoding="utf-8"))
     else:
         if options.models:
-            models = dict(pair.partition("=")[::2] for pair in options.models)
-            if not all(models.values()):
-                raise UserValueError(f"models must be NAME=DIR, got {' '.join(options.models)}")
+            models = _named(options.models)
         else:
             plan = identified(load_plan(options.plan or ROOT / "recipes" / "studies" / "tiny.yaml"))
             trained = ROOT / "runs" / "studies" / "tiny"
@@ -111,6 +110,32 @@ def difficulty(options: argparse.Namespace) -> int:
     print(markdown(result))
     print(f"written: {output / 'difficulty.json'}, difficulty.md and difficulty.png")
     return 0
+
+
+def pear(options: argparse.Namespace) -> int:
+    from studies.methods.pear_signal import study_models, write_signal
+    from studies.methods.plan import load_plan
+    from studies.methods.results import write_json
+
+    output = options.output or ROOT / "scripts" / "results" / "pear"
+    plan = load_plan(options.plan or ROOT / "recipes" / "studies" / "frontier.yaml")
+    stored = output / f"{plan.name}.json"
+    if options.report:
+        result = json.loads(stored.read_text(encoding="utf-8"))
+    else:
+        models = _named(options.models or [f"start={plan.model['name']}"])
+        result = study_models(models, plan, options.device, _say)
+        write_json(stored, result)
+    print(write_signal(result, stored.with_suffix(".md")))
+    print(f"written: {stored} and {plan.name}.md")
+    return 0
+
+
+def _named(pairs: list[str]) -> dict[str, str]:
+    models = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(models.values()):
+        raise UserValueError(f"models must be NAME=DIR, got {' '.join(pairs)}")
+    return models
 
 
 def _say(text: str) -> None:
@@ -167,9 +192,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; a typo in a model's name fails at once
     try:
-        if options.study == "theory":
-            return theory(options)
-        return difficulty(options) if options.study == "difficulty" else compare(options)
+        return {"theory": theory, "difficulty": difficulty, "pear": pear}.get(options.study, compare)(options)
     except UserMistake as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
 from entropy_rft.errors import UserValueError
-from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, verdicts
+from entropy_rft.sampling import ThinkEndMarker
 from entropy_rft.sampling.completion import Completion
-from entropy_rft.tasks import load_task, task_rows
+from entropy_rft.tasks import load_task
+from studies.methods.answers import sample_answers
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,13 @@ def sample_batches(settings: SamplingSettings, model: Any, tokenizer: Any, progr
     task = load_task(
         settings.task, split=settings.split, limit=settings.batches * settings.questions, seed=settings.seed
     )
-    rows = task_rows(task)
-    sampler = TransformersSampler(model, tokenizer, batch_size=256)
-    groups = sampler.sample(
-        [row["prompt"] for row in rows],
-        samples=settings.samples,
-        max_tokens=settings.max_tokens,
-        seed=settings.seed,
-        progress=progress,
-    )
     marker = ThinkEndMarker(tokenizer, "</think>")
-    right = verdicts(task.reward_funcs[0], rows, groups, marker)
-    advantages = torch.stack([group_advantages(group) for group in right])
+    found = sample_answers(
+        model, tokenizer, task, marker,
+        samples=settings.samples, max_tokens=settings.max_tokens, seed=settings.seed, progress=progress,
+    )  # fmt: skip
+    groups = found.groups
+    advantages = torch.stack([group_advantages(group) for group in found.right])
     size = settings.questions
     return [
         _batch(

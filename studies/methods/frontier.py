@@ -289,27 +289,46 @@ _PANELS = (
 
 
 def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> None:
-    """Accuracy against entropy and against the thinking's length, a line a method; bars are the range over seeds."""
+    """Accuracy against entropy and against the thinking's length, a line a method.
+
+    Bars are 95 % intervals over seeds and questions. The axes show all means; an interval that is longer than its
+    panel, as that of a setting of which one run in three ran away, leaves it.
+    """
     drawing, axes = panels(len(_PANELS), columns=2)
     for place, (against, name, unit) in zip(axes, _PANELS, strict=True):
+        means = []
         for method in titles:
             own = sorted((p for p in found if p.method == method), key=lambda p: p.group.entropy().value)
             if not own:
                 continue
-            x = np.asarray([_x(p, against).by_seed() for p in own])
-            y = 100 * np.asarray([MEASURES[name](p).by_seed() for p in own])
-            spread = {
-                f"{axis}err": np.stack([v.mean(1) - v.min(1), v.max(1) - v.mean(1)]) for axis, v in (("x", x), ("y", y))
-            }
+            x = [estimate([_x(p, against)], np.asarray, positive=True) for p in own]
+            y = [in_points(estimate([MEASURES[name](p)], np.asarray)) for p in own]
+            means += [(a.value, b.value) for a, b in zip(x, y, strict=True)]
             place.errorbar(
-                x.mean(1), y.mean(1), **spread, **_style(method, titles, against), label=titles[method],
-                linewidth=1.3, elinewidth=0.8,
+                [e.value for e in x], [e.value for e in y], xerr=_bars(x), yerr=_bars(y),
+                **_style(method, titles, against), label=titles[method], linewidth=1.3, elinewidth=0.6,
             )  # fmt: skip
         if against == _ENTROPY:
             logarithmic(place, "x")
+        _show_all(place, np.asarray(means), against == _ENTROPY)
         place.set_xlabel(against)
         place.set_ylabel(unit)
     save(drawing, path, axes)
+
+
+def _bars(found: Sequence[Estimate]) -> np.ndarray:
+    """(2, points): below and above the value; without a bar where the interval is not known."""
+    return np.nan_to_num([[e.value - e.low for e in found], [e.high - e.value for e in found]])
+
+
+def _show_all(place: Any, means: np.ndarray, logarithmic_x: bool) -> None:
+    """Limits around the means, (points, 2)."""
+    x, y = means.T
+    if logarithmic_x:
+        place.set_xlim(x.min() / 1.4, x.max() * 1.4)
+    else:
+        place.set_xlim(x.min() - 5, x.max() + 5)
+    place.set_ylim(max(y.min() - 8, 0), min(y.max() + 8, 100))
 
 
 def _style(method: str, titles: Mapping[str, str], against: str) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Measurement:
     batch_size: int = 256
     also_at: Sequence[float] = ()
 
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of :func:`~studies.methods.answers.sample_answers`."""
+        names = ("samples", "max_tokens", "seed", "temperature", "batch_size")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; without `also_at` where there is none, so that earlier runs keep their digests."""
         own = dict(vars(self))

@@ -24,6 +24,7 @@ import yaml
 
 from entropy_rft.errors import UserMistake
 from entropy_rft.run_files import CHECKPOINT, METRICS
+from studies.methods.answers import sample_answers
 from studies.methods.plan import Measurement, RunSpec
 from studies.methods.results import RunResult
 
@@ -48,7 +49,7 @@ CURVES = {
     "pear/penalty": "penalty",
 }
 _DIGITS = 5
-_SCORED_AT_ONCE = 64  # completions; more are slower on one core
+SCORED_AT_ONCE = 64  # completions; more are slower on one core
 
 
 def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
@@ -156,26 +157,15 @@ def measure(
 
     Without `entropies`, whose scoring takes a third of a measurement, their columns are not there.
     """
-    from entropy_rft.sampling import TransformersSampler, right_and_scored, verdicts
+    from entropy_rft.sampling import right_and_scored
     from entropy_rft.sampling.identity import digest
     from entropy_rft.sampling.records import phases_of, record_completions
-    from entropy_rft.tasks import task_rows
 
-    rows = task_rows(task)
-    sampler = TransformersSampler(model, tokenizer, batch_size=asked.batch_size)
-    groups = sampler.sample(
-        [row["prompt"] for row in rows],
-        samples=asked.samples,
-        temperature=asked.temperature,
-        max_tokens=asked.max_tokens,
-        seed=asked.seed,
-        progress=False,
-    )
-    right = verdicts(task.reward_funcs[0], rows, groups, marker)
-    flat = [completion for group in groups for completion in group]
-    counts = [right_and_scored(group) for group in right]
+    answers = sample_answers(model, tokenizer, task, marker, **asked.sampling())
+    flat = answers.flat
+    counts = [right_and_scored(group) for group in answers.right]
     columns: dict[str, list[Any]] = {
-        "difficulty": [row.get("difficulty", 0) for row in rows],
+        "difficulty": [row.get("difficulty", 0) for row in answers.rows],
         "correct": [known for known, _ in counts],
         "scored": [scored for _, scored in counts],
     }
@@ -188,7 +178,7 @@ def measure(
         "marker_missing": [int(bool(thinking.all())) for thinking, _ in phases],
     }
     if entropies:
-        records = record_completions(model, flat, marker, min(asked.batch_size, _SCORED_AT_ONCE), False)
+        records = record_completions(model, flat, marker, min(asked.batch_size, SCORED_AT_ONCE), False)
         each |= {
             "entropy": [record.entropy for record in records],
             "entropy_thinking": [record.entropy_thinking for record in records],
@@ -197,7 +187,7 @@ def measure(
     k = asked.samples
     for name, values in each.items():
         columns[name] = [_rounded(sum(values[start : start + k])) for start in range(0, len(values), k)]
-    return columns, digest(rows)
+    return columns, digest(answers.rows)
 
 
 def _rounded(value: float) -> float:

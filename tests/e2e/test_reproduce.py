@@ -267,3 +267,26 @@ def test_difficulty_before_and_after(
     assert (tmp_path / "out" / "difficulty.png").is_file()
     code, printed = in_this_process(monkeypatch, capsys, "--study", "difficulty", "--models", "start")
     assert (code, printed) == (2, "reproduce: error: models must be NAME=DIR, got start\n")
+
+
+def test_pears_penalty_against_the_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = yaml.safe_load((ROOT / "recipes" / "studies" / "frontier.yaml").read_text(encoding="utf-8"))
+    plan["validation"] |= {"questions": 10, "samples": 4}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    words = ["--study", "pear", "--plan", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
+    code, printed = in_this_process(monkeypatch, capsys, *words)
+    assert code == 0, printed
+    found = json.loads((tmp_path / "out" / "frontier.json").read_text())["models"]["start"]
+    assert 0 < found["right"] <= 40
+    assert set(found["signals"]) == {"-50", "1", "50"}
+    assert found["thinking"] > 20
+    # A weight of -50 adds fifty times the answer's entropy, which is not 0.
+    assert found["penalty"]["-50"] > found["penalty"]["1"] > found["penalty"]["50"] > 0
+    table = (tmp_path / "out" / "frontier.md").read_text(encoding="utf-8")
+    assert "| start |" in table
+    assert table in printed
+    (tmp_path / "out" / "frontier.md").unlink()
+    assert in_this_process(monkeypatch, capsys, *words, "--report")[0] == 0
+    assert (tmp_path / "out" / "frontier.md").read_text(encoding="utf-8") == table
