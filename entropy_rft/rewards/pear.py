@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations, groupby
 from typing import Any
 
 from entropy_rft.errors import UserTypeError, UserValueError
@@ -11,6 +12,39 @@ from entropy_rft.rewards.parameters import is_async, parameters_of
 from entropy_rft.rewards.values import reward_name, scored
 
 Reward = Callable[..., "list[float | None]"]
+
+
+def shorter_preferred(
+    prompts: Sequence[Any],
+    correct: Sequence[float | None],
+    rewards: Sequence[float | None],
+    lengths: Sequence[int],
+) -> list[float]:
+    """How often the reward prefers the shorter of two correct answers to one question.
+
+    The penalty is a mean over tokens, so it need not grow with the length: a longer text with the same uncertain tokens
+    has a smaller mean. Below 0.5 the reward makes answers longer.
+
+    Args:
+        prompts: of each completion; the completions of one question stand side by side.
+        correct: above 0 for a correct answer.
+        rewards: of each completion.
+        lengths: tokens of each completion.
+
+    Returns:
+        The share of pairs for each question with at least one pair; pairs of equal length or equal reward do not count.
+    """
+    shares = []
+    for _, own in groupby(range(len(prompts)), key=prompts.__getitem__):
+        right = [
+            (lengths[i], reward)
+            for i in own
+            if (correct[i] or 0) > 0 and (reward := rewards[i]) is not None and not math.isnan(reward)
+        ]
+        pairs = [(a, b) for a, b in combinations(sorted(right), 2) if a[0] < b[0] and a[1] != b[1]]
+        if pairs:
+            shares.append(sum(shorter[1] > longer[1] for shorter, longer in pairs) / len(pairs))
+    return shares
 
 
 class PEARReward:
@@ -126,6 +160,10 @@ class PEARReward:
             if log_metric is not None and value > 0:
                 log_metric("pear/below_wrong", float(reward < self.format_score))  # share of the correct ones
             rewards.append(reward)
+        if log_metric is not None and {"prompts", "completion_ids"} <= kwargs.keys():
+            lengths = [len(ids) for ids in kwargs["completion_ids"]]
+            for share in shorter_preferred(kwargs["prompts"], correct, rewards, lengths):
+                log_metric("pear/prefers_shorter", share)  # one call a question
         return rewards
 
     def _reward(self, penalty: float) -> float:

@@ -59,6 +59,7 @@ class Levels:
         thinking_explosion: factor on the thinking length while the reward does not rise.
         sampler_mismatch: mean difference of the log-probabilities of sampler and trainer, nats per token.
         inverted_reward: share of the correct completions that score below a wrong one.
+        pear_lengthens: share of pairs of correct completions of a question of which the shorter has the higher reward.
         gradient_jump: factor on the median of the gradient norm; below `max_grad_norm` nothing is a jump.
 
     Raises:
@@ -77,6 +78,7 @@ class Levels:
     thinking_explosion: float | None = _level(1.2, "factor on the thinking while the reward does not rise", "factor")
     sampler_mismatch: float | None = _level(0.1, "difference of sampler and trainer, nats per token", "nats")
     inverted_reward: float | None = _level(0.05, "share of correct completions that score below wrong ones", "share")
+    pear_lengthens: float | None = _level(0.4, "share of pairs of which PEAR prefers the shorter", "share")
     gradient_jump: float | None = _level(10.0, "factor on the median gradient norm", "factor")
 
     def __post_init__(self) -> None:
@@ -287,6 +289,17 @@ def _inverted_reward(level: float, levels: Levels, facts: Facts, share: Series) 
     )
 
 
+def _pear_lengthens(level: float, levels: Levels, facts: Facts, share: Series) -> str | None:
+    now = recent_mean(share, levels.window)
+    if now is None or now > level:
+        return None
+    return (
+        f"of two correct answers to a question PEAR preferred the shorter one in only {now:.0%} of the pairs of the "
+        f"last {levels.window} updates, so it makes the answers longer here: reward their length itself, by "
+        f"{{name: cosine_scaled, max_len: {facts.value('max_completion_length') or 1024}}}, instead of pear"
+    )
+
+
 def _gradient_jump(level: float, levels: Levels, facts: Facts, norm: Series) -> str | None:
     times = jump(norm, levels.window, float(facts.value("max_grad_norm") or 0))
     if times is None or times < level:
@@ -330,6 +343,7 @@ CHECKS = (
     Check("thinking_explosion", (_LENGTH, ("reward",)), _thinking_explosion, True),
     Check("sampler_mismatch", (("sampling/sampling_logp_difference/mean",),), _sampler_mismatch),
     Check("inverted_reward", (("pear/below_wrong",),), _inverted_reward),
+    Check("pear_lengthens", (("pear/prefers_shorter",),), _pear_lengthens),
     Check("gradient_jump", (("grad_norm",),), _gradient_jump),
 )
 FINDINGS = tuple(check.name for check in CHECKS)

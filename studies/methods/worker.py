@@ -47,6 +47,7 @@ CURVES = {
     "clip_ratio/high_mean": "clipped_high",
     "clip_ratio/low_mean": "clipped_low",
     "pear/penalty": "penalty",
+    "pear/prefers_shorter": "prefers_shorter",
 }
 _DIGITS = 5
 SCORED_AT_ONCE = 64  # completions; more are slower on one core

@@ -4,11 +4,13 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from trl.rewards import accuracy_reward, think_format_reward
 
 from entropy_rft import PEARReward
 from entropy_rft.rewards import build_rewards
+from entropy_rft.rewards.pear import shorter_preferred
 
 
 def right(completions: list, **kwargs: Any) -> list[float]:
@@ -88,6 +90,41 @@ def test_logs_which_correct_completions_score_below_a_wrong_one() -> None:
             values=[1.0, 1.0, 0.0, None],
         )
         assert [value for name, value in logged if name == "pear/below_wrong"] == expected
+
+
+def test_how_often_the_shorter_of_two_correct_answers_is_preferred() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [[{"role": "user", "content": str(q)}] for q in range(6) for _ in range(8)]
+    correct = [float(x) if x < 2 else None for x in rng.integers(0, 3, size=48)]
+    lengths = [int(n) for n in rng.integers(10, 14, size=48)]
+    drawn = rng.integers(1, 4, size=48).astype(float)
+    rewards = [None if c is None else float(x) if c else 0.0 for c, x in zip(correct, drawn, strict=True)]
+    rewards[0], correct[0] = math.nan, 1.0  # counts in no pair
+    expected = []
+    for q in range(6):
+        counted = []
+        for i in range(8 * q, 8 * q + 8):
+            for j in range(8 * q, 8 * q + 8):
+                known = i > 0 < j and correct[i] and correct[j]
+                if known and lengths[i] < lengths[j] and rewards[i] != rewards[j]:
+                    counted.append(rewards[i] > rewards[j])
+        if counted:
+            expected.append(np.mean(counted))
+    assert len(expected) > 2
+    assert shorter_preferred(prompts, correct, rewards, lengths) == pytest.approx(expected)
+
+
+def test_the_same_uncertain_tokens_on_more_tokens_are_preferred() -> None:
+    logged: list = []
+    PEARReward(given)(
+        ["x"] * 5,
+        [(1.0 / 10, 0), (1.0 / 20, 0), (1.0 / 40, 0), (0.5, 0), (0.1, 0)],
+        log_metric=lambda *entry: logged.append(entry),
+        values=[1.0, 1.0, 1.0, 0.0, 1.0],
+        prompts=["a", "a", "a", "a", "b"],  # a single correct answer has nothing to be compared with
+        completion_ids=[[1] * n for n in (10, 20, 40, 30, 10)],
+    )
+    assert [value for name, value in logged if name == "pear/prefers_shorter"] == [0.0]
 
 
 def test_without_phase_entropies_it_names_the_trainer() -> None:

@@ -128,6 +128,7 @@ SICK: dict[str, dict[str, list[float]]] = {
     "thinking_explosion": {"completions/thinking_length": line(100, 600, 40), "reward": line(0.5, 0.5, 40, 0.1)},
     "sampler_mismatch": {"sampling/sampling_logp_difference/mean": [0.01] * 20 + [3.0] * 20},
     "inverted_reward": {"pear/below_wrong": [0.0] * 20 + [0.3] * 20},
+    "pear_lengthens": {"pear/prefers_shorter": [0.6] * 20 + [0.1] * 20},
     "gradient_jump": {"grad_norm": [0.5] * 30 + [40.0] * 10},
 }
 HEALTHY = {
@@ -139,6 +140,7 @@ HEALTHY = {
     "completions/thinking_length": line(100, 60, 40, 10),
     "sampling/sampling_logp_difference/mean": [0.02] * 40,
     "pear/below_wrong": [0.0] * 40,
+    "pear/prefers_shorter": line(0.7, 0.5, 40, 0.1),
     "grad_norm": line(0.5, 0.9, 40, 0.1),
 }
 
