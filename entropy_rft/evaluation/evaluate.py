@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from entropy_rft.effort import checked_effort
 from entropy_rft.evaluation.result import Evaluation, Scores
 from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, question_means
+from entropy_rft.rewards.pear import pear_penalty, shorter_preferred
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.records import CompletionRecord, record_completions
@@ -139,6 +140,8 @@ def _scores(groups: Sequence[tuple[Sequence[bool | None], Sequence[CompletionRec
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     passed = {k: [pass_at_k(n, c, k) for n, c in zip(drawn, correct, strict=True) if n >= k] for k in ks}
 
+    preferred = [share for group in groups for share in _prefers_shorter(*group)]
+
     def total(name: str) -> float:
         return sum(getattr(record, name) for record in records)
 
@@ -160,7 +163,17 @@ def _scores(groups: Sequence[tuple[Sequence[bool | None], Sequence[CompletionRec
         entropy=per_token("entropy", "tokens"),
         entropy_thinking=per_token("entropy_thinking", "thinking_tokens"),
         entropy_answer=per_token("entropy_answer", "answer_tokens"),
+        pear_prefers_shorter=sum(preferred) / len(preferred) if preferred else None,
     )
+
+
+def _prefers_shorter(right: Sequence[bool | None], records: Sequence[CompletionRecord]) -> list[float]:
+    """Of one question; nothing where it has no two right answers of different length and penalty."""
+    rewards = []
+    for record in records:
+        means = record.mean_entropies
+        rewards.append(1 - pear_penalty(means["entropy_thinking"] or 0.0, means["entropy_answer"] or 0.0))
+    return shorter_preferred([0] * len(records), right, rewards, [record.tokens for record in records])
 
 
 def _mean_of(verdict: Sequence[bool | None]) -> float | None:

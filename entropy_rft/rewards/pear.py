@@ -14,6 +14,13 @@ from entropy_rft.rewards.values import reward_name, scored
 Reward = Callable[..., "list[float | None]"]
 
 
+def pear_penalty(h_think: float, h_answer: float, alpha: float = 1.0) -> float:
+    """``P = max(0, H_think - α H_answer)``, nats."""
+    difference = h_think - alpha * h_answer
+    # Not max(): a NaN entropy must come out as NaN (an unscorable completion), not as no penalty.
+    return 0.0 if difference <= 0 else difference
+
+
 def shorter_preferred(
     prompts: Sequence[Any],
     correct: Sequence[float | None],
@@ -119,9 +126,7 @@ class PEARReward:
 
     def penalty(self, h_think: float, h_answer: float) -> float:
         """``P = max(0, H_think - α H_answer)``, nats."""
-        difference = h_think - self.alpha * h_answer
-        # Not max(): a NaN entropy must come out as NaN (an unscorable completion), not as no penalty.
-        return 0.0 if difference <= 0 else difference
+        return pear_penalty(h_think, h_answer, self.alpha)
 
     def __call__(
         self,

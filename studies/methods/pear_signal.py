@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.rewards.pear import PEARReward
+from entropy_rft.rewards.pear import pear_penalty
 from studies.methods.answers import Answers, sample_answers
 from studies.methods.compare import Estimate, Quantity, estimate
 from studies.methods.plan import Plan
@@ -37,11 +37,7 @@ class Answer:
 
 def penalty_of(answer: Answer, alpha: float) -> float:
     """PEAR's penalty, nats."""
-    return PEARReward(_unused, alpha=alpha).penalty(answer.h_think, answer.h_answer)
-
-
-def _unused(**_: Any) -> list[float | None]:
-    raise NotImplementedError
+    return pear_penalty(answer.h_think, answer.h_answer, alpha)
 
 
 def alphas_of(plan: Plan) -> list[float]:

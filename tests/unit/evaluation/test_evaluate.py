@@ -103,6 +103,8 @@ def test_the_numbers_of_a_known_evaluation():
     assert result.entropy_thinking == pytest.approx((0.1 + 0.2 + 0.1 + 0.4 + 0.4 + 0.1 + 0.1 + 0.8) / 8)
     assert result.entropy_answer == pytest.approx((0.3 + 0.5 + 0.6) / 3)
     assert result.entropy == pytest.approx((2.2 + 1.4 + 4 * 1.81) / 19)
+    # Of the second question's right answers that of one token has 0.8 nats, those of three have 0.1.
+    assert result.pear_prefers_shorter == 0.0
     assert result.question_means == [0.5, 1.0]
     assert result.settings["max_tokens"] == 5
     assert result.seconds > 0

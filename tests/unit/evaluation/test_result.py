@@ -92,3 +92,14 @@ def test_evaluations_of_the_same_questions_are_compared_question_by_question(mak
     lines = {line[0]: line[1:] for line in evaluation_lines([first, better, others])}
     assert lines["  minus the first"] == ["–", "+16.7", "–"]
     assert "  minus the first" not in {line[0] for line in evaluation_lines([first, others])}
+
+
+def test_what_pear_would_prefer_stands_beside_one_evaluation_only(make_evaluation):
+    def shown(*evaluations):
+        return [line for line in evaluation_lines(evaluations) if "PEAR" in line[0]]
+
+    known = make_evaluation(pear_prefers_shorter=0.125)
+    assert shown(known) == [["PEAR prefers the shorter (%)", "12.5"]]
+    assert shown(known, known) == []
+    assert shown(make_evaluation()) == []
+    assert Evaluation.from_dict(known.to_dict()).pear_prefers_shorter == 0.125
