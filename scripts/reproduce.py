@@ -8,6 +8,7 @@
     python scripts/reproduce.py --study tiny-slow         # a control: four of them, slower and longer
     python scripts/reproduce.py --study medium --jobs 1   # the same with a model about 50 times larger, made first
     python scripts/reproduce.py --study frontier --jobs 2 # accuracy against entropy: the target rule and its rivals
+    python scripts/reproduce.py --study frontier-longer   # a control: GRPO and the target rule, twice as many updates
     python scripts/reproduce.py --study smollm2 --jobs 1  # three methods on a real language model, a small study
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
     python scripts/reproduce.py --study pear --models NAME=DIR      # does PEAR's penalty grow with the length?
@@ -33,7 +34,7 @@ from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # `studies` is not installed
-STUDIES = ("theory", "frontier", "smollm2", "tiny", "tiny-slow", "medium", "difficulty", "pear")
+STUDIES = ("theory", "frontier", "frontier-longer", "smollm2", "tiny", "tiny-slow", "medium", "difficulty", "pear")
 
 
 def arguments() -> argparse.Namespace:
