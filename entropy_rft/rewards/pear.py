@@ -42,7 +42,8 @@ def shorter_preferred(
         The share of pairs for each question with at least one pair; pairs of equal length or equal reward do not count.
     """
     shares = []
-    for _, own in groupby(range(len(prompts)), key=prompts.__getitem__):
+    # As text: a prompt may hold what does not compare, such as arrays.
+    for _, own in groupby(range(len(prompts)), key=[str(prompt) for prompt in prompts].__getitem__):
         right = [
             (lengths[i], reward)
             for i in own

@@ -121,7 +121,8 @@ def test_the_same_uncertain_tokens_on_more_tokens_are_preferred() -> None:
         [(1.0 / 10, 0), (1.0 / 20, 0), (1.0 / 40, 0), (0.5, 0), (0.1, 0)],
         log_metric=lambda *entry: logged.append(entry),
         values=[1.0, 1.0, 1.0, 0.0, 1.0],
-        prompts=["a", "a", "a", "a", "b"],  # a single correct answer has nothing to be compared with
+        # Arrays do not compare; the second question has a single correct answer, so no pair.
+        prompts=[*[np.zeros(2)] * 4, np.ones(2)],
         completion_ids=[[1] * n for n in (10, 20, 40, 30, 10)],
     )
     assert [value for name, value in logged if name == "pear/prefers_shorter"] == [0.0]
