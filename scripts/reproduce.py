@@ -52,7 +52,12 @@ def arguments() -> argparse.Namespace:
     add("--report", action="store_true", help="write tables and figures of what is done, and run nothing")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batches", type=int, help="theory: optimisation batches")
-    add("--models", nargs="+", metavar="NAME=DIR", help="difficulty, pear: models (default: those of tiny's seed 0)")
+    add(
+        "--models",
+        nargs="+",
+        metavar="NAME=DIR",
+        help="difficulty, pear: models (default: those of tiny's seed 0; the start)",
+    )
     add("--train_questions", type=int, help="difficulty: of the probe")
     add("--test_questions", type=int, help="difficulty: to compare on")
     return parser.parse_args()
@@ -122,8 +127,12 @@ def pear(options: argparse.Namespace) -> int:
     plan = load_plan(options.plan or ROOT / "recipes" / "studies" / "frontier.yaml")
     stored = output / f"{plan.name}.json"
     if options.report:
+        if not stored.is_file():
+            raise UserValueError(f"there is no {str(stored)!r} to report: run the same command without --report first")
         result = json.loads(stored.read_text(encoding="utf-8"))
     else:
+        if not options.models and "name" not in plan.model:
+            raise UserValueError(f"study {plan.name!r} makes its model: give --models NAME=DIR")
         models = _named(options.models or [f"start={plan.model['name']}"])
         result = study_models(models, plan, options.device, _say)
         write_json(stored, result)
@@ -134,8 +143,8 @@ def pear(options: argparse.Namespace) -> int:
 
 def _named(pairs: list[str]) -> dict[str, str]:
     models = dict(pair.partition("=")[::2] for pair in pairs)
-    if not all(models.values()):
-        raise UserValueError(f"models must be NAME=DIR, got {' '.join(pairs)}")
+    if len(models) < len(pairs) or not all(models.values()) or not all(models):
+        raise UserValueError(f"models must be NAME=DIR, each name once, got {' '.join(pairs)}")
     return models
 
 

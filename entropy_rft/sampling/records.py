@@ -25,7 +25,7 @@ class CompletionRecord:
         answer_tokens: after it.
         truncated: the token limit was reached.
         marker: whether it has the marker.
-        entropy: sum over its tokens, nats; of the model's own distribution, at temperature 1.
+        entropy: sum over its tokens, nats; of the model's own distribution, at temperature 1 unless another was given.
         entropy_thinking: the same over the thinking.
         entropy_answer: the same over the answer.
     """
@@ -81,7 +81,12 @@ def record_of(completion: Completion, statistics: TokenStatistics, marker: Think
 
 
 def record_completions(
-    model: Any, completions: Sequence[Completion], marker: ThinkEndMarker, batch_size: int, progress: bool
+    model: Any,
+    completions: Sequence[Completion],
+    marker: ThinkEndMarker,
+    batch_size: int,
+    progress: bool,
+    temperature: float = 1.0,
 ) -> list[CompletionRecord]:
     """The records of many completions, in scoring passes of `batch_size` at a time.
 
@@ -89,6 +94,7 @@ def record_completions(
         model: scores them.
         marker: ends the thinking.
         progress: show a bar, on a terminal.
+        temperature: divides the logits; 1 gives the model's own distribution.
     """
     # Batch by batch, because the statistics of every token of an evaluation may not fit in memory.
     order = sorted(range(len(completions)), key=lambda i: -len(completions[i].token_ids))
@@ -96,7 +102,9 @@ def record_completions(
     with progress_bar("entropies", len(order), progress) as advance:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            scored = score_completions(model, [completions[i] for i in batch], batch_size=batch_size)
+            scored = score_completions(
+                model, [completions[i] for i in batch], temperature=temperature, batch_size=batch_size
+            )
             for i, statistics in zip(batch, scored, strict=True):
                 records[i] = record_of(completions[i], statistics, marker)
             advance(len(batch), "")

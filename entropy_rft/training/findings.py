@@ -59,7 +59,8 @@ class Levels:
         thinking_explosion: factor on the thinking length while the reward does not rise.
         sampler_mismatch: mean difference of the log-probabilities of sampler and trainer, nats per token.
         inverted_reward: share of the correct completions that score below a wrong one.
-        pear_lengthens: share of pairs of correct completions of a question of which the shorter has the higher reward.
+        pear_lengthens: share of the pairs of correct completions of a question of which the shorter has the higher
+            reward; a mean over questions.
         gradient_jump: factor on the median of the gradient norm; below `max_grad_norm` nothing is a jump.
 
     Raises:
@@ -291,12 +292,14 @@ def _inverted_reward(level: float, levels: Levels, facts: Facts, share: Series) 
 
 def _pear_lengthens(level: float, levels: Levels, facts: Facts, share: Series) -> str | None:
     now = recent_mean(share, levels.window)
-    if now is None or now > level:
+    # An update without a pair logs nothing, and counts with the next one's value: few values say little.
+    if now is None or now > level or _observations(share[-levels.window :]) < _few(levels.window):
         return None
+    length = facts.value("max_completion_length") or 1024
     return (
-        f"of two correct answers to a question PEAR preferred the shorter one in only {now:.0%} of the pairs of the "
-        f"last {levels.window} updates, so it makes the answers longer here: reward their length itself, by "
-        f"{{name: cosine_scaled, max_len: {facts.value('max_completion_length') or 1024}}}, instead of pear"
+        f"of two correct answers to a question PEAR preferred the shorter one in only {now:.0%} of the cases of the "
+        f"last {levels.window} updates, so it rewards long answers here: reward their length itself instead of pear, "
+        f"for example by {{name: cosine_scaled, max_len: {length}, min_value_wrong: 0, max_value_wrong: 0}}"
     )
 
 

@@ -46,7 +46,12 @@ def sample_answers(
     """Ask `model` every question of `task`; the task's first reward says what is right.
 
     Args:
+        model, tokenizer: that answer.
+        task: with `dataset` and `reward_funcs`.
+        marker: ends the thinking.
         samples: of each question.
+        max_tokens: limit on one completion, tokens.
+        seed, temperature: of the sampling.
         batch_size: completions at a time.
         progress: show a bar, on a terminal.
     """

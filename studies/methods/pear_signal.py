@@ -22,6 +22,7 @@ from studies.methods.compare import Estimate, Quantity, estimate
 from studies.methods.plan import Plan
 
 SUM = "sum of the thinking's entropy"
+_NEARLY_ONE = 1 - 1e-9
 PER_TOKENS = 10  # a slope is the change of the penalty over so many tokens of thinking
 _PEAR = "pear"
 
@@ -60,37 +61,40 @@ def within(questions: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]
         questions: the pairs (x, y) of each.
 
     Returns:
-        ``correlation`` and ``slope`` (of y over x), each an `Estimate` over questions as a dict, or None where nothing
-        varies; ``spread_x`` and ``spread_y``, the standard deviations within a question.
+        ``correlation`` and ``slope`` (of y over x, in units of y for one of x), each an `Estimate` over questions as a
+        dict; None where x or y does not vary, or only one question has two pairs. ``spread_x`` and ``spread_y``, the
+        standard deviations within a question, in the units of x and y.
     """
-    sums = []
-    free = 0
+    sums, free = [], 0
     for pairs in questions:
         if len(pairs) > 1:
             x, y = (np.asarray(column) - np.mean(column) for column in zip(*pairs, strict=True))
             sums.append((x @ y, x @ x, y @ y))
             free += len(pairs) - 1
     xy, xx, yy = np.asarray(sums).T if sums else np.zeros((3, 1))
-    if not xx.sum() or not yy.sum():
-        return {"correlation": None, "slope": None, "spread_x": 0.0, "spread_y": 0.0}
+    spreads = {name: float(np.sqrt(s.sum() / max(1, free))) for name, s in (("spread_x", xx), ("spread_y", yy))}
+    if len(sums) < 2 or not xx.sum() or not yy.sum():
+        return {"correlation": None, "slope": None, **spreads}
 
     def over(values: np.ndarray) -> Quantity:
         return Quantity(values[None], np.ones((1, len(values))))
 
-    # Fisher's transform, so that the interval stays between -1 and 1.
-    z = estimate([over(xy), over(xx), over(yy)], lambda a, b, c: np.arctanh(a / np.sqrt(b * c)))
+    def fisher(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        # So that the interval stays between -1 and 1; a draw of questions with a perfect correlation stays finite.
+        return np.arctanh(np.clip(a / np.sqrt(b * c), -_NEARLY_ONE, _NEARLY_ONE))
+
+    z = estimate([over(xy), over(xx), over(yy)], fisher)
     correlation = Estimate(*(float(np.tanh(value)) for value in (z.value, z.low, z.high)))
     slope = estimate([over(xy), over(xx)], lambda a, b: a / b)
-    spreads = {name: float(np.sqrt(s.sum() / free)) for name, s in (("spread_x", xx), ("spread_y", yy))}
     return {"correlation": asdict(correlation), "slope": asdict(slope), **spreads}
 
 
-def right_answers(answers: Answers, model: Any, marker: Any) -> list[list[Answer]]:
-    """Of each question those that are right and have ended their thinking."""
+def right_answers(answers: Answers, model: Any, marker: Any, temperature: float) -> list[list[Answer]]:
+    """Of each question those that are right and have ended their thinking, with the entropies at that temperature."""
     from entropy_rft.sampling.records import record_completions
     from studies.methods.worker import SCORED_AT_ONCE
 
-    records = iter(record_completions(model, answers.flat, marker, SCORED_AT_ONCE, False))
+    records = iter(record_completions(model, answers.flat, marker, SCORED_AT_ONCE, False, temperature))
     found = []
     for group, right in zip(answers.groups, answers.right, strict=True):
         own = [(next(records), verdict) for _, verdict in zip(group, right, strict=True)]
@@ -107,7 +111,11 @@ def right_answers(answers: Answers, model: Any, marker: Any) -> list[list[Answer
 
 
 def measure_signal(questions: Sequence[Sequence[Answer]], alphas: Sequence[float]) -> dict[str, Any]:
-    """Plain JSON values of one model: what `within` gives for each α, and for the sum of the thinking's entropy."""
+    """Plain JSON values of one model, in tokens and nats.
+
+    For each α what `within` gives of the thinking's tokens and the penalty, and the same of the thinking's tokens and
+    the sum of their entropies.
+    """
     flat = [answer for own in questions for answer in own]
     if not flat:
         return {"right": 0}
@@ -126,7 +134,7 @@ def measure_signal(questions: Sequence[Sequence[Answer]], alphas: Sequence[float
 
 
 def study_models(models: Mapping[str, str], plan: Plan, device: str = "cpu", log: Any = print) -> dict[str, Any]:
-    """Plain JSON values: the signal of each model on the plan's validation questions, at its temperature.
+    """Plain JSON values: the signal of each model (see `measure_signal`) on the plan's validation questions.
 
     Args:
         models: what each is called, and its directory or name.
@@ -147,33 +155,44 @@ def study_models(models: Mapping[str, str], plan: Plan, device: str = "cpu", log
         model, tokenizer = load_model_and_tokenizer(source, device=device)
         marker = ThinkEndMarker(tokenizer, fields.get("think_end_token", "</think>"))
         answers = sample_answers(model, tokenizer, task, marker, **asked.sampling(), progress=True)
-        found[name] = measure_signal(right_answers(answers, model, marker), alphas)
+        right = right_answers(answers, model, marker, asked.temperature)
+        found[name] = {"source": source, **measure_signal(right, alphas)}
     return {"study": plan.name, "measurement": asked.to_dict(), "alphas": alphas, "models": found}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """One row for each model and α."""
     asked = result["measurement"]
+    columns = (
+        "model", "right answers", "questions", "thinking, tokens", "within a question, ±", "α", "penalty, nats",
+        "within a question, ±", "correlation with the thinking's length", f"slope, nats for {PER_TOKENS} tokens",
+    )  # fmt: skip
     lines = [
         f"Right answers to {asked['questions']} {asked['split']} questions of the study `{result['study']}` × "
-        f"{asked['samples']} samples at temperature {asked['temperature']:g}; penalty and thinking are compared within "
-        "each question. Brackets: 95 % interval over questions.",
+        f"{asked['samples']} samples at temperature {asked['temperature']:g}, which the entropies have too. Penalty "
+        "and thinking are compared within each question that has two right answers. Brackets: 95 % interval over "
+        "questions.",
         "",
-        "| model | right answers | thinking, tokens | within a question, ± | α | penalty, nats | within a question, ± "
-        f"| correlation with the thinking's length | slope, nats for {PER_TOKENS} tokens |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(columns)} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, found in result["models"].items():
         if not found["right"]:
-            lines.append(f"| {name} | 0 | | | | | | | |")
+            lines.append(f"| {name} | 0 |{' |' * 8}")
             continue
         for index, (alpha, signal) in enumerate(found["signals"].items()):
-            first = [name, str(found["right"]), f"{found['thinking']:.1f}", f"{signal['spread_x']:.1f}"]
+            first = [
+                name,
+                str(found["right"]),
+                str(found["questions"]),
+                f"{found['thinking']:.1f}",
+                f"{signal['spread_x']:.1f}",
+            ]
             cells = first if not index else [""] * len(first)
             cells += [alpha, f"{found['penalty'][alpha]:.3f}", f"{signal['spread_y']:.3f}", *_cells(signal, 3)]
             lines.append(f"| {' | '.join(cells)} |")
         total = found[SUM]
-        cells = ["", "", "", "", SUM, "", f"{total['spread_y']:.2f}", *_cells(total, 2)]
+        cells = ["", "", "", "", "", SUM, "", f"{total['spread_y']:.2f}", *_cells(total, 2)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -266,7 +266,7 @@ def test_difficulty_before_and_after(
     assert text.count("\n| start |") == text.count("\n| after |") == 2
     assert (tmp_path / "out" / "difficulty.png").is_file()
     code, printed = in_this_process(monkeypatch, capsys, "--study", "difficulty", "--models", "start")
-    assert (code, printed) == (2, "reproduce: error: models must be NAME=DIR, got start\n")
+    assert (code, printed) == (2, "reproduce: error: models must be NAME=DIR, each name once, got start\n")
 
 
 def test_pears_penalty_against_the_length(

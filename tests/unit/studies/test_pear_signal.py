@@ -36,6 +36,17 @@ def test_what_does_not_vary_has_no_correlation(questions: list[list[tuple[float,
     assert within(questions)["correlation"] is None
 
 
+def test_the_spreads_are_there_where_nothing_is_correlated() -> None:
+    found = within([[(1.0, 2.0), (3.0, 2.0)], [(5.0, 2.0), (9.0, 2.0)]])
+    assert found == {"correlation": None, "slope": None, "spread_x": pytest.approx(np.sqrt(5.0)), "spread_y": 0.0}
+
+
+def test_a_perfect_correlation_is_a_number() -> None:
+    found = within([[(1.0, 2.0), (3.0, 4.0)], [(5.0, 1.0), (9.0, 5.0)]])
+    assert found["correlation"]["value"] == pytest.approx(1.0)
+    assert all(np.isfinite(list(found["correlation"].values())))
+
+
 def test_the_same_forks_on_more_tokens_give_a_smaller_penalty() -> None:
     """A text of 30 or 60 tokens with the same three forks: the sum of the entropies is one, the mean is not."""
     nats = 3 * 0.7

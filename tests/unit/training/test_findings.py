@@ -128,7 +128,7 @@ SICK: dict[str, dict[str, list[float]]] = {
     "thinking_explosion": {"completions/thinking_length": line(100, 600, 40), "reward": line(0.5, 0.5, 40, 0.1)},
     "sampler_mismatch": {"sampling/sampling_logp_difference/mean": [0.01] * 20 + [3.0] * 20},
     "inverted_reward": {"pear/below_wrong": [0.0] * 20 + [0.3] * 20},
-    "pear_lengthens": {"pear/prefers_shorter": [0.6] * 20 + [0.1] * 20},
+    "pear_lengthens": {"pear/prefers_shorter": [0.6] * 20 + [0.1, 0.2] * 10},
     "gradient_jump": {"grad_norm": [0.5] * 30 + [40.0] * 10},
 }
 HEALTHY = {
@@ -291,6 +291,8 @@ def test_the_completion_stands_in_for_the_thinking() -> None:
         ("gradient_jump", None, {"max_grad_norm": 0}, "and set max_grad_norm to 1"),
         ("inverted_reward", "none", {}, "pear_floor: 0.1"),
         ("truncated", None, {"max_completion_length": None}, "raise max_completion_length, or"),
+        ("pear_lengthens", None, {}, "max_len: 512, min_value_wrong: 0, max_value_wrong: 0"),
+        ("pear_lengthens", None, {"max_completion_length": None}, "max_len: 1024,"),
     ],
 )
 def test_the_sentence_names_a_field_of_the_run(name: str, rule: str | None, fields: dict, expected: str) -> None:
@@ -336,3 +338,10 @@ def test_a_level_that_cannot_be_used_is_named(given: dict, message: str) -> None
 def test_the_checks_read_metrics_by_name_only() -> None:
     assert all(metric for check in CHECKS for alternatives in check.metrics for metric in alternatives)
     assert len(set(FINDINGS)) == len(CHECKS)
+
+
+def test_a_preference_that_few_updates_show_is_no_finding() -> None:
+    watch = Watch(Levels(), facts())
+    for step in range(1, 61):  # one pair every twenty updates; the other metrics are there
+        logs = {"reward": 0.5} | ({"pear/prefers_shorter": 0.0 if step < 50 else 0.1} if step % 20 == 0 else {})
+        assert watch.add(step, logs) == []
