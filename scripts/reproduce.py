@@ -154,6 +154,7 @@ def _say(text: str) -> None:
 
 def compare(options: argparse.Namespace) -> int:
     from studies.methods.frontier import write_frontier
+    from studies.methods.longer import write_longer
     from studies.methods.models import identified
     from studies.methods.plan import load_plan
     from studies.methods.report import write_report
@@ -185,6 +186,10 @@ def compare(options: argparse.Namespace) -> int:
     if options.study == "frontier":
         print(write_frontier(plan, results, output))
         written = f"{written}, frontier.md, frontier.json and frontier.png"
+    if options.study == "frontier-longer":
+        first = identified(load_plan(ROOT / "recipes" / "studies" / "frontier.yaml"))
+        print(write_longer(plan, results, first, Results(ROOT / "scripts" / "results" / "frontier"), output))
+        written = f"{written}, longer.md"
     print(status_lines(plan, results, options.jobs)[-1])
     print(f"written: {written} in {output}")
     for name, line in failed.items():

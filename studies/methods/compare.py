@@ -166,6 +166,11 @@ def in_points(found: Estimate) -> Estimate:
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
 
 
+def signed(found: Estimate) -> str:
+    """Of points: ``"+1.5 (-0.5 to 3.5)"``."""
+    return f"{found.value:+.1f} ({found.low:.1f} to {found.high:.1f})"
+
+
 def trend(points: Sequence[Quantity]) -> Estimate:
     """What a quantity changes by from one point to the next: the slope of the line through all, by least squares."""
     place = np.arange(len(points)) - (len(points) - 1) / 2

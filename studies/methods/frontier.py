@@ -15,7 +15,7 @@ import numpy as np
 
 from entropy_rft.atomic import write_text
 from entropy_rft.reporting import figures
-from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, in_points, proportion
+from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, in_points, proportion, signed
 from studies.methods.figures import logarithmic, panels, save
 from studies.methods.plan import Plan, point
 from studies.methods.report import collect, finished_runs, machinery, machinery_line, without_nan
@@ -142,13 +142,13 @@ def at_equal_entropy(own: Point, others: Sequence[Point], measure: Callable[[Poi
 
 
 def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every point of the target rule against every other method that is to keep entropy, and against the baseline, at
+    """Every point of the target rule against every method that is to keep entropy, and against the baseline, at
     equal entropy; in points of percent."""
     rows = []
     for own in (p for p in found if p.method == TARGET):
         for method in plan.methods:
             others = [p for p in found if p.method == method or (method == plan.baseline and p.method == START)]
-            if method == TARGET or plan.methods[method].aim == "length" or not others:
+            if method == TARGET or plan.methods[method].aim in ("length", "control") or not others:
                 continue
             for name, measure in MEASURES.items():
                 found_here = at_equal_entropy(own, others, measure)
@@ -158,8 +158,8 @@ def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def against_baseline(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every other setting against the whole run of the baseline: the ratio of the entropies, and what it costs in
-    points of percent."""
+    """Every other setting against the whole run of the baseline: the ratios of the entropies and of the thinking's
+    lengths, and what it costs in points of percent."""
     baseline = (p for p in found if p.method == plan.baseline)
     whole = next((p for p in baseline if p.group.runs[0].spec["steps"] == plan.steps), None)
     if whole is None:
@@ -169,8 +169,12 @@ def against_baseline(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]
         costs = {
             name: asdict(in_points(difference(measure(whole), measure(own)))) for name, measure in MEASURES.items()
         }
-        ratio = asdict(proportion(whole.group.entropy(), own.group.entropy()))
-        rows.append({"method": own.method, "setting": own.setting, "entropy": ratio, **costs})
+        ratios = {
+            "entropy": proportion(whole.group.entropy(), own.group.entropy()),
+            "thinking": proportion(whole.group.thinking(), own.group.thinking()),
+        }
+        found_here = {name: asdict(ratio) for name, ratio in ratios.items()} | costs
+        rows.append({"method": own.method, "setting": own.setting, **found_here})
     return rows
 
 
@@ -255,28 +259,23 @@ def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         d = row["difference"]
-        cells.setdefault((row["target"], titles[row["rival"]]), []).append("–" if d is None else _signed(d))
+        cells.setdefault((row["target"], titles[row["rival"]]), []).append("–" if d is None else signed(Estimate(**d)))
     return lines + [f"| {target} | {rival} | {' | '.join(own)} |" for (target, rival), own in cells.items()]
 
 
 def _costs_table(plan: Plan, costs: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:
     baseline = titles[plan.baseline]
     lines = [
-        f"Minus {baseline} after {plan.steps} updates, points (95 % interval); the entropy as a ratio.",
+        f"Minus {baseline} after {plan.steps} updates, points (95 % interval); entropy and thinking as ratios.",
         "",
-        f"| method | setting | entropy / {baseline} | {' | '.join(MEASURES)} |",
-        "| --- | --- | --- |" + " --- |" * len(MEASURES),
+        f"| method | setting | entropy / {baseline} | thinking tokens / {baseline} | {' | '.join(MEASURES)} |",
+        "| --- | --- | --- | --- |" + " --- |" * len(MEASURES),
     ]
     for row in costs:
-        e = row["entropy"]
-        cells = [f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f})"]
-        cells += [_signed(row[name]) for name in MEASURES]
+        cells = [f"{e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f})" for e in (row["entropy"], row["thinking"])]
+        cells += [signed(Estimate(**row[name])) for name in MEASURES]
         lines.append(f"| {titles[row['method']]} | {row['setting']} | {' | '.join(cells)} |")
     return lines
-
-
-def _signed(d: Mapping[str, float]) -> str:
-    return f"{d['value']:+.1f} ({d['low']:.1f} to {d['high']:.1f})"
 
 
 _ENTROPY, _THINKING = "entropy (nats per token)", "thinking (tokens)"
@@ -291,8 +290,8 @@ _PANELS = (
 def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> None:
     """Accuracy against entropy and against the thinking's length, a line a method.
 
-    Bars are 95 % intervals over seeds and questions. The axes show all means; an interval that is longer than its
-    panel, as that of a setting of which one run in three ran away, leaves it.
+    Bars are 95 % intervals over seeds and questions. The axes show all means. A longer bar is cut off, such as that of
+    a setting of which one run in three ran away.
     """
     drawing, axes = panels(len(_PANELS), columns=2)
     for place, (against, name, unit) in zip(axes, _PANELS, strict=True):
@@ -328,7 +327,7 @@ def _show_all(place: Any, means: np.ndarray, logarithmic_x: bool) -> None:
         place.set_xlim(x.min() / 1.4, x.max() * 1.4)
     else:
         place.set_xlim(x.min() - 5, x.max() + 5)
-    place.set_ylim(max(y.min() - 8, 0), min(y.max() + 8, 100))
+    place.set_ylim(max(y.min() - 8, -2), min(y.max() + 8, 102))
 
 
 def _style(method: str, titles: Mapping[str, str], against: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from entropy_rft.suggestions import did_you_mean
 from studies.methods.results import Results, RunResult
 
 START, MAIN, TRIAL, SWEEP = "start", "main", "trial", "sweep"
-AIMS = ("accuracy", "entropy", "length", "target")
+AIMS = ("accuracy", "entropy", "length", "target", "control")
 _OF_A_MEASUREMENT = ("task", "task_options", "think_end_token")  # fields that matter where nothing is trained
 
 
@@ -25,7 +25,8 @@ class Method:
 
     Attributes:
         title: its name in tables.
-        aim: the criterion to compare its trials by, see :func:`~studies.methods.search.choose`.
+        aim: the criterion to compare its trials by, see :func:`~studies.methods.search.choose`. ``control``: it has
+            none, no claim is judged of it, and it is no rival; it explains what the others do.
         fields: of a recipe, over the study's own.
         trials: fields of each trial, over `fields`; the first method's are for all methods.
         builds_on: a method before it, whose choice it uses too, so that the two differ only by what this one adds.

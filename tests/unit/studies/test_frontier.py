@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from studies.methods.claims import judge
+from studies.methods.compare import estimate
 from studies.methods.frontier import (
     MEASURES,
     SETTLED,
@@ -17,6 +20,7 @@ from studies.methods.frontier import (
     against_baseline,
     at_equal_entropy,
     compare,
+    figure,
     held,
     points,
     write_frontier,
@@ -174,3 +178,39 @@ def test_the_report(frontier: Plan, results: Results, finish: Callable[..., None
     data = json.loads((tmp_path / "frontier.json").read_text(encoding="utf-8"))
     assert len(data["points"]) == 5
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_the_figures_bars_are_intervals_and_all_means_are_inside(
+    frontier: Plan, results: Results, finish: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _finish_all(frontier, results, finish, 0.1)
+    found = found_in(frontier, results)
+    drawn: list[Any] = []
+    monkeypatch.setattr("studies.methods.frontier.save", lambda figure, path, axes: drawn.extend(axes))
+    figure(found, {"start": "start", "grpo": "GRPO", "target": "target"}, tmp_path / "no.png")
+    for axes in drawn:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        for container in axes.containers:
+            x, y = container.lines[0].get_data()
+            assert all(left < value < right for value in x)
+            assert all(low < value < high for value in y)
+    [start] = [container for container in drawn[0].containers if container.get_label() == "start"]
+    horizontal, vertical = (lines.get_segments()[0] for lines in start.lines[2])
+    group = _point(found, "").group
+    entropy, accuracy = estimate([group.entropy()], np.asarray, positive=True), estimate([group.accuracy()], np.asarray)
+    assert horizontal[:, 0] == pytest.approx([entropy.low, entropy.high])
+    assert vertical[:, 1] == pytest.approx([100 * accuracy.low, 100 * accuracy.high])
+
+
+def test_a_control_is_no_rival(frontier: Plan, results: Results, finish: Callable[..., None]) -> None:
+    methods = {**frontier.methods, "shorter": Method("a length reward", "control", {"rewards": ["cosine_scaled"]})}
+    plan = replace(frontier, methods=methods)
+    _finish_all(frontier, results, finish, 0.1)
+    for spec in runs_due(plan, results)[0]:
+        finish(spec, entropy=0.2, thinking=25.0)
+    found = found_in(plan, results)
+    assert "shorter" in {p.method for p in found}
+    assert {row["rival"] for row in compare(plan, found)} == {"grpo"}
+    assert not [claim for claim in judge(plan, *collect(plan, results)[:2]) if "length reward" in claim.text]
+    [row] = [row for row in against_baseline(plan, found) if row["method"] == "shorter"]
+    assert row["thinking"]["value"] == pytest.approx(0.5, rel=0.02)
