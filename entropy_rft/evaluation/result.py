@@ -36,8 +36,8 @@ class Scores:
             makes evaluations at different temperatures comparable.
         entropy_thinking: the same over the tokens before the marker.
         entropy_answer: the same over the tokens after the marker.
-        pear_prefers_shorter: of two right answers to one question, how often PEAR (α = 1) would prefer the shorter: the
-            share of pairs, averaged over the questions that have one. Below 0.5 training with it makes answers longer.
+        pear_prefers_shorter: of two right answers to one question, how often PEAR (α = 1, no floor) would reward the
+            shorter more: the share of pairs, averaged over the questions that have one. Below 0.5 it rewards length.
     """
 
     questions: int

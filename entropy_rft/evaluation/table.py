@@ -49,7 +49,7 @@ def evaluation_lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
             ("  95 % interval", [MISSING if d is None else f"{percent(d[1])} to {percent(d[2])}" for d in differences]),
         ]
     if len(evaluations) == 1 and (share := evaluations[0].pear_prefers_shorter) is not None:  # before a training
-        lines.append(("PEAR prefers the shorter (%)", [percent(share)]))
+        lines.append(("PEAR (α = 1) prefers the shorter (%)", [percent(share)]))
     if any(e.unscorable for e in evaluations):
         lines.insert(2, ("not scorable", [str(e.unscorable) for e in evaluations]))
     return [[label, *cells] for label, cells in lines]

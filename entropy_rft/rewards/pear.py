@@ -30,10 +30,11 @@ def shorter_preferred(
     """How often the reward prefers the shorter of two correct answers to one question.
 
     The penalty is a mean over tokens, so it need not grow with the length: a longer text with the same uncertain tokens
-    has a smaller mean. Below 0.5 the reward makes answers longer.
+    has a smaller mean. Below 0.5 the reward favours length.
 
     Args:
-        prompts: of each completion; the completions of one question stand side by side.
+        prompts: of each completion; the completions of one question stand side by side. They are compared as text, so
+            prompts with images, whose text differs, form no pairs.
         correct: above 0 for a correct answer.
         rewards: of each completion.
         lengths: tokens of each completion.
@@ -42,7 +43,6 @@ def shorter_preferred(
         The share of pairs for each question with at least one pair; pairs of equal length or equal reward do not count.
     """
     shares = []
-    # As text: a prompt may hold what does not compare, such as arrays.
     for _, own in groupby(range(len(prompts)), key=[str(prompt) for prompt in prompts].__getitem__):
         right = [
             (lengths[i], reward)

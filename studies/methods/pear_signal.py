@@ -156,7 +156,7 @@ def study_models(models: Mapping[str, str], plan: Plan, device: str = "cpu", log
         marker = ThinkEndMarker(tokenizer, fields.get("think_end_token", "</think>"))
         answers = sample_answers(model, tokenizer, task, marker, **asked.sampling(), progress=True)
         right = right_answers(answers, model, marker, asked.temperature)
-        found[name] = {"source": source, **measure_signal(right, alphas)}
+        found[name] = {"source": Path(source).name, **measure_signal(right, alphas)}
     return {"study": plan.name, "measurement": asked.to_dict(), "alphas": alphas, "models": found}
 
 

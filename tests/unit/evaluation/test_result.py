@@ -99,7 +99,7 @@ def test_what_pear_would_prefer_stands_beside_one_evaluation_only(make_evaluatio
         return [line for line in evaluation_lines(evaluations) if "PEAR" in line[0]]
 
     known = make_evaluation(pear_prefers_shorter=0.125)
-    assert shown(known) == [["PEAR prefers the shorter (%)", "12.5"]]
+    assert shown(known) == [["PEAR (α = 1) prefers the shorter (%)", "12.5"]]
     assert shown(known, known) == []
     assert shown(make_evaluation()) == []
     assert Evaluation.from_dict(known.to_dict()).pear_prefers_shorter == 0.125
