@@ -169,10 +169,7 @@ def _scores(groups: Sequence[tuple[Sequence[bool | None], Sequence[CompletionRec
 
 def _prefers_shorter(right: Sequence[bool | None], records: Sequence[CompletionRecord]) -> list[float]:
     """Of one question; nothing where it has no two right answers of different length and penalty."""
-    rewards = []
-    for record in records:
-        means = record.mean_entropies
-        rewards.append(1 - pear_penalty(means["entropy_thinking"] or 0.0, means["entropy_answer"] or 0.0))
+    rewards = [1 - pear_penalty(*record.phase_entropies) for record in records]
     return shorter_preferred([0] * len(records), right, rewards, [record.tokens for record in records])
 
 

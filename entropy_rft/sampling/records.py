@@ -48,6 +48,12 @@ class CompletionRecord:
             "entropy_answer": self.entropy_answer / self.answer_tokens if self.answer_tokens else None,
         }
 
+    @property
+    def phase_entropies(self) -> tuple[float, float]:
+        """``(H_think, H_answer)`` as PEAR takes them: means over the phase's tokens, nats; 0 for an empty phase."""
+        means = self.mean_entropies
+        return means["entropy_thinking"] or 0.0, means["entropy_answer"] or 0.0
+
 
 def phases_of(completion: Completion, marker: ThinkEndMarker) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens of a completion are thinking, and which answer; each ``(tokens,)``, bool.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from studies.methods.plan import Measurement
 
 if TYPE_CHECKING:  # importing them takes seconds
     from entropy_rft.sampling import ThinkEndMarker
@@ -28,6 +31,24 @@ class Answers:
     def flat(self) -> list[Completion]:
         """All completions, question by question."""
         return [completion for group in self.groups for completion in group]
+
+
+def questions_of(fields: Mapping[str, Any], asked: Measurement) -> Any:
+    """The task of a recipe's `fields`, with the questions of a measurement.
+
+    They are those of seed 0 whatever a run's seed is, so that runs are compared question by question.
+    """
+    from entropy_rft.tasks import load_task
+
+    options = dict(fields.get("task_options") or {})
+    return load_task(fields.get("task", "arithmetic"), split=asked.split, limit=asked.questions, seed=0, **options)
+
+
+def marker_of(fields: Mapping[str, Any], tokenizer: Any) -> ThinkEndMarker:
+    """What ends the thinking, by a recipe's `fields`."""
+    from entropy_rft.sampling import ThinkEndMarker
+
+    return ThinkEndMarker(tokenizer, fields.get("think_end_token", "</think>"))
 
 
 def sample_answers(

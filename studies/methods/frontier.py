@@ -309,7 +309,7 @@ def figure(found: Sequence[Point], titles: Mapping[str, str], path: Path) -> Non
             )  # fmt: skip
         if against == _ENTROPY:
             logarithmic(place, "x")
-        _show_all(place, np.asarray(means), against == _ENTROPY)
+        _show_all(place, np.asarray(means))
         place.set_xlabel(against)
         place.set_ylabel(unit)
     save(drawing, path, axes)
@@ -320,10 +320,10 @@ def _bars(found: Sequence[Estimate]) -> np.ndarray:
     return np.nan_to_num([[e.value - e.low for e in found], [e.high - e.value for e in found]])
 
 
-def _show_all(place: Any, means: np.ndarray, logarithmic_x: bool) -> None:
+def _show_all(place: Any, means: np.ndarray) -> None:
     """Limits around the means, (points, 2)."""
     x, y = means.T
-    if logarithmic_x:
+    if place.get_xscale() == "log":
         place.set_xlim(x.min() / 1.4, x.max() * 1.4)
     else:
         place.set_xlim(x.min() - 5, x.max() + 5)

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t
 
 from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
-from studies.methods.compare import CONFIDENCE, Estimate, Group, difference, in_points, signed
+from studies.methods.compare import Estimate, Group, Quantity, difference, estimate, in_points, signed
 from studies.methods.plan import Plan
 from studies.methods.report import collect
 from studies.methods.results import Results
@@ -30,11 +29,9 @@ def rise(group: Group) -> Estimate:
     for run in group.runs:
         right = 100 * np.asarray(run.curves["accuracy"]["values"])
         changes.append(right[-WINDOW:].mean() - right[-2 * WINDOW : -WINDOW].mean())
-    value = float(np.mean(changes))
-    if len(changes) < 2:
-        return Estimate(value, np.nan, np.nan)
-    half = t.ppf((1 + CONFIDENCE) / 2, len(changes) - 1) * np.std(changes, ddof=1) / np.sqrt(len(changes))
-    return Estimate(value, float(value - half), float(value + half))
+    by_seed = np.asarray(changes)[:, None]
+    found = estimate([Quantity(by_seed, np.ones_like(by_seed))], np.asarray)
+    return found if len(changes) > 1 else Estimate(found.value, np.nan, np.nan)  # one seed says nothing about others
 
 
 def verdict(change: Estimate, risen: Estimate) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.rewards.pear import pear_penalty
-from studies.methods.answers import Answers, sample_answers
+from studies.methods.answers import Answers, marker_of, questions_of, sample_answers
 from studies.methods.compare import Estimate, Quantity, estimate
 from studies.methods.plan import Plan
 
@@ -96,14 +96,10 @@ def right_answers(answers: Answers, model: Any, marker: Any, temperature: float)
 
     records = iter(record_completions(model, answers.flat, marker, SCORED_AT_ONCE, False, temperature))
     found = []
-    for group, right in zip(answers.groups, answers.right, strict=True):
-        own = [(next(records), verdict) for _, verdict in zip(group, right, strict=True)]
+    for right in answers.right:
+        own = [(next(records), verdict) for verdict in right]
         found.append([
-            Answer(
-                record.thinking_tokens,
-                record.mean_entropies["entropy_thinking"] or 0.0,
-                record.mean_entropies["entropy_answer"] or 0.0,
-            )
+            Answer(record.thinking_tokens, *record.phase_entropies)
             for record, verdict in own
             if verdict and record.marker
         ])  # fmt: skip
@@ -141,19 +137,16 @@ def study_models(models: Mapping[str, str], plan: Plan, device: str = "cpu", log
         plan: has the task, the questions, the marker and PEAR's α.
         log: called with each line of progress.
     """
-    from entropy_rft.sampling import ThinkEndMarker, load_model_and_tokenizer
-    from entropy_rft.tasks import load_task
+    from entropy_rft.sampling import load_model_and_tokenizer
 
-    fields, asked = plan.fields, plan.validation
-    task = load_task(
-        fields["task"], split=asked.split, limit=asked.questions, seed=0, **dict(fields.get("task_options") or {})
-    )
+    asked = plan.validation
+    task = questions_of(plan.fields, asked)
     alphas = alphas_of(plan)
     found = {}
     for name, source in models.items():
         log(f"{name}: {source}")
         model, tokenizer = load_model_and_tokenizer(source, device=device)
-        marker = ThinkEndMarker(tokenizer, fields.get("think_end_token", "</think>"))
+        marker = marker_of(plan.fields, tokenizer)
         answers = sample_answers(model, tokenizer, task, marker, **asked.sampling(), progress=True)
         right = right_answers(answers, model, marker, asked.temperature)
         found[name] = {"source": Path(source).name, **measure_signal(right, alphas)}

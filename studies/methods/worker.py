@@ -24,7 +24,7 @@ import yaml
 
 from entropy_rft.errors import UserMistake
 from entropy_rft.run_files import CHECKPOINT, METRICS
-from studies.methods.answers import sample_answers
+from studies.methods.answers import marker_of, questions_of, sample_answers
 from studies.methods.plan import Measurement, RunSpec
 from studies.methods.results import RunResult
 
@@ -64,8 +64,7 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
     """
     import torch
 
-    from entropy_rft.sampling import ThinkEndMarker, load_model_and_tokenizer
-    from entropy_rft.tasks import load_task
+    from entropy_rft.sampling import load_model_and_tokenizer
     from entropy_rft.training.run_directory import installed_versions
 
     training_seconds = 0.0
@@ -76,11 +75,9 @@ def run(spec: RunSpec, model: str, directory: Path, device: str) -> RunResult:
         training_seconds = _seconds(directory / METRICS)
     trained = time.monotonic()
     asked = spec.measurement
-    task_name, options = spec.fields.get("task", "arithmetic"), dict(spec.fields.get("task_options") or {})
-    # The questions are those of seed 0 whatever the run's seed, so that runs are compared question by question.
-    task = load_task(task_name, split=asked.split, limit=asked.questions, seed=0, **options)
+    task = questions_of(spec.fields, asked)
     loaded, tokenizer = load_model_and_tokenizer(directory if spec.steps else model, device=device)
-    marker = ThinkEndMarker(tokenizer, spec.fields.get("think_end_token", "</think>"))
+    marker = marker_of(spec.fields, tokenizer)
     questions, digest = measure(loaded, tokenizer, task, asked, marker)
     also = {
         f"{temperature:g}": measure(
