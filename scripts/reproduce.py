@@ -12,6 +12,7 @@
     python scripts/reproduce.py --study smollm2 --jobs 1  # three methods on a real language model, a small study
     python scripts/reproduce.py --study difficulty        # the U shape and the probe's savings after training
     python scripts/reproduce.py --study pear --models NAME=DIR      # does PEAR's penalty grow with the length?
+    python scripts/reproduce.py --study claims            # the claims of all studies in one table; nothing is run
 
 Results go to scripts/results/STUDY: one JSON file a run, the searches, claims.json, claims.md and the figures. A run
 whose file exists is not repeated; only this file counts, not the checkpoints in runs/. --time_limit stops between runs,
@@ -34,7 +35,8 @@ from entropy_rft.threads import share_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # `studies` is not installed
-STUDIES = ("theory", "frontier", "frontier-longer", "smollm2", "tiny", "tiny-slow", "medium", "difficulty", "pear")
+STUDIES = ("theory", "frontier", "frontier-longer", "smollm2", "tiny", "tiny-slow", "medium", "difficulty", "pear",
+           "claims")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -141,6 +143,16 @@ def pear(options: argparse.Namespace) -> int:
     return 0
 
 
+def claims(options: argparse.Namespace) -> int:
+    from studies.methods.side_by_side import stored_claims, table
+
+    found = stored_claims(options.output or ROOT / "scripts" / "results")
+    if not found:
+        raise UserValueError("no study has a claims.json yet: run one, or make the reports of its runs with --report")
+    print(table(found), end="")
+    return 0
+
+
 def _named(pairs: list[str]) -> dict[str, str]:
     models = dict(pair.partition("=")[::2] for pair in pairs)
     if len(models) < len(pairs) or not all(models.values()) or not all(models):
@@ -185,7 +197,7 @@ def compare(options: argparse.Namespace) -> int:
     written = "claims.md, claims.json and the figures"
     if options.study == "frontier":
         print(write_frontier(plan, results, output))
-        written = f"{written}, frontier.md, frontier.json and frontier.png"
+        written = f"{written}, frontier.md, frontier.json and its figures"
     if options.study == "frontier-longer":
         first = identified(load_plan(ROOT / "recipes" / "studies" / "frontier.yaml"))
         print(write_longer(plan, results, first, Results(ROOT / "scripts" / "results" / "frontier"), output))
@@ -207,7 +219,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; a typo in a model's name fails at once
     try:
-        return {"theory": theory, "difficulty": difficulty, "pear": pear}.get(options.study, compare)(options)
+        return {"theory": theory, "difficulty": difficulty, "pear": pear, "claims": claims}.get(options.study, compare)(
+            options
+        )
     except UserMistake as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2

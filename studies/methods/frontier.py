@@ -89,19 +89,29 @@ def points(plan: Plan, groups: Mapping[str, Group], sweeps: Mapping[str, Mapping
             if not kept:
                 return
             group = Group(kept)
-        cool = Group(group.runs, temperature=plan.test.also_at[0])
-        found.setdefault(id(group.runs[0]), Point(method, setting, group, cool))
+        found.setdefault(id(group.runs[0]), _point(plan, method, setting, group))
 
     for name, sweep in plan.sweeps.items():
         for value, group in sweeps.get(name, {}).items():
             add(sweep.method, f"{sweep.field} {point(value)}", group)
     for name, group in groups.items():
-        add(name, "" if name == START else _setting(plan, name, group), group)
+        add(name, _setting(plan, name, group), group)
     return list(found.values())
+
+
+def main_points(plan: Plan, groups: Mapping[str, Group]) -> list[Point]:
+    """Each method with what its search chose, over all of its seeds, and the start."""
+    return [_point(plan, name, _setting(plan, name, group), group) for name, group in groups.items()]
+
+
+def _point(plan: Plan, method: str, setting: str, group: Group) -> Point:
+    return Point(method, setting, group, Group(group.runs, temperature=plan.test.also_at[0]))
 
 
 def _setting(plan: Plan, method: str, group: Group) -> str:
     """Of a method's main runs, where no sweep names it: what the searches chose for it."""
+    if method == START:
+        return ""
     if method == plan.baseline:
         return f"steps {plan.steps}"
     own = plan.methods[method]
@@ -179,7 +189,11 @@ def against_baseline(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]
 
 
 def write_frontier(plan: Plan, results: Results, output: Path) -> str:
-    """frontier.json, frontier.md and frontier.png into `output`; returns the text of the tables."""
+    """frontier.json, frontier.md and frontier.png into `output`; returns the text of the tables.
+
+    Where the settings have fewer seeds than the methods, the methods over all seeds have tables of their own and
+    methods.png.
+    """
     groups, sweeps, search = collect(plan, results)
     found = points(plan, groups, sweeps)
     titles = {START: "start", **{name: method.title for name, method in plan.methods.items()}}
@@ -188,31 +202,43 @@ def write_frontier(plan: Plan, results: Results, output: Path) -> str:
     rows, costs = compare(plan, found), against_baseline(plan, found)
     data = {
         "study": plan.name, "seeds": list(plan.seeds), "test": plan.test.to_dict(), "searches": search.record,
-        "points": [
-            {"method": p.method, "setting": p.setting, "entropy": p.group.entropy().by_seed(),
-             "thinking": p.group.thinking().by_seed(),
-             **{name: measure(p).by_seed() for name, measure in MEASURES.items()}}
-            for p in found
-        ],
-        "held": keeping, "at_equal_entropy": rows, "against_baseline": costs, **about,
+        "points": _numbers(found), "held": keeping, "at_equal_entropy": rows, "against_baseline": costs, **about,
     }  # fmt: skip
-    write_json(output / "frontier.json", without_nan(data))
-    tables = (
-        _points_table(found, titles),
+    tables = [
+        _points_table(found, titles, plan.sweep_seeds or plan.seeds),
         _held_table(keeping),
         _rows_table(rows, titles),
         _costs_table(plan, costs, titles),
-    )
-    text = "\n\n".join("\n".join(table) for table in tables)
-    write_text(output / "frontier.md", f"{text}\n\n{machinery_line(about)}\n")
+    ]
     if found:
         figure(found, titles, output / "frontier.png")
+    if plan.sweep_seeds is not None and list(plan.sweep_seeds) != list(plan.seeds) and groups:
+        mains = main_points(plan, groups)
+        own_costs = against_baseline(plan, mains)
+        data |= {"methods": _numbers(mains), "methods_against_baseline": own_costs}
+        tables += [_points_table(mains, titles, plan.seeds), _costs_table(plan, own_costs, titles)]
+        figure(mains, titles, output / "methods.png")
+    write_json(output / "frontier.json", without_nan(data))
+    text = "\n\n".join("\n".join(table) for table in tables)
+    write_text(output / "frontier.md", f"{text}\n\n{machinery_line(about)}\n")
     return text
 
 
-def _points_table(found: Sequence[Point], titles: Mapping[str, str]) -> list[str]:
+def _numbers(found: Sequence[Point]) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": p.method, "setting": p.setting, "entropy": p.group.entropy().by_seed(),
+            "thinking": p.group.thinking().by_seed(),
+            **{name: measure(p).by_seed() for name, measure in MEASURES.items()},
+        }
+        for p in found
+    ]  # fmt: skip
+
+
+def _points_table(found: Sequence[Point], titles: Mapping[str, str], seeds: Sequence[int]) -> list[str]:
     lines = [
-        "Mean over seeds (range). Entropy in nats per token at temperature 1, accuracies in percent.",
+        f"Seeds {', '.join(map(str, seeds))}: mean (range). Entropy in nats per token at temperature 1, accuracies in "
+        "percent.",
         "",
         f"| method | setting | entropy | {' | '.join(MEASURES)} | thinking tokens |",
         "| --- | --- | --- |" + " --- |" * (len(MEASURES) + 1),

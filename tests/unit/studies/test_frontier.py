@@ -163,21 +163,43 @@ def test_how_a_target_was_kept(frontier: Plan, results: Results, finish: Callabl
     assert found.at_bound == 0.5
 
 
-def test_the_report(frontier: Plan, results: Results, finish: Callable[..., None], tmp_path: Path) -> None:
-    _finish_all(frontier, results, finish, 0.1)
-    for spec in all_runs(frontier, runs_due(frontier, results)[1]):
+def _report(plan: Plan, results: Results, output: Path) -> tuple[str, dict[str, Any]]:
+    for spec in all_runs(plan, runs_due(plan, results)[1]):
         if spec.method == "target":  # the invented curves have no target
             path = results.path(spec.name)
             data = json.loads(path.read_text(encoding="utf-8"))
             steps = list(range(SETTLED + 20))
             data["curves"] |= {name: {"steps": steps, "values": [0.2] * len(steps)} for name in ("entropy", "target")}
             path.write_text(json.dumps(data), encoding="utf-8")
-    text = write_frontier(frontier, Results(results.directory), tmp_path)
+    text = write_frontier(plan, Results(results.directory), output)
+    return text, json.loads((output / "frontier.json").read_text(encoding="utf-8"))
+
+
+def test_the_report(frontier: Plan, results: Results, finish: Callable[..., None], tmp_path: Path) -> None:
+    _finish_all(frontier, results, finish, 0.1)
+    text, data = _report(frontier, results, tmp_path)
     assert "| entropy_clip_target 0.5x | 0.0, 0.0 |" in text
     assert "| entropy_clip_target 0.3x | GRPO | +" in text
-    data = json.loads((tmp_path / "frontier.json").read_text(encoding="utf-8"))
     assert len(data["points"]) == 5
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert not (tmp_path / "methods.png").exists()
+    assert "methods" not in data
+
+
+def test_methods_with_more_seeds_than_the_settings_have_tables_over_all_of_them(
+    frontier: Plan, results: Results, finish: Callable[..., None], tmp_path: Path
+) -> None:
+    fewer = replace(frontier, sweep_seeds=[1])
+    _finish_all(fewer, results, finish, 0.1)
+    text, data = _report(fewer, results, tmp_path)
+    assert {len(p["entropy"]) for p in data["points"]} == {1}
+    assert [(p["method"], len(p["entropy"])) for p in data["methods"]] == [("start", 2), ("grpo", 2), ("target", 2)]
+    [row] = data["methods_against_baseline"]
+    assert row["method"] == "target"
+    assert row["avg@k"]["low"] < row["avg@k"]["value"] < row["avg@k"]["high"]
+    assert "Seeds 1: mean" in text
+    assert f"Seeds {', '.join(map(str, fewer.seeds))}: mean" in text
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
 
 
 def test_the_figures_bars_are_intervals_and_all_means_are_inside(
