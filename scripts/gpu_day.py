@@ -86,7 +86,7 @@ class Stopped(Exception):
     """The runner received a signal to stop."""
 
 
-def arguments(argv: Sequence[str] | None, stages: Sequence[Stage]) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> argparse.Namespace:
     names = [stage.name for stage in stages]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory for the results; made when it is missing")
