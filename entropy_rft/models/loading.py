@@ -8,6 +8,7 @@ from typing import Any
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.models.sources import model_source
+from entropy_rft.models.tokenizers import load_tokenizer
 from entropy_rft.threads import watch
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -30,7 +31,7 @@ def load_model_and_tokenizer(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if dtype not in _DTYPES:
         raise UserValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
@@ -58,7 +59,6 @@ def load_model_and_tokenizer(
             model = AutoPeftModelForCausalLM.from_pretrained(text, dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(text, model, adapter))
     except (
         OSError,
         ValueError,
@@ -66,14 +66,8 @@ def load_model_and_tokenizer(
         SafetensorError,
     ) as error:  # transformers raises OSError for "not found", here and on the hub
         raise UserValueError(f"model {text!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = load_tokenizer(text)
     try:
         return watch(model.to(device)), tokenizer
     except (RuntimeError, AssertionError) as error:  # torch raises these for an unknown or missing device
         raise UserValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _tokenizer_source(text: str, model: Any, adapter: bool) -> str:
-    """An adapter saved without a tokenizer uses its base model's."""
-    if adapter and not (Path(text) / "tokenizer_config.json").is_file():
-        return str(model.peft_config["default"].base_model_name_or_path)
-    return text

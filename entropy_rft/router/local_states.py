@@ -120,6 +120,8 @@ class LocalStates:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         model, _ = load_model_and_tokenizer(self.name, device=self._device)
+        if hasattr(model, "get_base_model"):  # a LoRA adapter, which acts inside the model
+            model = model.get_base_model()
         check_layer(model, self.layer)
         config = model.config.get_text_config()
         if self.width is not None and config.hidden_size != self.width:

@@ -86,6 +86,7 @@ class Reloader:
         self._given = given
         self._build = build
         self._wanted = asyncio.Event()
+        self._latest = loaded.settings  # what was read last, also if it was refused
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -132,7 +133,7 @@ class Reloader:
             return True
 
     def _load(self) -> Chosen:
-        merged = merge(self._loaded.settings, self._reading.read())
+        self._latest = merged = merge(self._loaded.settings, self._reading.read())
         if merged.features.kind != "none" and merged.probe is None:
             raise UserValueError("probe is missing: features need a probe that reads them")
         if not self._given:
@@ -187,7 +188,13 @@ class Reloader:
                 self.on_done(well)
 
     async def _watch(self) -> None:
-        await watch(lambda: watched(self._loaded.settings, self._reading.file), self.request)
+        # Also what a refused file names: when that is complete, the next reload may be accepted.
+        await watch(
+            lambda: dict.fromkeys(
+                [*watched(self._loaded.settings, self._reading.file), *watched(self._latest, self._reading.file)]
+            ),
+            self.request,
+        )
 
 
 async def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:

@@ -68,6 +68,7 @@ class RouterSettings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
     )
 
     host: str = "127.0.0.1"

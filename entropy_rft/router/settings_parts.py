@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,7 +14,7 @@ from entropy_rft.router.keys import read_key, read_keys
 class Part(BaseModel):
     """A part of the settings: an unknown key is an error, and nothing changes after start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackendSettings(Part):
@@ -39,6 +40,10 @@ class BackendSettings(Part):
             raise UserValueError("must be an address such as http://10.0.0.1:8000")
         if "@" in url.split("/", 3)[2]:
             raise UserValueError("must not hold a user or a password: give api_key_env or api_key_file")
+        try:
+            _ = urlsplit(url).port
+        except ValueError as error:
+            raise UserValueError(f"is not an address: {error}") from error
         return url.rstrip("/").removesuffix("/v1")
 
     @model_validator(mode="after")

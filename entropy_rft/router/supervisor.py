@@ -214,6 +214,8 @@ class Supervisor:
         for backend in self._checks.backends:
             worker.tell(found(backend))
         self._workers.add(worker)
+        if self._stop.is_set():  # the signal came before this worker could be told
+            worker.kill()
         return worker
 
     def _ready(self) -> None:

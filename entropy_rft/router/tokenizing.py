@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
 
 # transformers' own tags, which plain Jinja does not have
@@ -70,15 +69,10 @@ class ChatTokenizer:
         Raises:
             ValueError: there is none; one line.
         """
-        from transformers import AutoTokenizer
-
         from entropy_rft.models.sources import model_source
+        from entropy_rft.models.tokenizers import load_tokenizer
 
-        source = model_source(name)
-        try:
-            return cls(AutoTokenizer.from_pretrained(source))
-        except (OSError, ValueError) as error:
-            raise UserValueError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return cls(load_tokenizer(str(model_source(name))))
 
     def __call__(self, question: Question) -> list[int]:
         """The question's tokens.
@@ -146,12 +140,17 @@ def _plain(message: Any) -> dict[str, Any]:
     return plain
 
 
+# The parts that the dialects take for text; one without a type is text too.
+_TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "reasoning")
+_TEXT_FIELDS = ("text", "refusal", "thinking", "reasoning")
+
+
 def _text(part: Any) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "refusal"):
-        text = part.get("text", part.get("refusal"))
-        if isinstance(text, str):
+    if isinstance(part, Mapping) and part.get("type", "text") in _TEXTS:
+        text = next((part[name] for name in _TEXT_FIELDS if isinstance(part.get(name), str)), None)
+        if text is not None:
             return text
     raise FeatureError("a message holds something other than text")
 

@@ -264,6 +264,20 @@ def test_a_changed_file_is_noticed(stub: Stub, tmp_path: Path) -> None:
         assert (reloads(process, "ok"), reloads(process, "error")) == (2, 1)
 
 
+def test_a_file_that_a_refused_configuration_names_is_watched(stub: Stub, tmp_path: Path) -> None:
+    """The configuration may come before the file that it names."""
+    watching = {"backends": [stub.url], "reload": "watch"}
+    with router_process(tmp_path, watching, ready="/ready") as process:
+        process.wait_until_ready(60)
+        later = tmp_path / "later.yaml"
+        (tmp_path / "router.yaml").write_text(yaml.safe_dump({**watching, "strategies": str(later)}))
+        wait_for_line(process, "not reloaded")
+        later.write_text("normal: {instruction: '', temperature: 0.25}\n")
+        wait_for_line(process, "reloaded: questions")
+        ask(process)
+        assert stub.requests[-1].json["temperature"] == 0.25
+
+
 def test_a_changed_probe_is_noticed(stub: Stub, pooling: Stub, probe: Path, tmp_path: Path) -> None:
     source = {"kind": "vllm_pooling", "url": pooling.url, "deadline_ms": 60_000}
     watching = settings(stub, probe=str(probe), features=source, reload="watch")

@@ -14,6 +14,7 @@ from entropy_rft.difficulty import question_states
 from entropy_rft.difficulty.states import fingerprint
 from entropy_rft.router.features import FeatureError
 from entropy_rft.router.local_states import LocalStates, forward_batches
+from entropy_rft.router.tokenizing import ChatTokenizer
 from entropy_rft.threads import CHOSEN_BY_USER
 
 
@@ -187,3 +188,24 @@ def test_a_closed_source_lets_go_of_its_model(random_model_dir):
         assert found[0]() is None
     finally:
         gc.unfreeze()
+
+
+def test_the_states_of_a_model_with_an_adapter(random_model_dir, model, tmp_path):
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    adapted.save_pretrained(tmp_path)
+    expected = question_states(adapted, [[1, 2, 3]])[0]
+    assert not np.allclose(expected, question_states(model, [[1, 2, 3]])[0], atol=1e-4)
+
+    async def test(states):
+        found = await states.state([1, 2, 3], always)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    run(test, tmp_path, fingerprint=fingerprint(adapted))
+    assert len(ChatTokenizer.from_pretrained(str(tmp_path)).tokenizer) > 0  # its base model's

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 
+from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
 from entropy_rft.router.tokenizing import ChatTokenizer, Question
 from entropy_rft.sampling import encode_prompt
@@ -54,6 +56,37 @@ def test_messages_in_every_form(shown):
     call["function"]["arguments"] = "no JSON"
     assert 'assistant:"no JSON";' in shown(messages=several)
     assert shown(messages=USER, tools=[{"name": "add"}]).startswith('tools:[{"name": "add"}]user:')
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"text": "hm"},
+        {"type": "output_text", "text": "hm"},
+        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        {"type": "reasoning", "reasoning": "hm"},
+        {"type": "refusal", "refusal": "hm"},
+    ],
+)
+def test_every_part_that_the_dialects_take_for_text(shown, part):
+    assert shown(messages=[*USER, {"role": "assistant", "content": [part]}]).endswith("assistant:hm;assistant:")
+
+
+def test_a_part_that_is_no_text(shown):
+    for part in ({"type": "image_url", "image_url": {}}, {"type": "text"}, {"type": "thinking", "thinking": None}):
+        with pytest.raises(FeatureError, match="something other than text"):
+            shown(messages=[{"role": "user", "content": [part]}])
+
+
+def test_a_tokenizer_that_the_installed_packages_cannot_read(random_model_dir, tmp_path):
+    """`tokenizers` raises a plain Exception for it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(random_model_dir / name, tmp_path)
+    for text in ('{"version": "1.0", "model": {"type": "Later"}, "added_tokens": []}', '{"version": "1.0"}'):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(UserValueError, match="cannot be loaded") as caught:
+            ChatTokenizer.from_pretrained(str(tmp_path))
+        assert "\n" not in str(caught.value)
 
 
 SHOWS = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] | trim }};{% endfor %}"
