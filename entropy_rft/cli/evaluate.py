@@ -13,6 +13,7 @@ from entropy_rft.cli.flags import (
     add_marker,
     add_sampling,
     add_task,
+    check_output,
     effort_of,
     parse_options,
     path,
@@ -57,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an argument is wrong, the model or the task cannot be loaded, or the result cannot be written.
     """
     options, effort = parse_options(args.task_option), effort_of(args)
-    if args.output and Path(args.output).is_dir():
-        raise UserValueError(f"--output {args.output!r} is a directory: give a file name")
 
     from rich.console import Console
 
@@ -72,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     check_settings(args.samples, args.temperature, args.top_p, args.max_tokens, args.batch_size)
     task = load_task(args.task, path=args.path, split=args.split, limit=args.limit, seed=args.seed, **options)
     output = Path(args.output) if args.output else default_output(args.model, task.name, args.split)
+    check_output(output)
     model, tokenizer = load_model_and_tokenizer(args.model, dtype=args.dtype, device=args.device)
     with users(FloatingPointError):  # a model of NaNs
         evaluation = evaluate_model(
@@ -88,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
             model_name=args.model,
             effort=effort,
         )
+    try:
+        evaluation.save(output)
+    except OSError as error:
+        raise UserValueError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
     name = Path(args.model).name or args.model
     console = Console()
     console.print(evaluation_table([(name, evaluation)]))
@@ -95,10 +99,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(difficulty_table(name, evaluation))
     if evaluation.unscorable:
         console.print(f"{evaluation.unscorable} completions could not be scored; avg@k and pass@k leave them out")
-    try:
-        evaluation.save(output)
-    except OSError as error:
-        raise UserValueError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
     console.print(f"result: {output}", markup=False, highlight=False)
     return 0
 

@@ -28,6 +28,21 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} has no home directory") from error
 
 
+def check_output(output: Path) -> None:
+    """Say before the work, not after it, that its result could not be written.
+
+    Raises:
+        ValueError: `output` is a directory, or it cannot be written.
+    """
+    if output.is_dir():
+        raise UserValueError(f"--output {str(output)!r} is a directory: give a file name")
+    written = (
+        output if output.exists() and not output.is_file() else next(p for p in output.absolute().parents if p.exists())
+    )
+    if not os.access(written, os.W_OK):
+        raise UserValueError(f"--output {str(output)!r} cannot be written: give another file with --output")
+
+
 def add_task(add: Add, split: str) -> None:
     """Which questions; `split` is the default."""
     add("--task", required=True, help="one of " + ", ".join(TASK_NAMES))

@@ -61,6 +61,8 @@ def train_probe(
     questions = set(traces.questions)
     if len(questions) < 10:
         raise UserValueError(f"a probe needs at least 10 different questions, the traces have {len(questions)}")
+    if seed < 0:
+        raise UserValueError(f"seed must be at least 0, got {seed}")
     testing = split_groups(traces.questions, test_fraction, seed)
     seen, unseen = traces.take(~testing), traces.take(testing)
     metrics: dict[str, Any] = {}

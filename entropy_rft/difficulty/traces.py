@@ -35,6 +35,7 @@ class Traces:
         unscorable: questions left out because none of their answers could be scored.
         uncollected: questions that are not collected yet.
         sizes: how many of the questions are of each directory, in order; all of them are of the first by default.
+        repeated: rows left out because their question had come before in the same directory.
     """
 
     settings: list[dict[str, Any]]
@@ -43,6 +44,7 @@ class Traces:
     unscorable: int = 0
     uncollected: int = 0
     sizes: tuple[int, ...] = ()
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,6 +91,8 @@ class Traces:
             lines.append(f"note: {self.uncollected} questions are not collected yet; only the collected ones are used")
         if self.unscorable:
             lines.append(f"note: {self.unscorable} questions without an answer that could be scored are left out")
+        if self.repeated:
+            lines.append(f"note: {self.repeated} questions that come twice in their data are used once")
         return lines
 
     def column(self, name: str) -> np.ndarray:
@@ -102,7 +106,7 @@ class Traces:
             return self
         rows = [row for row, keep in zip(self.rows, chosen, strict=True) if keep]
         sizes = tuple(int(chosen[span].sum()) for span in self._spans())
-        return Traces(self.settings, rows, self.hidden[chosen], self.unscorable, self.uncollected, sizes)
+        return Traces(self.settings, rows, self.hidden[chosen], self.unscorable, self.uncollected, sizes, self.repeated)
 
     def by_directory(self) -> list[Traces]:
         """The questions of each directory; the hidden states are views of these."""
@@ -128,7 +132,7 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
     settings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     hidden: list[np.ndarray] = []
-    collected = 0
+    collected = repeated = 0
     places: dict[str, str] = {}  # of each question
     for directory in directories:
         path = Path(directory).expanduser()
@@ -154,10 +158,17 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
                     "directory and each question once"
                 )
         places |= dict.fromkeys((row["id"] for row in own), os.fspath(directory))
-        scorable = [row["accuracy"] is not None and row["entropy"] is not None for row in own]
+        # Within a directory a question comes twice if its data has it twice; the first one is used.
+        first = {row["id"]: place for place, row in reversed(list(enumerate(own)))}
+        new = [first[row["id"]] == place for place, row in enumerate(own)]
+        scorable = [
+            is_new and row["accuracy"] is not None and row["entropy"] is not None
+            for row, is_new in zip(own, new, strict=True)
+        ]
         rows += [row for row, kept in zip(own, scorable, strict=True) if kept]
         hidden.append(states if all(scorable) else states[scorable])
         collected += len(own)
+        repeated += len(own) - len(first)
     if not collected:
         raise UserValueError(f"{os.fspath(directories[0])!r} holds no traces yet")
     if not rows:
@@ -168,9 +179,10 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         settings,
         rows,
         there[0] if len(there) == 1 else np.concatenate(there),
-        collected - len(rows),
+        collected - repeated - len(rows),
         uncollected,
         tuple(map(len, hidden)),
+        repeated,
     )
 
 

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from entropy_rft.difficulty.compare.comparison import answer_questions, evaluate_probe, routing_seconds
     from entropy_rft.difficulty.compare.page import check_plots, remarks, save_evaluation, short_policy_lines
     from entropy_rft.difficulty.fitting import baselines_of
+    from entropy_rft.difficulty.states import fingerprint
     from entropy_rft.reporting.cells import lined_table
     from entropy_rft.sampling import ThinkEndMarker
 
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         served_model=flags.served_model(sampler),
         chunk_size=args.chunk_size,
         marker=ThinkEndMarker(tokenizer, questions.traces.think_end_token),
+        fingerprint=fingerprint(model, like=questions.traces.fingerprint),
         placement=probe.placement,
     )
     settings = {
@@ -113,11 +115,11 @@ def run(args: argparse.Namespace) -> int:
     )
     caption = f"{result['questions']} questions, {args.samples} answers of each strategy; second line: 95 %, paired"
     header, *lines = short_policy_lines(result)
-    Console().print(lined_table("Strategies", header, lines, caption))
-    for line in remarks(result):
-        say(line)
     output = Path(args.output_dir)
     with users(OSError):
         save_evaluation(result, questions.traces, output)
+    Console().print(lined_table("Strategies", header, lines, caption))
+    for line in remarks(result):
+        say(line)
     say(f"result: {output / EVALUATION}\nreport: {output / REPORT}")
     return 0

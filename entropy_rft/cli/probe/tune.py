@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from entropy_rft.cli import flags
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from entropy_rft.difficulty.compare.tuning import check_grid, trial_lines, tune_strategies
     from entropy_rft.reporting.cells import lined_table
 
+    flags.check_output(Path(args.output))
     check_grid(args.temperatures, args.fractions, args.tolerance, args.thinking_tokens)
     probe, questions, _, tokenizer, sampler = prepared(args, tuning=True)
     found, tried = tune_strategies(
@@ -87,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
     )
     header = ["", "temperature", "budget", "accuracy (%)", "tokens", "questions"]
     caption = "→ chosen, on the questions that the probe sends there; budget: share, or ≤ thinking"
-    Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
     tasks = ", ".join(f"{task.name}/{task.split}" for task, _ in questions.parts)
     with users(OSError):
         save_strategies(
             found, args.output, f"Tuned for {questions.traces.model} on {tasks}, {len(questions)} questions."
         )
+    Console().print(lined_table("Trials", header, trial_lines(tried, found), caption))
     say(f"strategies: {args.output} (give them to `probe train --strategies`)")
     return 0

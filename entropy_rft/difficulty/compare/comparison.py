@@ -23,6 +23,7 @@ from entropy_rft.difficulty.store import chunk_seed
 from entropy_rft.difficulty.strategies import DIFFICULTIES, NAMES, Difficulty, Placement, Strategy
 from entropy_rft.difficulty.traces import Traces, levels, load_traces
 from entropy_rft.errors import UserValueError
+from entropy_rft.files import json_text
 from entropy_rft.sampling import (
     ThinkEndMarker,
     check_settings,
@@ -36,6 +37,7 @@ from entropy_rft.tasks import Task, load_task, task_rows
 
 SCHEMA = 1
 _CHUNKS_OF_A_PART = 1_000_003  # more than a part will ever have
+_USUAL_END = "</think>"  # the default of every `think_end_token`
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def answer_questions(
     chunk_size: int = 32,
     progress: bool = True,
     marker: ThinkEndMarker | None = None,
+    fingerprint: str | None = None,
     placement: Placement = "system",
 ) -> Outcomes:
     """Answer every question with every strategy, with the same seed for each.
@@ -139,6 +142,7 @@ def answer_questions(
         chunk_size: questions in a chunk; a killed process loses at most one chunk.
         progress: show a bar, on a terminal.
         marker: ends the thinking; see :func:`~entropy_rft.sampling.verdicts`.
+        fingerprint: of the model that answers; by default that of the traces' model.
         placement: of the instruction, the probe's; ``user_end`` in any case if the chat template has no system role.
 
     Raises:
@@ -148,7 +152,7 @@ def answer_questions(
     rows: list[dict[str, Any]] = []
     placement = placement_for(sampler, placement)
     settings = {
-        "fingerprint": questions.traces.fingerprint,
+        "fingerprint": fingerprint or questions.traces.fingerprint,
         "sampler": sampler_name,
         **({} if served_model is None else {"served_model": served_model}),
         "strategies": {name: strategies[d].to_dict() for name, d in zip(NAMES, DIFFICULTIES, strict=True)},
@@ -158,13 +162,17 @@ def answer_questions(
         "seed": seed,
         **({} if placement == "system" else {"placement": placement}),
     }
-    if marker is not None and any(strategy.thinking_tokens is not None for strategy in strategies.values()):
-        settings["think_end_token"] = marker.text  # it decides where a limit cuts
+    limited = any(strategy.thinking_tokens is not None for strategy in strategies.values())
+    if marker is not None and (limited or marker.text != _USUAL_END):
+        settings["think_end_token"] = marker.text  # it decides where a limit cuts, and what counts as the answer
     with progress_bar("questions", len(questions), progress) as advance:
-        for task, chosen in questions.parts:
+        for (task, chosen), collected in zip(questions.parts, questions.traces.settings, strict=True):
             if not chosen:
                 continue
-            kept = KeptOutcomes(Path(output_dir), {**settings, "task": task.name}, chosen, chunk_size)
+            # A task's options decide what counts as right, so answers under other options are other answers.
+            options = collected["task"].get("options")
+            name = f"{task.name} {json_text(options)}" if options else task.name
+            kept = KeptOutcomes(Path(output_dir), {**settings, "task": name}, chosen, chunk_size)
             advance(sum(row is not None for row in kept.rows()), "")
             for gap in kept.gaps():
                 asked = gap.questions

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from entropy_rft.cli.errors import UserError
-from entropy_rft.cli.flags import add_effort, effort_of, path
+from entropy_rft.cli.flags import add_effort, check_output, effort_of, path
 from entropy_rft.cli.main import build_parser
+from entropy_rft.errors import UserValueError
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,3 +69,15 @@ def test_how_much_to_think_on_the_command_line() -> None:
 def test_mistakes_in_how_much_to_think(flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         effort(*flags)
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "later" / "result.json")
+    check_output(Path("/dev/stdout"))
+    with pytest.raises(UserValueError, match="is a directory: give a file name"):
+        check_output(tmp_path)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if not os.access(closed, os.W_OK):  # root may write anywhere
+        with pytest.raises(UserValueError, match="cannot be written: give another file"):
+            check_output(closed / "result.json")

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 
 from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.difficulty import collect_traces, load_traces, question_states
@@ -412,3 +414,15 @@ def test_a_state_is_of_the_prompt_without_a_strategys_variables(
     collect("without", effort={"chat_template_kwargs": {"enable_thinking": False}})
     assert np.array_equal(load_traces(tmp_path / "plain").hidden, load_traces(tmp_path / "without").hidden)
     assert load_traces(tmp_path / "plain").rows != load_traces(tmp_path / "without").rows
+
+
+def test_a_question_that_its_data_has_twice_counts_once(collect, tmp_path, task):
+    rows = [*task.dataset.select(range(4)), task.dataset[1], task.dataset[1]]
+    twice = replace(task, dataset=Dataset.from_list(rows))
+    collect(task=twice)
+    traces = load_traces(tmp_path / "traces")
+    assert len(traces) == len(set(traces.ids)) == len(traces.hidden) == 4
+    assert [row["index"] for row in traces.rows] == [0, 1, 2, 3]
+    assert (traces.repeated, traces.unscorable, traces.uncollected) == (2, 0, 0)
+    assert traces.notes() == ["note: 2 questions that come twice in their data are used once"]
+    assert traces.take(np.asarray([True, False, True, True])).repeated == 2

@@ -291,6 +291,27 @@ def test_a_question_that_stands_in_a_file_twice(collect, traces, tmp_path):
     assert sampler.asked == [rows[0]["prompt"][-1]["content"]]
 
 
+def test_answers_under_other_options_of_a_task_are_asked_again(traces, tmp_path):
+    """The options decide what counts as right."""
+    questions = held_out_questions([traces], probe_of(traces, 4))
+    ask(questions, Scripted(), tmp_path)
+    (settings,) = questions.traces.settings
+    settings["task"] = {**settings["task"], "options": {"thinking": False}}
+    sampler = Scripted()
+    ask(questions, sampler, tmp_path)
+    assert len(sampler.asked) == 4
+    again = Scripted()
+    ask(questions, again, tmp_path)
+    assert again.asked == []
+
+
+def test_answers_of_another_model_are_refused(traces, tmp_path):
+    questions = held_out_questions([traces], probe_of(traces, 4))
+    ask(questions, Scripted(), tmp_path, fingerprint="another")
+    with pytest.raises(ValueError, match="was started with fingerprint = 'another', not"):
+        ask(questions, Scripted(), tmp_path)
+
+
 def test_answers_of_earlier_versions_are_read(traces, tmp_path):
     """They say which questions they are of by a digest alone."""
     questions = held_out_questions([traces], probe_of(traces, 3))
