@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from entropy_rft.errors import UserTypeError
 from entropy_rft.rewards.checking import CHECKER
 from entropy_rft.rewards.text import content_of
 
@@ -36,11 +37,18 @@ class Accuracy:
     def __call__(
         self,
         completions: Sequence[Any],
-        solution: Sequence[str],
+        solution: Sequence[str | None],
         log_extra: Callable[[str, list], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """One reward a completion: 1 for a right answer, 0 for a wrong one, ``None`` if the gold cannot be parsed."""
+        """One reward a completion: 1 for a right answer, 0 for a wrong one, ``None`` if the gold cannot be parsed.
+
+        Raises:
+            TypeError: a gold answer is neither text nor None.
+        """
+        other = next((gold for gold in solution if not isinstance(gold, str | None)), None)
+        if other is not None:
+            raise UserTypeError(f"solution must be text, got {other!r}: convert the column of the data set to text")
         budget = CHECKER.start_batch()
         checked = [
             CHECKER.check(self.function, content_of(completion), gold, self.reasoning_delimiters, budget)

@@ -149,13 +149,16 @@ def _imported(path: str) -> Any:
 
 def _told_apart(rewards: list[Reward]) -> list[Reward]:
     """Number rewards of the same name: TRL logs a reward under its name, and would mix them."""
-    counts: dict[str, int] = {}
+    known: dict[str, list[Reward]] = {}
     for index, reward in enumerate(rewards):
         name = reward_name(reward)
-        counts[name] = counts.get(name, 0) + 1
-        if counts[name] > 1 and not inspect.isroutine(reward) and hasattr(reward, "__dict__"):
-            rewards[index] = reward = copy.copy(reward)
-            reward.__name__ = f"{name}_{counts[name]}"
+        others = known.setdefault(name, [])
+        function = inspect.isroutine(reward)
+        if others and not (function and any(reward is other for other in others)) and hasattr(reward, "__dict__"):
+            # A function is not ours to rename, so it is wrapped. (The same one twice has one value to log.)
+            rewards[index] = renamed = bound(reward, {}) if function else copy.copy(reward)
+            renamed.__name__ = f"{name}_{len(others) + 1}"
+        others.append(reward)
     return rewards
 
 

@@ -40,9 +40,11 @@ class Checker(TimedProcess):
         super().__init__("entropy_rft.rewards.checking_worker")
 
     def check(
-        self, reward: str, content: str, solution: str, delimiters: list[str] | None, budget: Budget
+        self, reward: str, content: str, solution: str | None, delimiters: list[str] | None, budget: Budget
     ) -> tuple[float | None, dict[str, Any]]:
         """TRL's `reward` of a completion, and the columns that it logs; 0 where the check does not end."""
+        if solution is None:  # the row has no gold answer: TRL's function does not score it
+            return check(reward, content, solution, delimiters)
         read = content if delimiters is None else after_thinking(content, delimiters)
         if is_harmless(read) and is_harmless(solution):
             return check(reward, content, solution, delimiters)

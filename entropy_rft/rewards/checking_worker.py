@@ -10,7 +10,7 @@ from typing import Any
 from entropy_rft.rewards import timed_worker
 
 
-def check(reward: str, content: str, solution: str, delimiters: list[str] | None) -> tuple[float | None, dict]:
+def check(reward: str, content: str, solution: str | None, delimiters: list[str] | None) -> tuple[float | None, dict]:
     """TRL's `reward` of one completion, and the columns that it logs for it."""
     from trl import rewards
 

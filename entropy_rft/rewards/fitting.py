@@ -31,18 +31,20 @@ def fitted(reward: Any, think_end_token: str) -> Any:
             reward.correctness = correctness
         return reward
     delimiters = _delimiters(reward)
+    # One that only got another name (see `build_rewards`) is the function that it wraps.
+    function = reward.__wrapped__ if isinstance(reward, Bound) and not reward.arguments else reward
     ours: Any = None
-    if reward is rewards.accuracy_reward:
+    if function is rewards.accuracy_reward:
         ours = Accuracy("accuracy_reward")
-    elif reward is rewards.reasoning_accuracy_reward:
+    elif function is rewards.reasoning_accuracy_reward:
         ours = Accuracy("reasoning_accuracy_reward", [think_end_token])
     elif delimiters is not None:
         ours = Accuracy("reasoning_accuracy_reward", delimiters)
-    elif reward is rewards.think_format_reward:
+    elif function is rewards.think_format_reward:
         ours = ThinkFormat(think_end_token)
     elif _is_cosine_scaled(reward):
         ours = CosineScaled(reward)
-    elif (fit := getattr(reward, "fitted", None)) is not None:
+    elif callable(fit := getattr(reward, "fitted", None)):
         return fit(think_end_token)
     if ours is None:
         return reward

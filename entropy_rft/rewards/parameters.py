@@ -27,7 +27,7 @@ def parameters_of(reward: Any) -> set[str]:
     except ValueError:  # a callable written in C names no parameters
         return set()
     inner = getattr(reward, "correctness", None)
-    return own if inner is None else own | parameters_of(inner)
+    return own if not callable(inner) else own | parameters_of(inner)
 
 
 def is_async(reward: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -126,7 +126,9 @@ class TimedProcess:
         assert self._process is not None
         assert self._process.stdout is not None
         # A reply is one line, written at once: nothing of it can lie in the buffer already.
-        readable, _, _ = select.select([self._process.stdout], [], [], seconds)
+        with selectors.DefaultSelector() as selector:  # select.select takes no descriptor above 1,023
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            readable = selector.select(seconds)
         line = self._process.stdout.readline() if readable else ""
         return json.loads(line) if line.endswith("\n") else None
 

@@ -19,6 +19,7 @@ SLICE_TOKENS = 16  # between two checks for ended rows: a check costs about as m
 @contextmanager
 def shrinking_generation(model: Any) -> Iterator[None]:
     """Inside the block, the model's `generate` is :func:`generate_shrinking`."""
+    model = _uncompiled(model)
     model.generate = partial(generate_shrinking, model)  # an attribute of the instance overrides the class's method
     try:
         yield
@@ -52,6 +53,7 @@ def generate_shrinking(
     Returns:
         ``(B, P + T)`` with T at most `max_new_tokens`: prompts and completions, padded on the right.
     """
+    model = _uncompiled(model)
     generate = type(model).generate  # the instance's `generate` may be this function (see above)
     limit, eos = generation_config.max_new_tokens, generation_config.eos_token_id
     ends = torch.tensor([] if eos is None else [eos] if isinstance(eos, int) else eos, device=input_ids.device)
@@ -77,12 +79,18 @@ def generate_shrinking(
         staying = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
         if len(staying) == 0:
             break
-        input_ids, cache = result.sequences, result[cache_name()]
+        input_ids, cache = result.sequences, getattr(result, cache_name(), None)
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(new.shape)], dim=1)
         if len(staying) < len(rows):
             input_ids, attention_mask, rows = input_ids[staying], attention_mask[staying], rows[staying]
             if cache is not None:  # a model without a cache processes all tokens again
-                cache.batch_select_indices(staying)
+                # Not `batch_select_indices`: layers of linear attention have only this, which every kind of layer has.
+                cache.reorder_cache(staying)
             if on_shrink is not None:
                 on_shrink(staying)
     return torch.cat([prompts, completions[:, :written]], dim=1)
+
+
+def _uncompiled(model: Any) -> Any:
+    """The module inside one of `torch.compile`, whose class has no `generate`."""
+    return getattr(model, "_orig_mod", model)

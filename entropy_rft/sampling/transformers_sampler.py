@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from entropy_rft.effort import checked_effort, template_variables
+from entropy_rft.entropy.precision import wide
 from entropy_rft.errors import UserValueError
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
@@ -212,9 +213,11 @@ class _TokenPicker(LogitsProcessor):
         logits = scores.float() / self.temperature
         if self.top_p is not None:
             logits = self.top_p(input_ids, logits)
-        # float64, since rounding in a float32 sum over 150,000 tokens would shift the tail's probabilities.
-        cdf = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
-        targets = self.uniforms[:, step : step + 1].to(cdf.device) * cdf[:, -1:]
+        # float64 where the device has it: rounding in float32 over 150,000 tokens would shift the tail's probabilities.
+        cdf = logits.softmax(-1, dtype=wide(logits)).cumsum(-1)
+        below_one = 1 - torch.finfo(cdf.dtype).eps  # a float64 just below 1 is 1 in float32
+        uniforms = self.uniforms[:, step : step + 1].to(cdf.dtype).clamp(max=below_one)
+        targets = uniforms.to(cdf.device) * cdf[:, -1:]
         # The first index whose CDF exceeds the target: a token of probability 0 never is.
         picked = torch.searchsorted(cdf, targets, right=True).clamp_(max=cdf.shape[-1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(-1, picked, 0.0)

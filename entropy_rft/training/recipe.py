@@ -125,10 +125,19 @@ class Recipe:
         values = {name: getattr(part, name) for part in own for name in sorted(names) if hasattr(part, name)}
         values["model_name_or_path"] = self.model.model_name_or_path
         return {
-            name: value.value if isinstance(value, Enum) else value
+            name: _plain(value)
             for name, value in (values | self.given).items()
             if value is not None and name not in SECRETS and name != "resume_from_checkpoint"
         }
+
+
+def _plain(value: Any) -> Any:
+    """A field as YAML can hold it: transformers turns some, given as flags, into objects of its own."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 _ALWAYS = {"seed", "learning_rate", "max_steps", "num_train_epochs", "num_generations", "temperature", "loss_type"}

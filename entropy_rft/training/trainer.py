@@ -176,6 +176,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._generated_tool_mask = generated[2]
         return generated
 
+    def _log_completion_extra(self, column: str, values: list) -> None:
+        # Two rewards of one family log the same columns (PEAR around a reward, and that reward beside it). TRL would
+        # append the second's values to the first's, and its table needs columns of one length.
+        if column not in self._pending_extra_logs:
+            super()._log_completion_extra(column, values)
+
     def _generation(self) -> AbstractContextManager[None]:
         if not self._shrinks:
             return nullcontext()
@@ -223,11 +229,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._awaiting_old_policy_pass = False
             kwargs["compute_entropy"] = True
             masked = attention_mask[:, -logits_to_keep:] == 0
-            # Under mask_truncated_completions TRL masks whole completions. A reward that asks for their entropies
-            # still gets them. Without such a reward they are not computed.
+            # Under mask_truncated_completions TRL masks whole completions. A reward that names their entropies still
+            # gets them. Without such a reward they are not computed.
             lengths = torch.tensor(self._generated_lengths, device=masked.device).unsqueeze(1)
             generated = torch.arange(logits_to_keep, device=masked.device) < lengths
-            if not self._reward_inputs.need_entropies:
+            if not self._entropies_of_all:
                 generated &= ~masked
             attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], generated.to(attention_mask.dtype)], dim=1)
             arguments = (model, input_ids, attention_mask, logits_to_keep, *args)
@@ -268,6 +274,11 @@ class EntropyGRPOTrainer(GRPOTrainer):
             AuditedBatch(predicted, before, batch.advantages, batch.mask, phases, entropy_now, inputs.get(UPDATE))
         )
 
+    @property
+    def _entropies_of_all(self) -> bool:
+        """Whether truncated completions have entropies too, so that the rewards can get them."""
+        return self._reward_inputs.need_entropies or not self.mask_truncated_completions
+
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
@@ -275,7 +286,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         columns = self._reward_inputs.columns(
             self._generated_prompts,
             completion_ids_list,
-            None if self._old_policy is None else self._old_policy.entropy,
+            self._old_policy.entropy if self._old_policy is not None and self._entropies_of_all else None,
             self._generated_tool_mask,
         )
         if columns:

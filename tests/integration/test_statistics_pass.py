@@ -287,3 +287,19 @@ def test_no_token_at_all(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
     (generation,) = generations
     assert sum(generation.rows) == 0
     assert all(torch.isfinite(generation.output[name]).all() for name in STATISTICS)
+
+
+@pytest.mark.parametrize(("masked", "given"), [(False, True), (True, False)])
+def test_a_reward_that_does_not_name_the_entropies_gets_all_or_none(
+    make_trainer: Callable, masked: bool, given: bool
+) -> None:
+    """Under mask_truncated_completions those of truncated completions are not computed; 0 would be a wrong value."""
+    seen: list[bool] = []
+
+    def reward(completions: list, **kwargs: Any) -> list[float]:
+        seen.append("phase_entropies" in kwargs)
+        return [float(index) for index in range(len(completions))]
+
+    trainer = make_trainer(reward_funcs=reward, max_steps=1, entropy_clip="clip_b", mask_truncated_completions=masked)
+    trainer.train()
+    assert seen == [given]

@@ -163,6 +163,21 @@ def test_the_denominator_counts_dropped_tokens(make_trainer: Callable) -> None:
 
 
 class TestRewards:
+    def test_a_column_that_two_rewards_log_is_in_the_table_once(self, make_trainer: Callable) -> None:
+        """PEAR around a reward and that reward beside it: TRL's table needs columns of one length."""
+
+        def logs(score: float) -> Callable[..., list[float]]:
+            def reward(completions: list, log_extra: Callable, **kwargs: Any) -> list[float]:
+                log_extra("answer_read", [f"{score}"] * len(completions))
+                return [score * index for index in range(len(completions))]
+
+            reward.__name__ = f"reward_{score}"
+            return reward
+
+        trainer = make_trainer(reward_funcs=[logs(1.0), logs(2.0)], max_steps=1, log_completions=True)
+        trainer.train()
+        assert list(trainer._logs["extra"]["answer_read"]) == ["1.0"] * 8
+
     def test_phase_and_token_entropies_are_those_of_the_old_policy(self, make_trainer: Callable) -> None:
         seen: dict[str, list] = {"ids": [], "phases": [], "tokens": []}
 

@@ -15,7 +15,7 @@ from trl import rewards as trl_rewards
 from trl.rewards import accuracy_reward, get_cosine_scaled_reward, think_format_reward
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import build_rewards, reward_names
+from entropy_rft.rewards import Accuracy, build_rewards, reward_names
 from entropy_rft.rewards.catalogue import OURS, catalogue
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.rewards.parameters import parameters_of
@@ -292,3 +292,15 @@ def test_mistakes_are_one_line_that_names_the_field(own: str, tmp_path: Path, wa
 def test_a_task_without_rewards_leaves_pear_nothing() -> None:
     with pytest.raises(ValueError, match="rewards: pear has nothing to wrap: the task has no reward of its own"):
         build_rewards(["pear"], [])
+
+
+def test_two_functions_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, value in (("length_rewards_a", 1.0), ("length_rewards_b", 2.0)):
+        body = f"def accuracy_reward(completions, **kwargs):\n    return [{value}] * len(completions)\n"
+        (tmp_path / f"{module}.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = build("length_rewards_a:accuracy_reward", "length_rewards_b:accuracy_reward", "accuracy")
+    assert [reward_name(reward) for reward in made] == ["accuracy_reward", "accuracy_reward_2", "accuracy_reward_3"]
+    assert [called(reward, "x") for reward in made[:2]] == [[1.0], [2.0]]
+    assert isinstance(fitted(made[2], "</think>"), Accuracy)  # TRL's, with its limit on the time
+    assert reward_name(fitted(made[2], "</think>")) == "accuracy_reward_3"

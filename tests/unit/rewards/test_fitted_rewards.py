@@ -192,3 +192,31 @@ def test_the_process_ends_with_its_parent() -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"process {pid} outlives its parent")
+
+
+def test_many_open_files_do_not_stop_the_check() -> None:
+    opened = [os.dup(0) for _ in range(1_100)]
+    try:
+        CHECKER.close()
+        assert Accuracy()(completions=[r"\boxed{2^3}"], solution=["8"]) == [1.0]
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def test_a_gold_answer_that_is_not_text() -> None:
+    with pytest.raises(TypeError, match="solution must be text, got 7: convert the column"):
+        Accuracy()(completions=["7"], solution=[7])  # type: ignore[list-item]
+    assert Accuracy()(completions=["7", r"\boxed{7}"], solution=[None, "7"]) == [None, 1.0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("correctness", 0.5), ("fitted", True)])
+def test_a_reward_may_have_attributes_of_these_names(name: str, value: Any) -> None:
+    class Own:
+        def __call__(self, completions: list, weights: list, **kwargs: Any) -> list[float]:
+            return [1.0] * len(completions)
+
+    reward = Own()
+    setattr(reward, name, value)
+    assert fitted(reward, "</think>") is reward
+    assert parameters_of(reward) == {"completions", "weights", "kwargs"}

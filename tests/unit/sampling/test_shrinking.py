@@ -79,3 +79,46 @@ def test_transformers_has_nothing_to_warn_of(random_model, monkeypatch: pytest.M
     monkeypatch.setattr(generic.logger, "warning_once", said.append)
     generate_shrinking(random_model, input_ids=PROMPTS, attention_mask=MASK, generation_config=config(None))
     assert said == []
+
+
+def test_a_model_with_layers_of_linear_attention() -> None:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = Lfm2ForCausalLM(
+            Lfm2Config(
+                vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, layer_types=["conv", "full_attention"], conv_L_cache=3, pad_token_id=0,
+                initializer_range=0.5,
+            )
+        ).eval()  # fmt: skip
+    free = model.generate(input_ids=PROMPTS, attention_mask=MASK, generation_config=config(None))[:, 4:]
+    end = next(
+        t for t in free.unique().tolist() if 0 < (free == t).any(1).sum() < 4 and (free == t).nonzero()[0, 1] < 9
+    )
+    expected = model.generate(input_ids=PROMPTS, attention_mask=MASK, generation_config=config([end]))
+    kept: list[int] = []
+    found = generate_shrinking(
+        model, input_ids=PROMPTS, attention_mask=MASK, generation_config=config([end]),
+        on_shrink=lambda rows: kept.append(len(rows)),
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+    assert kept
+
+
+def test_a_model_without_a_cache(random_model, ends: list[int]) -> None:
+    settings = config(ends)
+    settings.use_cache = False
+    expected = random_model.generate(input_ids=PROMPTS, attention_mask=MASK, generation_config=settings)
+    found = generate_shrinking(random_model, input_ids=PROMPTS, attention_mask=MASK, generation_config=settings)
+    assert torch.equal(found, expected)
+
+
+def test_a_compiled_model_generates_as_the_model_inside_it(random_model, ends: list[int]) -> None:
+    expected = random_model.generate(input_ids=PROMPTS, attention_mask=MASK, generation_config=config(ends))
+    compiled = torch.compile(random_model, backend="eager")
+    with shrinking.shrinking_generation(compiled):
+        found = compiled.generate(input_ids=PROMPTS, attention_mask=MASK, generation_config=config(ends))
+    assert torch.equal(found, expected)
+    assert "generate" not in vars(random_model)

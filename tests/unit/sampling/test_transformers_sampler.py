@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from entropy_rft.sampling import Completion, TransformersSampler, encode_prompt
+from entropy_rft.sampling import Completion, TransformersSampler, encode_prompt, transformers_sampler
 
 PROMPTS = [
     [{"role": "user", "content": "What is 12 + 34?"}],
@@ -168,3 +168,12 @@ def test_nan_weights_are_an_error(sampler, random_model):
 
 def test_no_prompts_give_no_results(sampler):
     assert sample(sampler, []) == []
+
+
+def test_a_device_without_float64_draws_possible_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The highest uniform number in float64 is 1 in float32."""
+    monkeypatch.setattr(transformers_sampler, "wide", lambda values: torch.float32)
+    uniforms = torch.tensor([[0.0], [0.7], [1 - 2**-53]], dtype=torch.float64)
+    picker = transformers_sampler._TokenPicker(uniforms, 1, 1.0, 1.0, lambda step: None)
+    scores = torch.tensor([float("-inf"), 0.0, 0.0, float("-inf")]).repeat(3, 1)
+    assert picker(torch.zeros(3, 1, dtype=torch.long), scores).argmax(-1).tolist() == [1, 2, 2]

@@ -198,3 +198,12 @@ def test_the_doctor_can_be_switched_off_and_may_stop_at_anything(tmp_path: Path)
         assert written(tmp_path, f"doctor_stop: {word}").doctor.doctor_stop == ["all"]
     with pytest.raises(ValueError, match="there is no level 'windo'; did you mean window"):
         parse(tmp_path, {"doctor": {"windo": 5}})
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("accelerator_config", '{"dispatch_batches": false}'), ("debug", "underflow_overflow")]
+)
+def test_objects_of_transformers_become_plain_values(tmp_path: Path, flag: str, value: str) -> None:
+    resolved = yaml.safe_load(yaml.safe_dump(parse(tmp_path, {}, f"--{flag}", value).resolved()))
+    assert parse(tmp_path, resolved).resolved()[flag] == resolved[flag]
+    assert resolved[flag] == ["underflow_overflow"] or resolved[flag]["dispatch_batches"] is False
