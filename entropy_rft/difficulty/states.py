@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from entropy_rft.errors import UserValueError
+from entropy_rft.models.adapters import under_adapter
 
 _BLOCK = 2**18  # values of a weight that are summed at once, to fit a CPU's cache; fingerprints depend on it
 
@@ -35,7 +36,7 @@ def question_states(model: Any, prompt_ids: Sequence[Sequence[int]], layer: int 
         ValueError: the model has no such layer, or a prompt has no tokens.
         FloatingPointError: a state is NaN or infinite.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = under_adapter(model)
     index = check_layer(model, layer)
     last = index == model.config.get_text_config().num_hidden_layers
     device = model.get_input_embeddings().weight.device
@@ -79,7 +80,7 @@ def fingerprint(model: Any, like: str | None = None) -> str:
         like: a fingerprint that the result is to be compared with. If it is of an earlier version (16 digits, of the
             first 64 values of each parameter), this model's fingerprint of that version is returned.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = under_adapter(model)
     if is_old(like):
         return _first_values(model)
     digest = hashlib.sha256()

@@ -160,13 +160,12 @@ def load_traces(*directories: str | os.PathLike[str]) -> Traces:
         places |= dict.fromkeys((row["id"] for row in own), os.fspath(directory))
         # Within a directory a question comes twice if its data has it twice; the first one is used.
         first = {row["id"]: place for place, row in reversed(list(enumerate(own)))}
-        new = [first[row["id"]] == place for place, row in enumerate(own)]
-        scorable = [
-            is_new and row["accuracy"] is not None and row["entropy"] is not None
-            for row, is_new in zip(own, new, strict=True)
+        used = [
+            first[row["id"]] == place and row["accuracy"] is not None and row["entropy"] is not None
+            for place, row in enumerate(own)
         ]
-        rows += [row for row, kept in zip(own, scorable, strict=True) if kept]
-        hidden.append(states if all(scorable) else states[scorable])
+        rows += [row for row, kept in zip(own, used, strict=True) if kept]
+        hidden.append(states if all(used) else states[used])
         collected += len(own)
         repeated += len(own) - len(first)
     if not collected:

@@ -21,7 +21,7 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(_with_tokenizer(source))
     except (
         Exception
-    ) as error:  # the package tokenizers raises plain Exceptions, and transformers KeyErrors, for such files
+    ) as error:  # for files that it cannot read `tokenizers` raises plain ones, and transformers KeyErrors
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserValueError(f"the tokenizer of {source!r} cannot be loaded: {said}") from error
 

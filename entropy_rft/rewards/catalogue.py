@@ -154,7 +154,7 @@ def _told_apart(rewards: list[Reward]) -> list[Reward]:
         name = reward_name(reward)
         others = known.setdefault(name, [])
         function = inspect.isroutine(reward)
-        if others and not (function and any(reward is other for other in others)) and hasattr(reward, "__dict__"):
+        if others and not (function and reward in others) and hasattr(reward, "__dict__"):
             # A function is not ours to rename, so it is wrapped. (The same one twice has one value to log.)
             rewards[index] = renamed = bound(reward, {}) if function else copy.copy(reward)
             renamed.__name__ = f"{name}_{len(others) + 1}"

@@ -114,14 +114,14 @@ class LocalStates:
         import torch
 
         from entropy_rft.difficulty.states import check_layer, fingerprint
+        from entropy_rft.models.adapters import under_adapter
         from entropy_rft.sampling import load_model_and_tokenizer
 
         # Threads that share a core, with one another or with the router, can take a hundred times as long.
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        model, _ = load_model_and_tokenizer(self.name, device=self._device)
-        if hasattr(model, "get_base_model"):  # a LoRA adapter, which acts inside the model
-            model = model.get_base_model()
+        loaded, _ = load_model_and_tokenizer(self.name, device=self._device)
+        model = under_adapter(loaded)
         check_layer(model, self.layer)
         config = model.config.get_text_config()
         if self.width is not None and config.hidden_size != self.width:

@@ -188,13 +188,8 @@ class Reloader:
                 self.on_done(well)
 
     async def _watch(self) -> None:
-        # Also what a refused file names: when that is complete, the next reload may be accepted.
-        await watch(
-            lambda: dict.fromkeys(
-                [*watched(self._loaded.settings, self._reading.file), *watched(self._latest, self._reading.file)]
-            ),
-            self.request,
-        )
+        # Of what was read last, also if it was refused: when the files that it names are right, it may be accepted.
+        await watch(lambda: watched(self._latest, self._reading.file), self.request)
 
 
 async def watch(files: Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:

@@ -17,6 +17,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def check_address(url: str, name: str = "") -> None:
+    """Raise a ValueError, which begins with `name`, for an address whose host or port cannot be read."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise UserValueError(f"{name}is not an address: {error}") from error
+
+
 class BackendSettings(Part):
     """A server that speaks OpenAI's protocol. A plain URL in the list is one with the defaults."""
 
@@ -40,10 +48,7 @@ class BackendSettings(Part):
             raise UserValueError("must be an address such as http://10.0.0.1:8000")
         if "@" in url.split("/", 3)[2]:
             raise UserValueError("must not hold a user or a password: give api_key_env or api_key_file")
-        try:
-            _ = urlsplit(url).port
-        except ValueError as error:
-            raise UserValueError(f"is not an address: {error}") from error
+        check_address(url)
         return url.rstrip("/").removesuffix("/v1")
 
     @model_validator(mode="after")
@@ -123,8 +128,10 @@ class FeatureSettings(Part):
         started = {"vllm_pooling": "--runner pooling", "sglang": "--return-hidden-states-mode last"}.get(self.kind)
         if started is not None and not (self.url or "").startswith(("http://", "https://")):
             raise UserValueError(f"{self.kind} needs url, the address of a server started with {started}")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise UserValueError("url must be an address such as http://10.0.0.1:8000")
+        if self.url is not None:
+            if not self.url.startswith(("http://", "https://")):
+                raise UserValueError("url must be an address such as http://10.0.0.1:8000")
+            check_address(self.url, "url ")
         return self
 
     def api_key(self) -> str | None:

@@ -72,7 +72,7 @@ class ChatTokenizer:
         from entropy_rft.models.sources import model_source
         from entropy_rft.models.tokenizers import load_tokenizer
 
-        return cls(load_tokenizer(str(model_source(name))))
+        return cls(load_tokenizer(model_source(name)))
 
     def __call__(self, question: Question) -> list[int]:
         """The question's tokens.

@@ -11,6 +11,7 @@ import torch
 from entropy_rft.entropy import TokenStatistics, fused_token_statistics
 from entropy_rft.entropy.statistics import check_temperature
 from entropy_rft.errors import UserValueError
+from entropy_rft.models.adapters import under_adapter
 from entropy_rft.sampling.completion import Completion
 
 
@@ -41,7 +42,7 @@ def score_completions(
     for index, completion in enumerate(completions):
         if not completion.prompt_ids:
             raise UserValueError(f"completion {index} has no prompt_ids: nothing predicts its first token")
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = under_adapter(model)
     vocabulary = vocabulary_size(model)
     for index, completion in enumerate(completions):
         for name, ids in (("prompt_ids", completion.prompt_ids), ("token_ids", completion.token_ids)):

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from entropy_rft.effort import checked_effort, template_variables
 from entropy_rft.entropy.precision import wide
 from entropy_rft.errors import UserValueError
+from entropy_rft.models.adapters import under_adapter
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.shrinking import generate_shrinking
@@ -52,7 +53,7 @@ class TransformersSampler:
     ) -> None:
         check_settings(batch_size=batch_size)
         # The adapter's layers sit inside the base model, whose `generate` honours the generation config given to it.
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.model = under_adapter(model)
         if device is not None:
             self.model.to(device)
         self.tokenizer = tokenizer

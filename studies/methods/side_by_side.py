@@ -38,6 +38,11 @@ def _keeps_entropy(title: str, label: str) -> list[Row]:
     ]
 
 
+def _with_pear(label: str, quantity: str, other: str) -> Row:
+    """Of a rule with PEAR: Clip_B in the first study, the target rule in the second."""
+    return Row(label, [f"{quantity}, {rule} + PEAR / {other}" for rule in ("Clip_B", "target")], ratio=True)
+
+
 # A rule's published setting is no use on these small models: the one that the search of its study chose is compared.
 ROWS = [
     Row("GRPO's entropy falls", ["entropy, GRPO / start"], ratio=True),
@@ -49,21 +54,9 @@ ROWS = [
     Row("PEAR ends with ≥ 25 % fewer thinking tokens than GRPO", ["thinking tokens, PEAR / GRPO"], ratio=True),
     Row("… avg@k at most 1 point lower", ["avg@{k}, PEAR - GRPO"]),
     Row("PEAR alone lowers the entropy below GRPO's", ["entropy, PEAR / GRPO"], ratio=True),
-    Row(
-        "A rule with PEAR (Clip_B; target) keeps more entropy than PEAR alone",
-        ["entropy, Clip_B + PEAR / PEAR", "entropy, target + PEAR / PEAR"],
-        ratio=True,
-    ),
-    Row(
-        "… and PEAR's thinking length, up to a tenth",
-        ["thinking tokens, Clip_B + PEAR / PEAR", "thinking tokens, target + PEAR / PEAR"],
-        ratio=True,
-    ),
-    Row(
-        "… which is shorter than GRPO's",
-        ["thinking tokens, Clip_B + PEAR / GRPO", "thinking tokens, target + PEAR / GRPO"],
-        ratio=True,
-    ),
+    _with_pear("A rule with PEAR (Clip_B; target) keeps more entropy than PEAR alone", "entropy", "PEAR"),
+    _with_pear("… and PEAR's thinking length, up to a tenth", "thinking tokens", "PEAR"),
+    _with_pear("… which is shorter than GRPO's", "thinking tokens", "GRPO"),
     Row(
         "A smaller μ keeps more entropy (Clip_B, 1 against 2; 2.5 against 3)",
         ["entropy, μ = 1 / μ = 2", "entropy, μ = 2.5 / μ = 3"],

@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     baselines = None
     if args.train_traces is not None:
         baselines = baselines_of(probe, load_traces(*args.train_traces), force=args.force)
+    # Otherwise the model's weights were compared with the probe's already, and those with the traces'.
+    unknown = args.force or probe.fingerprint is None
     answers = answer_questions(
         questions,
         probe.strategies,
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         served_model=flags.served_model(sampler),
         chunk_size=args.chunk_size,
         marker=ThinkEndMarker(tokenizer, questions.traces.think_end_token),
-        fingerprint=fingerprint(model, like=questions.traces.fingerprint),
+        fingerprint=fingerprint(model, like=questions.traces.fingerprint) if unknown else None,
         placement=probe.placement,
     )
     settings = {

@@ -86,6 +86,10 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_not_ours(monkeypatch
         ("backends: [ftp://a]", "backends[0].url: must be an address such as http://10.0.0.1:8000, got 'ftp://a'"),
         ("backends: ['http://[::1:8000']", "backends[0].url: is not an address: Invalid IPv6 URL"),
         ("backends: ['http://a:80800']", "backends[0].url: is not an address: Port out of range 0-65535"),
+        (
+            "features: {kind: vllm_pooling, url: 'http://a:80800'}",
+            "features: url is not an address: Port out of range 0-65535",
+        ),
         ("drain_s: .inf", "drain_s: input should be a finite number, got inf"),
         ("limits: {keep_alive_s: .inf}", "limits.keep_alive_s: input should be a finite number, got inf"),
         ("backends: [http://a, http://a]", "backends: 'a' occurs twice: give each a name of its own"),

@@ -7,7 +7,8 @@ import pytest
 
 from entropy_rft.errors import UserValueError
 from entropy_rft.router.batching import FeatureError
-from entropy_rft.router.tokenizing import ChatTokenizer, Question
+from entropy_rft.router.dialects import chat, responses
+from entropy_rft.router.tokenizing import _TEXTS, ChatTokenizer, Question
 from entropy_rft.sampling import encode_prompt
 
 USER = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -70,6 +71,10 @@ def test_messages_in_every_form(shown):
 )
 def test_every_part_that_the_dialects_take_for_text(shown, part):
     assert shown(messages=[*USER, {"role": "assistant", "content": [part]}]).endswith("assistant:hm;assistant:")
+
+
+def test_the_tokenizer_takes_the_parts_of_all_dialects_for_text():
+    assert {*chat._TEXT_PARTS, *responses._TEXT_PARTS} == {*_TEXTS}
 
 
 def test_a_part_that_is_no_text(shown):
