@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_rft.errors import UserValueError, users
+from entropy_rft.tags import THINK_END
 from entropy_rft.tasks import TASK_NAMES
 
 Add = Callable[..., Any]
@@ -118,7 +119,7 @@ def add_probe(add: Add) -> None:
 
 def add_marker(add: Add) -> None:
     """What ends the thinking."""
-    add("--think_end_token", default="</think>", metavar="TEXT", help="what ends the thinking (default: %(default)s)")
+    add("--think_end_token", default=THINK_END, metavar="TEXT", help="what ends the thinking (default: %(default)s)")
 
 
 def add_hardware(add: Add) -> None:
@@ -197,7 +198,7 @@ def sampler(
     name: str,
     model: Any,
     tokenizer: Any,
-    think_end_token: str = "</think>",
+    think_end_token: str = THINK_END,
     limits_thinking: bool = False,
 ) -> Any:
     """The sampler of `sampler_name`; `name` is the model's, which a vLLM engine loads itself.

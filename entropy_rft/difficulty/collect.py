@@ -24,6 +24,7 @@ from entropy_rft.sampling import (
 from entropy_rft.sampling.completion import check_prompts
 from entropy_rft.sampling.identity import digest, question_id
 from entropy_rft.sampling.records import CompletionRecord, record_of
+from entropy_rft.tags import THINK_END
 from entropy_rft.tasks import level_of, task_rows
 
 
@@ -61,7 +62,7 @@ def collect_traces(
     effort: Mapping[str, Any] | None = None,
     seed: int = 0,
     layer: int = -1,
-    think_end_token: str = "</think>",
+    think_end_token: str = THINK_END,
     batch_size: int = 16,
     chunk_size: int = 32,
     shard: int = 0,

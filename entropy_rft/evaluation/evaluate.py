@@ -13,6 +13,7 @@ from entropy_rft.rewards.pear import pear_penalty, shorter_preferred
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
 from entropy_rft.sampling.identity import digest
 from entropy_rft.sampling.records import CompletionRecord, record_completions
+from entropy_rft.tags import THINK_END
 from entropy_rft.tasks import level_of, task_rows
 
 
@@ -43,7 +44,7 @@ def evaluate_model(
     max_tokens: int = 1024,
     batch_size: int = 64,
     seed: int = 0,
-    think_end_token: str = "</think>",
+    think_end_token: str = THINK_END,
     progress: bool = True,
     model_name: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,

@@ -9,8 +9,10 @@ from typing import Any
 from entropy_rft.errors import UserValueError
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, **options: Any) -> Any:
     """The tokenizer of a directory or a name on the hub; of an adapter saved without one, its base model's.
+
+    `options` are those of transformers' ``from_pretrained`` (``revision``, ``trust_remote_code``).
 
     Raises:
         ValueError: there is none, or the installed packages cannot read it; one line.
@@ -18,7 +20,7 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(_with_tokenizer(source))
+        return AutoTokenizer.from_pretrained(_with_tokenizer(source), **options)
     except (
         Exception
     ) as error:  # for files that it cannot read `tokenizers` raises plain ones, and transformers KeyErrors

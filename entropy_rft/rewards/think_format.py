@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.rewards.tags import opening_tag
 from entropy_rft.rewards.text import content_of, said
+from entropy_rft.tags import THINK_END, opening_tag
 
 
 class ThinkFormat:
@@ -37,9 +37,9 @@ class ThinkFormat:
         texts = []
         for completion, is_opened in zip(completions, opened, strict=True):
             text = content_of(completion)
-            if self.think_end_token != "</think>":
+            if self.think_end_token != THINK_END:
                 # The tags that TRL's pattern looks for must not occur with another meaning.
-                text = text.replace("<think>", "").replace("</think>", "")
-                text = text.replace(self.think_end_token, "</think>").replace(self.opening, "<think>")
+                text = text.replace("<think>", "").replace(THINK_END, "")
+                text = text.replace(self.think_end_token, THINK_END).replace(self.opening, "<think>")
             texts.append(said("<think>" * bool(is_opened) + text))
         return think_format_reward(texts)

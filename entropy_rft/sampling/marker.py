@@ -11,7 +11,7 @@ from torch import Tensor
 
 from entropy_rft.entropy import phase_masks
 from entropy_rft.errors import UserValueError
-from entropy_rft.rewards.tags import opening_tag
+from entropy_rft.tags import opening_tag
 
 # Replaces a token that is not the model's own; no token's text contains it.
 _NOT_OURS = "\0"

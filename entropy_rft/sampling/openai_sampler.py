@@ -15,6 +15,7 @@ from entropy_rft.retry_after import retry_after_seconds
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.thinking import ThinkingTags, longest_thinking
+from entropy_rft.tags import THINK_END
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry, where the server names none
@@ -62,7 +63,7 @@ class OpenAISampler:
         timeout: float = 600.0,
         api_key: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        think_end_token: str = "</think>",
+        think_end_token: str = THINK_END,
         vocabulary: int | None = None,
         max_wait: float = MAX_WAIT_S,
         transport: Any = None,

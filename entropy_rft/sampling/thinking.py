@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from entropy_rft.errors import UserValueError
-from entropy_rft.rewards.tags import opening_tag
 from entropy_rft.sampling.marker import ThinkEndMarker
+from entropy_rft.tags import opening_tag
 
 
 class ThinkingTags:

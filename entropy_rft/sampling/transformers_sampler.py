@@ -19,6 +19,7 @@ from entropy_rft.sampling.completion import Completion, Prompt, check_settings, 
 from entropy_rft.sampling.progress import progress_bar
 from entropy_rft.sampling.shrinking import generate_shrinking
 from entropy_rft.sampling.thinking import ThinkingBudget, ThinkingTags
+from entropy_rft.tags import THINK_END
 
 
 class TransformersSampler:
@@ -49,7 +50,7 @@ class TransformersSampler:
         batch_size: int = 64,
         device: str | torch.device | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        think_end_token: str = "</think>",
+        think_end_token: str = THINK_END,
     ) -> None:
         check_settings(batch_size=batch_size)
         # The adapter's layers sit inside the base model, whose `generate` honours the generation config given to it.

@@ -10,6 +10,7 @@ from entropy_rft.rewards.parameters import THINKING_OPENED, parameters_of
 from entropy_rft.rewards.values import reward_name, scored
 from entropy_rft.sampling.completion import Completion
 from entropy_rft.sampling.marker import ThinkEndMarker
+from entropy_rft.tags import THINK_END
 
 
 def verdicts(
@@ -41,7 +42,7 @@ def verdicts(
     extra: dict[str, list[Any]] = {}
     if marker is not None:
         texts = [marker.reward_text(completion.text, completion.token_ids) for _, completion in pairs]
-    reward = fitted(reward, "</think>" if marker is None else marker.text)
+    reward = fitted(reward, THINK_END if marker is None else marker.text)
     if marker is not None and THINKING_OPENED in parameters_of(reward):
         extra = {THINKING_OPENED: [marker.opened(completion.prompt_ids) for _, completion in pairs]}
     returned = reward(

@@ -11,9 +11,9 @@ from typing import Any
 from entropy_rft.effort import checked_effort, template_variables
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
-from entropy_rft.rewards.tags import opening_tag
 from entropy_rft.sampling.completion import Completion, Prompt, check_settings, encode_prompt
 from entropy_rft.sampling.openai_sampler import request_seed
+from entropy_rft.tags import opening_tag
 
 
 class VLLMSampler:

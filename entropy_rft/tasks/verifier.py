@@ -14,6 +14,7 @@ from typing import Any
 from entropy_rft.rewards.checking import after_thinking
 from entropy_rft.rewards.text import content_of
 from entropy_rft.rewards.timed import Budget, TimedProcess
+from entropy_rft.tags import THINK_END
 from entropy_rft.tasks.generators import from_text
 
 COLUMN = "reasoning_gym"
@@ -44,7 +45,7 @@ class Verifier:
 
     def __init__(self, threshold: float = 1.0, thinking: bool = True) -> None:
         self.threshold = threshold
-        self.think_end_token = "</think>" if thinking else None
+        self.think_end_token = THINK_END if thinking else None
 
     def fitted(self, think_end_token: str) -> Verifier:
         """The same reward for a model that ends its thinking with `think_end_token`."""

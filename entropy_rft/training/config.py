@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from entropy_rft.entropy.rules import RULES, Rule
 from entropy_rft.errors import UserTypeError, UserValueError, user_mistake, users
 from entropy_rft.suggestions import did_you_mean
+from entropy_rft.tags import THINK_END
 
 NO_RULE = "none"
 _PREFIX = "entropy_clip_"
@@ -92,7 +93,7 @@ class EntropyGRPOConfig(RuleFields, GRPOConfig):
     """
 
     think_end_token: str = field(
-        default="</think>",
+        default=THINK_END,
         metadata={"help": "Text that ends the thinking and starts the answer; may be several tokens."},
     )
     entropy_metrics: bool = field(

@@ -17,6 +17,7 @@ from entropy_rft.entropy.phases import PHASES
 from entropy_rft.entropy.rules.whole_batch import WholeBatch
 from entropy_rft.errors import UserTypeError, UserValueError
 from entropy_rft.sampling.marker import ThinkEndMarker
+from entropy_rft.tags import THINK_END
 from entropy_rft.training.batch import MicroBatch, one_row
 from entropy_rft.training.config import EntropyGRPOConfig
 from entropy_rft.training.lens_tokens import extreme_tokens
@@ -171,7 +172,7 @@ class EntropyLens(LensRecorder):
     """
 
     def __init__(
-        self, trainer: GRPOTrainer, steps: int = 10, tokens: int = 0, think_end_token: str = "</think>"
+        self, trainer: GRPOTrainer, steps: int = 10, tokens: int = 0, think_end_token: str = THINK_END
     ) -> None:
         if not isinstance(trainer, GRPOTrainer):
             raise UserTypeError(f"trainer must be a trl.GRPOTrainer, got {type(trainer).__name__}")

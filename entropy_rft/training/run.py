@@ -10,12 +10,13 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from entropy_rft.assets import DEFAULT_MODEL
 from entropy_rft.errors import UserValueError, users
 from entropy_rft.models.sources import model_source
+from entropy_rft.models.tokenizers import load_tokenizer
 from entropy_rft.rewards import build_rewards
 from entropy_rft.rewards.parameters import ENTROPIES, parameters_of
 from entropy_rft.run_files import METRICS, RECIPE
@@ -95,10 +96,9 @@ class TrainingRun:
                 f"output_dir {args.output_dir!r} is model_name_or_path too, and the run would overwrite its files: "
                 "name another output_dir"
             )
-        with users(OSError, ValueError, ImportError, prefix=f"the tokenizer of {model!r} cannot be loaded: "):
-            tokenizer = AutoTokenizer.from_pretrained(
-                model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
-            )
+        tokenizer = load_tokenizer(
+            model, revision=recipe.model.model_revision, trust_remote_code=args.trust_remote_code
+        )
         needs_entropies = any(ENTROPIES & parameters_of(reward) for reward in rewards)
         if needs_entropies and not ThinkEndMarker(tokenizer, args.think_end_token):
             # The trainer checks it too, but only after minutes of loading weights.

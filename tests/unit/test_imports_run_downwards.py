@@ -16,7 +16,7 @@ PACKAGE = "entropy_rft"
 # only, so two rooms on one line know nothing of each other. A new room is added here.
 ORDER = (
     # What any module may use; none of these uses another one of the package.
-    ("errors", "suggestions", "signals", "threads", "retry_after", "atomic", "run_files", "entropy", "assets"),
+    ("errors", "suggestions", "signals", "threads", "retry_after", "atomic", "run_files", "tags", "entropy", "assets"),
     ("files",),
     ("models", "effort"),
     ("rewards",),

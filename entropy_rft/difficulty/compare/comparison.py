@@ -33,11 +33,11 @@ from entropy_rft.sampling import (
     verdicts,
 )
 from entropy_rft.sampling.identity import digest
+from entropy_rft.tags import THINK_END
 from entropy_rft.tasks import Task, load_task, task_rows
 
 SCHEMA = 1
 _CHUNKS_OF_A_PART = 1_000_003  # more than a part will ever have
-_USUAL_END = "</think>"  # the default of every `think_end_token`
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def answer_questions(
         **({} if placement == "system" else {"placement": placement}),
     }
     limited = any(strategy.thinking_tokens is not None for strategy in strategies.values())
-    if marker is not None and (limited or marker.text != _USUAL_END):
+    if marker is not None and (limited or marker.text != THINK_END):
         settings["think_end_token"] = marker.text  # it decides where a limit cuts, and what counts as the answer
     with progress_bar("questions", len(questions), progress) as advance:
         for (task, chosen), collected in zip(questions.parts, questions.traces.settings, strict=True):

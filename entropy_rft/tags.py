@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+THINK_END = "</think>"
+"""What ends the thinking where nothing else is named: the default of every `think_end_token`, and TRL's own tag."""
+
 
 def opening_tag(think_end_token: str) -> str | None:
     """``<think>`` for ``</think>``, ``[THINK]`` for ``[/THINK]``; None where the thinking ends with no closing tag."""
