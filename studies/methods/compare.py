@@ -34,10 +34,10 @@ class Quantity:
     denominator: np.ndarray
 
     def at(self, questions: np.ndarray) -> np.ndarray:
-        """(draws,): of drawn questions (draws, Q), all seeds."""
+        """(draws, seeds): of drawn questions (draws, Q)."""
         # (draws, questions): how often each question was drawn, so that one product does all sums.
         weights = _counts(questions, self.numerator.shape[1])
-        return ((weights @ self.numerator.T) / (weights @ self.denominator.T)).mean(1)
+        return (weights @ self.numerator.T) / (weights @ self.denominator.T)
 
     @property
     def value(self) -> float:
@@ -116,7 +116,7 @@ class Group:
 def estimate(
     quantities: Sequence[Quantity], combine: Callable[..., np.ndarray], *, positive: bool = False, seed: int = 0
 ) -> Estimate:
-    """``combine(*values)`` of quantities over the same seeds and questions, which are taken together.
+    """The mean over seeds of ``combine(*values)``, of quantities over the same seeds and questions.
 
     The interval covers other seeds and other questions. The runs of a seed are compared with each other, and these few
     comparisons follow Student's t. The spread over questions is that of resampling them with replacement, the same ones
@@ -124,8 +124,9 @@ def estimate(
     their range: such a "95 %" interval holds three times in four.) With one seed the interval is of questions alone.
 
     Args:
-        combine: from arrays, one of each quantity, to an array, value by value.
-        positive: compute the spread of the logarithm, as is right for a ratio.
+        combine: from arrays, one of each quantity and all of one shape, to an array of that shape, value by value.
+        positive: take the mean and the spread of the logarithm, as is right for a ratio; the value is then the
+            geometric mean over seeds.
 
     Raises:
         ValueError: the quantities are of different numbers of seeds or questions.
@@ -137,9 +138,10 @@ def estimate(
     scale, back = (np.log, np.exp) if positive else (np.asarray, np.asarray)
     drawn = np.random.default_rng(seed).integers(questions, size=(RESAMPLES, questions))
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw without a question of the level
-        value = float(combine(*(np.asarray([quantity.value]) for quantity in quantities))[0])
         by_seed = scale(combine(*(np.asarray(quantity.by_seed()) for quantity in quantities)))
-        over_questions = scale(combine(*(quantity.at(drawn) for quantity in quantities)))
+        centre = np.mean(by_seed)
+        value = float(back(centre))
+        over_questions = scale(combine(*(quantity.at(drawn) for quantity in quantities))).mean(1)
         over_questions = over_questions[np.isfinite(over_questions)]
         if not over_questions.size:
             return Estimate(value, np.nan, np.nan)
@@ -148,7 +150,7 @@ def estimate(
             reach = t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
             squares += reach**2 * np.var(by_seed, ddof=1) / seeds
         half = np.sqrt(squares)
-        return Estimate(value, float(back(scale(value) - half)), float(back(scale(value) + half)))
+        return Estimate(value, float(back(centre - half)), float(back(centre + half)))
 
 
 def difference(first: Quantity, second: Quantity) -> Estimate:
@@ -157,7 +159,7 @@ def difference(first: Quantity, second: Quantity) -> Estimate:
 
 
 def proportion(first: Quantity, second: Quantity) -> Estimate:
-    """`second` over `first`."""
+    """`second` over `first`: the geometric mean of the seeds' ratios."""
     return estimate([first, second], lambda a, b: b / a, positive=True)
 
 
@@ -175,7 +177,7 @@ def trend(points: Sequence[Quantity]) -> Estimate:
     """What a quantity changes by from one point to the next: the slope of the line through all, by least squares."""
     place = np.arange(len(points)) - (len(points) - 1) / 2
     weights = place / np.square(place).sum()
-    return estimate(points, lambda *values: weights @ np.stack(values))
+    return estimate(points, lambda *values: np.tensordot(weights, np.stack(values), 1))
 
 
 def _counts(drawn: np.ndarray, size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,25 +131,39 @@ MEASURES: Mapping[str, Callable[[Point], Quantity]] = {
 
 
 def at_equal_entropy(own: Point, others: Sequence[Point], measure: Callable[[Point], Quantity]) -> Estimate | None:
-    """`own` minus the line through `others`, at the entropy of `own`; None where they do not reach it on both sides.
+    """`own` minus the line through `others`, at the entropy of `own`, seed by seed; None where they do not reach it on
+    both sides in each seed.
 
     Between two points the line is straight in the logarithm of the entropy.
     """
-    entropies = [p.group.entropy().value for p in others]
-    if len(others) < 2 or not min(entropies) <= own.group.entropy().value <= max(entropies):
+    if len(others) < 2:
+        return None
+    entropies, places = (
+        np.asarray(own.group.entropy().by_seed()),
+        np.asarray([p.group.entropy().by_seed() for p in others]),
+    )
+    if not np.all((places.min(0) <= entropies) & (entropies <= places.max(0))):
         return None
     quantities = [measure(own), own.group.entropy()]
     for p in others:
         quantities += [measure(p), p.group.entropy()]
 
     def combine(value: np.ndarray, entropy: np.ndarray, *rest: np.ndarray) -> np.ndarray:
-        heights, places = np.stack(rest[::2]), np.log(np.stack(rest[1::2]))
-        order = np.argsort(places, axis=0)
-        heights, places = np.take_along_axis(heights, order, 0), np.take_along_axis(places, order, 0)
-        read = [np.interp(np.log(entropy[i]), places[:, i], heights[:, i]) for i in range(len(entropy))]
-        return value - np.asarray(read)
+        return value - _read_off(np.log(entropy), np.log(np.stack(rest[1::2])), np.stack(rest[::2]))
 
     return estimate(quantities, combine)
+
+
+def _read_off(at: np.ndarray, places: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Heights at `at`, of the straight lines from place to place, (points, ...); beyond the last place its height."""
+    order = np.argsort(places, axis=0)
+    places, heights = np.take_along_axis(places, order, 0), np.take_along_axis(heights, order, 0)
+    read = heights[0].copy()
+    for (left, right), rise in zip(pairwise(places), np.diff(heights, axis=0), strict=True):
+        width = right - left
+        share = np.divide(at - left, width, out=(at >= right).astype(float), where=width > 0)
+        read += np.clip(share, 0.0, 1.0) * rise
+    return read
 
 
 def compare(plan: Plan, found: Sequence[Point]) -> list[dict[str, Any]]:
@@ -276,8 +291,8 @@ def _held_table(keeping: Mapping[str, Sequence[Mapping[str, float]]]) -> list[st
 
 def _rows_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:
     lines = [
-        "The target rule minus the rival at the same entropy, points (95 % interval). “–”: the rival's points do not "
-        "reach this entropy.",
+        "The target rule minus the rival at the same entropy, points (95 % interval). “–”: in one seed or more the "
+        "rival's points do not reach this entropy.",
         "",
         f"| target | rival | {' | '.join(MEASURES)} |",
         "| --- | --- |" + " --- |" * len(MEASURES),

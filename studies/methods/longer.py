@@ -19,6 +19,7 @@ from studies.methods.report import collect
 from studies.methods.results import Results
 
 MARGIN = -1.0  # points of avg@k: "not less accurate" allows this much, as in the claims
+STILL = 1.0  # points in `WINDOW` updates: right answers that surely rise by no more have stopped rising
 WINDOW = 50  # updates, of which the right answers in training are compared with those of as many before
 SLOWER, COSTS, UNDECIDED = "it learns more slowly", "what it keeps costs right answers", "undecided"
 
@@ -35,10 +36,16 @@ def rise(group: Group) -> Estimate:
 
 
 def verdict(change: Estimate, risen: Estimate) -> str:
-    """By the longer run's avg@k at temperature 1 minus the baseline's, and by its `rise`; both in points."""
+    """By the longer run's avg@k at temperature 1 minus the baseline's, and by its `rise`; both in points.
+
+    One seed, which has no interval of its rise, decides nothing. That a rise is not shown does not show that there is
+    none: its whole interval must be below `STILL`.
+    """
+    if np.isnan(risen.high):
+        return UNDECIDED
     if change.low >= MARGIN:
         return SLOWER
-    return COSTS if change.high < MARGIN and risen.low <= 0 else UNDECIDED
+    return COSTS if change.high < MARGIN and risen.high <= STILL else UNDECIDED
 
 
 def write_longer(plan: Plan, results: Results, first: Plan, first_results: Results, output: Path) -> str:

@@ -255,6 +255,7 @@ def _search_lines(plan: Plan, search: Search) -> list[str]:
     for name, record in search.record.items():
         for index, trial in enumerate(record["trials"]):
             what = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["fields"].items())
+            what = what or "nothing varied"
             what = f"**{what}**" if index == record["chosen"] else what
             title = plan.methods[name].title if index == 0 else ""
             aim = _aim(record) if index == 0 else ""
@@ -267,11 +268,13 @@ def _search_lines(plan: Plan, search: Search) -> list[str]:
 
 def _aim(record: Mapping[str, Any]) -> str:
     """The criterion by which a method's trial was chosen, and among which trials."""
-    needed = record["accuracy_needed"]
+    needed, aim = record["accuracy_needed"], record["aim"]
+    if aim == "target":
+        return "entropy nearest to its entropy_target, of all trials"
     if needed is None:
-        return str(record["aim"])
+        return str(aim)
     if any(trial["accuracy"] >= needed for trial in record["trials"]):
-        return f"{record['aim']}, of those with avg@k ≥ {100 * needed:.1f} %"
+        return f"{aim}, of the trials with avg@k ≥ {100 * needed:.1f} %"
     return f"accuracy, since none has avg@k ≥ {100 * needed:.1f} %"
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 # Metrics that the figures and claims read, with their names in a result.
 CURVES = {
     "reward": "reward",
+    "rewards/reasoning_gym_reward/mean": "accuracy",  # a run has one of the two
     "rewards/reasoning_accuracy_reward/mean": "accuracy",
     "entropy": "entropy",
     "entropy/thinking": "entropy_thinking",

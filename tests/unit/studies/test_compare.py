@@ -46,12 +46,25 @@ def test_interval_adds_up_seeds_and_questions(monkeypatch: pytest.MonkeyPatch) -
     assert found.value == pytest.approx(b.value - a.value)
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-4)
 
-    logs = np.log(means(b) / means(a)), [float(np.log(means(b, i).mean() / means(a, i).mean())) for i in questions]
+    # A ratio is the same of the logarithms: the geometric mean of the seeds' ratios, and the spread around it.
+    logs = np.log(means(b) / means(a)), [float(np.log(means(b, i) / means(a, i)).mean()) for i in questions]
     half = math.hypot(4.30265 * float(np.std(logs[0], ddof=1)) / 3**0.5, 1.95996 * float(np.std(logs[1])))
     ratio = proportion(a, b)
-    assert ratio.value == pytest.approx(b.value / a.value)
+    assert ratio.value == pytest.approx(math.exp(logs[0].mean()))
     assert (ratio.low, ratio.high) == pytest.approx(
         (ratio.value * math.exp(-half), ratio.value * math.exp(half)), rel=1e-4
+    )
+
+
+def test_a_ratios_interval_is_around_its_own_value() -> None:
+    """One seed with much of both must not move the value away from the interval that the seeds' ratios give."""
+    flat = np.ones((3, 10))
+    first, second = (Quantity(np.asarray(column)[:, None] * flat, flat) for column in ([1, 1, 100], [2, 2, 100]))
+    found = proportion(first, second)
+    assert found.value == pytest.approx(4 ** (1 / 3))
+    half = 4.30265 * float(np.std(np.log([2, 2, 1]), ddof=1)) / 3**0.5
+    assert (found.low, found.high) == pytest.approx(
+        (found.value * math.exp(-half), found.value * math.exp(half)), rel=1e-4
     )
 
 
@@ -262,7 +275,7 @@ def test_report_of_a_finished_and_of_an_empty_study(
     assert "**1. GRPO's entropy falls** | | | | **holds**" in text
     assert "| Clip_B |" in text
     assert "**learning_rate 0.0001**" in text
-    assert "| PEAR | length, of those with avg@k ≥ " in text
+    assert "| PEAR | length, of the trials with avg@k ≥ " in text
     data = json.loads((tmp_path / "whole" / "claims.json").read_text(encoding="utf-8"))
     assert set(data["methods"]) == {"start", "grpo", "clip_b", "pear"}
     assert set(data["sweeps"]["mu"]) == {"1", "1.5"}
@@ -273,6 +286,21 @@ def test_report_of_a_finished_and_of_an_empty_study(
     assert data["methods"]["grpo"]["trained on, 1000 tokens"] == pytest.approx([16 * 5.5 / 1000] * 2)
     for name in ("curves", "difficulty", "sweeps"):
         assert (tmp_path / "whole" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_report_says_among_which_trials_one_was_chosen(
+    plan: Plan, results: Results, finish: Callable[..., None], tmp_path: Path
+) -> None:
+    trials = [{"entropy_coef_step": step, "entropy_target": 0.2} for step in (0.01, 0.1)]
+    methods = {"grpo": replace(plan.methods["grpo"], trials=[{}]), "trl": Method("TRL's", "target", {}, trials)}
+    searched = replace(plan, methods=methods, sweeps={})
+    while due := runs_due(searched, results)[0]:
+        for spec in due:
+            finish(spec, accuracy=0.1 if spec.method == "trl" else 0.9, entropy=0.2)
+    write_report(searched, results, tmp_path)
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "| TRL's | entropy nearest to its entropy_target, of all trials | " in text
+    assert "| GRPO | accuracy | **nothing varied** |" in text
 
 
 def test_report_of_a_study_that_searches_nothing(plan: Plan, results: Results, tmp_path: Path) -> None:

@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from studies.methods.claims import judge
-from studies.methods.compare import estimate
+from studies.methods.compare import Group, Quantity, estimate
 from studies.methods.frontier import (
     MEASURES,
     SETTLED,
     Point,
+    _read_off,
     against_baseline,
     at_equal_entropy,
     compare,
@@ -117,6 +119,37 @@ def test_the_difference_at_equal_entropy(
         # (The invented answers are drawn: their accuracy is the wanted one up to some hundredths.)
         assert difference.value == pytest.approx(gain, abs=0.03)
         assert difference.low <= difference.value <= difference.high
+
+
+def _of(setting: str, entropies: list[float], accuracies: list[float]) -> Any:
+    """A point that has these entropies and accuracies, one a seed, in each of its questions."""
+    quantities = [Quantity(np.asarray(own)[:, None] * np.ones((len(own), 8)), np.ones((len(own), 8)))
+                  for own in (entropies, accuracies)]  # fmt: skip
+    group = SimpleNamespace(entropy=lambda: quantities[0], accuracy=lambda: quantities[1])
+    return Point("any", setting, cast(Group, group), cast(Group, group))
+
+
+def test_equal_entropy_is_that_of_each_seed() -> None:
+    line = [_of("low", [0.1, 0.2], [0.6, 0.5]), _of("high", [0.4, 0.8], [0.2, 0.3]), _of("mid", [0.2, 0.4], [0.5, 0.4])]
+    own = _of("own", [0.1 * 2**0.5, 0.8], [0.7, 0.4])
+    found = at_equal_entropy(own, line, MEASURES["avg@k"])
+    assert found is not None
+    # Half way from 0.6 to 0.5 in the first seed, 0.3 in the second.
+    assert found.value == pytest.approx(((0.7 - 0.55) + (0.4 - 0.3)) / 2)
+    assert found.high - found.value == pytest.approx(12.7062 * np.std([0.15, 0.1], ddof=1) / 2**0.5, rel=1e-4)
+    # Within the range of the means, not within that of the second seed.
+    assert at_equal_entropy(_of("own", [0.15, 0.19], [0.7, 0.4]), line, MEASURES["avg@k"]) is None
+
+
+def test_lines_are_read_off_as_numpy_does() -> None:
+    rng = np.random.default_rng(0)
+    places, heights, at = rng.random((4, 3, 50)), rng.random((4, 3, 50)), rng.normal(0.5, 0.5, (3, 50))
+    places[1, :, :10] = places[2, :, :10]  # no line between two points at one place
+    found = _read_off(at, places, heights)
+    for seed, draw in np.ndindex(at.shape):
+        order = np.argsort(places[:, seed, draw])
+        wanted = np.interp(at[seed, draw], places[order, seed, draw], heights[order, seed, draw])
+        assert found[seed, draw] == pytest.approx(wanted)
 
 
 def test_what_a_setting_costs_beside_the_whole_run_of_the_baseline(

@@ -20,8 +20,10 @@ from studies.methods.search import runs_due
     ("change", "risen", "expected"),
     [
         ((0.5, -0.9, 1.9), (3.0, 1.0, 5.0), SLOWER),
-        ((-3.0, -4.0, -2.0), (0.5, -0.5, 1.5), COSTS),
+        ((-3.0, -4.0, -2.0), (0.2, -0.5, 0.9), COSTS),
         ((-3.0, -4.0, -2.0), (2.0, 0.5, 3.5), UNDECIDED),  # it still rises
+        ((-3.0, -4.0, -2.0), (2.0, -1.0, 5.0), UNDECIDED),  # or may rise
+        ((0.5, -0.9, 1.9), (3.0, np.nan, np.nan), UNDECIDED),  # one seed
         ((-3.0, -7.0, 1.0), (0.0, -1.0, 1.0), UNDECIDED),
     ],
 )
