@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import norm, t
 from entropy_rft.errors import UserValueError
 from studies.methods.results import RunResult
 
-RESAMPLES = 4000
+RESAMPLES = 20_000  # with fewer, an end of an interval changes in its third digit
 CONFIDENCE = 0.95
 _SIGMAS = float(norm.ppf((1 + CONFIDENCE) / 2))
 
@@ -33,11 +34,9 @@ class Quantity:
     numerator: np.ndarray
     denominator: np.ndarray
 
-    def at(self, questions: np.ndarray) -> np.ndarray:
-        """(draws, seeds): of drawn questions (draws, Q)."""
-        # (draws, questions): how often each question was drawn, so that one product does all sums.
-        weights = _counts(questions, self.numerator.shape[1])
-        return (weights @ self.numerator.T) / (weights @ self.denominator.T)
+    def at(self, counts: np.ndarray) -> np.ndarray:
+        """(draws, seeds): of questions that were drawn so often, (draws, questions)."""
+        return (counts @ self.numerator.T) / (counts @ self.denominator.T)
 
     @property
     def value(self) -> float:
@@ -136,12 +135,12 @@ def estimate(
         raise UserValueError(f"only runs of the same seeds and questions can be compared, got {sorted(shapes)}")
     ((seeds, questions),) = shapes
     scale, back = (np.log, np.exp) if positive else (np.asarray, np.asarray)
-    drawn = np.random.default_rng(seed).integers(questions, size=(RESAMPLES, questions))
+    counts = _counts(questions, RESAMPLES, seed)
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw without a question of the level
         by_seed = scale(combine(*(np.asarray(quantity.by_seed()) for quantity in quantities)))
         centre = np.mean(by_seed)
         value = float(back(centre))
-        over_questions = scale(combine(*(quantity.at(drawn) for quantity in quantities))).mean(1)
+        over_questions = scale(combine(*(quantity.at(counts) for quantity in quantities))).mean(1)
         over_questions = over_questions[np.isfinite(over_questions)]
         if not over_questions.size:
             return Estimate(value, np.nan, np.nan)
@@ -168,6 +167,11 @@ def in_points(found: Estimate) -> Estimate:
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
 
 
+def three_digits(value: float) -> str:
+    """``"13.0"``, ``"-1.00"``: a rounded number that ends in zeros must not look exact."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def signed(found: Estimate) -> str:
     """Of points: ``"+1.5 (-0.5 to 3.5)"``."""
     return f"{found.value:+.1f} ({found.low:.1f} to {found.high:.1f})"
@@ -180,6 +184,8 @@ def trend(points: Sequence[Quantity]) -> Estimate:
     return estimate(points, lambda *values: np.tensordot(weights, np.stack(values), 1))
 
 
-def _counts(drawn: np.ndarray, size: int) -> np.ndarray:
-    rows = np.arange(len(drawn))[:, None] * size
-    return np.bincount((drawn + rows).ravel(), minlength=len(drawn) * size).reshape(len(drawn), size).astype(float)
+@lru_cache(maxsize=4)
+def _counts(questions: int, draws: int, seed: int) -> np.ndarray:
+    """How often each question is drawn, (draws, questions), so that one product does all sums."""
+    drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), draws)
+    return drawn.astype(np.float64)

@@ -14,7 +14,7 @@ from entropy_rft.evaluation.plots import smoothed
 from entropy_rft.reporting import figures
 from entropy_rft.reporting.cells import MISSING, number
 from studies.methods.claims import Claim, judge
-from studies.methods.compare import Group, Quantity
+from studies.methods.compare import Group, Quantity, three_digits
 from studies.methods.figures import panels, save
 from studies.methods.plan import Plan, RunSpec, point
 from studies.methods.results import Results, RunResult, write_json
@@ -172,7 +172,8 @@ def markdown(
         for check in claim.checks:
             e = check.estimate
             needed = f"{check.relation} {check.threshold:g}"
-            found = f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g}) {check.unit}".strip()
+            value, low, high = map(three_digits, (e.value, e.low, e.high))
+            found = f"{value} ({low} to {high}) {check.unit}".strip()
             lines.append(f"| | {check.text} | {found} | {needed} | {check.verdict} |")
         if claim.missing:
             lines.append(f"| | not measured: {', '.join(claim.missing)} | | | |")

@@ -10,6 +10,7 @@ from typing import Any
 
 from entropy_rft.reporting.cells import MISSING
 from studies.methods.claims import UNDECIDED
+from studies.methods.compare import three_digits
 
 # Where a study's claims.json is, below scripts/results, and the table's column for it; the real model first.
 STUDIES = {"SmolLM2": "smollm2", "first embedded model": "first/tiny", "second embedded model": "frontier"}
@@ -58,12 +59,15 @@ ROWS = [
     _with_pear("… and PEAR's thinking length, up to a tenth", "thinking tokens", "PEAR"),
     _with_pear("… which is shorter than GRPO's", "thinking tokens", "GRPO"),
     Row(
-        "A smaller μ keeps more entropy (Clip_B, 1 against 2; 2.5 against 3)",
+        "A smaller μ keeps more entropy (Clip_B; first model: 1 against 2, second: 2.5 against 3)",
         ["entropy, μ = 1 / μ = 2", "entropy, μ = 2.5 / μ = 3"],
         ratio=True,
     ),
-    Row("PEAR's α trades length (tokens, -50 to 1 to 50)", ["thinking tokens, from one α to the next of -50, 1, 50"]),
-    Row("… against avg@k (points)", ["avg@{k}, from one α to the next of -50, 1, 50"]),
+    Row(
+        "PEAR's α trades length (tokens from one α to the next of -50, 1, 50: the slope of a line)",
+        ["thinking tokens, from one α to the next of -50, 1, 50"],
+    ),
+    Row("… against avg@k (points, in the same way)", ["avg@{k}, from one α to the next of -50, 1, 50"]),
 ]
 
 
@@ -93,10 +97,10 @@ class _Column:
         if check is None:
             return MISSING  # not asked there, or not measured yet
         found, times = check["estimate"], "× " if row.ratio else ""
-        value = f"{times}{found['value']:.3g}"
+        value = f"{times}{three_digits(found['value'])}"
         if self._one_seed:
             return f"{value}, one seed"
         if found["low"] is None:
             return f"{value}, {UNDECIDED}"
         verdict = check["verdict"] if check["verdict"] == UNDECIDED else f"**{check['verdict']}**"
-        return f"{value} ({found['low']:.3g} to {found['high']:.3g}), {verdict}"
+        return f"{value} ({three_digits(found['low'])} to {three_digits(found['high'])}), {verdict}"

@@ -33,7 +33,8 @@ def quantity(seed: int, seeds: int = 3, questions: int = 30) -> Quantity:
 def test_interval_adds_up_seeds_and_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "RESAMPLES", 50)
     a, b = quantity(0), quantity(1)
-    questions = np.random.default_rng(0).integers(30, size=(50, 30))
+    counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), 50)
+    questions = [np.repeat(np.arange(30), each) for each in counts]
 
     def means(q: Quantity, i: Any = slice(None)) -> np.ndarray:
         return np.asarray([q.numerator[x][i].sum() / q.denominator[x][i].sum() for x in range(3)])
