@@ -37,19 +37,19 @@ def test_a_cell_has_the_value_its_interval_and_the_verdict_of_the_study() -> Non
         },
     )
     of = {"one": first, "two": second}
-    assert cells(of, "GRPO's entropy falls") == ["–", "× 0.309 (0.2 to 0.4), **holds**"]
-    assert cells(of, "A rule with PEAR") == ["–", "× 0.5 (0.4 to 0.6), **does not hold**"]
-    assert table(of).count("1.23 (-3 to 4), undecided") == 1
+    assert cells(of, "GRPO's entropy falls") == ["–", "× 0.309 (0.200 to 0.400), **holds**"]
+    assert cells(of, "A rule with PEAR") == ["–", "× 0.500 (0.400 to 0.600), **does not hold**"]
+    assert table(of).count("1.23 (-3.00 to 4.00), undecided") == 1
 
 
 def test_one_seed_decides_nothing() -> None:
     of = {"one": study([0], 8, {"entropy, GRPO / start": (0.2, 0.19, 0.21, "holds")})}
-    assert cells(of, "GRPO's entropy falls") == ["× 0.2, one seed"]
+    assert cells(of, "GRPO's entropy falls") == ["× 0.200, one seed"]
 
 
 def test_an_estimate_without_an_interval_is_undecided() -> None:
     of = {"one": study([0, 1], 8, {"entropy, GRPO / start": (0.2, None, None, "undecided")})}
-    assert cells(of, "GRPO's entropy falls") == ["× 0.2, undecided"]
+    assert cells(of, "GRPO's entropy falls") == ["× 0.200, undecided"]
 
 
 def test_each_row_asks_what_some_study_measured() -> None:
