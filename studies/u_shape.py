@@ -9,7 +9,7 @@ import numpy as np
 
 from entropy_rft.difficulty.traces import Traces
 
-RESAMPLES = 2000
+RESAMPLES = 20_000  # the lower ends are small quantiles
 U, NO_U, UNDECIDED = "U", "no U", "undecided"
 
 
@@ -17,8 +17,10 @@ def u_shape(traces: Sequence[Traces]) -> dict[str, Any]:
     """Whether the entropy is lower on medium difficulties than on the easiest and on the hardest.
 
     ``fall`` is the easiest level's mean entropy less the lowest of those between, ``rise`` the hardest level's less the
-    same; nats, each with a 95 % interval from a bootstrap over the questions of each level. Which level is the lowest
-    is determined again in each draw. ``depth`` is the smaller of the two over the end that it is measured from. The
+    same; nats, each with an interval from a bootstrap over the questions of each level. The lowest level stays that of
+    the sample: were it determined again in each draw, the draws would repeat the bias that the lowest of several means
+    has. Since it was chosen, the lower end is the quantile 0.025 divided by the number of levels between (Bonferroni);
+    the upper end is the quantile 0.975. ``depth`` is the smaller of the two over the end that it is measured from. The
     verdict is U when both intervals are above 0, no U when one is below, and undecided otherwise; no U also with fewer
     than three levels.
     """
@@ -36,10 +38,12 @@ def u_shape(traces: Sequence[Traces]) -> dict[str, Any]:
     drawn = np.stack(
         [value[rng.integers(len(value), size=(RESAMPLES, len(value)))].mean(1) for value in values], axis=1
     )
+    between = len(levels) - 2
+    lowest = 1 + int(means[1:-1].argmin())
     ends: dict[str, Any] = {}
     for name, end in (("fall", 0), ("rise", -1)):
-        low, high = np.quantile(drawn[:, end] - drawn[:, 1:-1].min(1), [0.025, 0.975])
-        ends[name] = [float(means[end] - means[1:-1].min()), float(low), float(high)]
+        low, high = np.quantile(drawn[:, end] - drawn[:, lowest], [0.025 / between, 0.975])
+        ends[name] = [float(means[end] - means[lowest]), float(low), float(high)]
     verdict = UNDECIDED
     if all(low > 0 for _, low, _ in ends.values()):
         verdict = U

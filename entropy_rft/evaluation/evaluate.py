@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from entropy_rft.effort import checked_effort
-from entropy_rft.evaluation.result import Evaluation, Scores
+from entropy_rft.evaluation.result import Evaluation, Scores, level_order
 from entropy_rft.reporting.estimators import bootstrap_interval, pass_at_k, question_means
 from entropy_rft.rewards.pear import pear_penalty, shorter_preferred
 from entropy_rft.sampling import ThinkEndMarker, TransformersSampler, right_and_scored, verdicts
@@ -105,7 +105,7 @@ def evaluate_model(
         for verdict, start in zip(right, range(0, len(records), samples), strict=True)
     ]
 
-    levels = sorted({level for row in rows if (level := level_of(row)) is not None}, key=_level_order)
+    levels = sorted({level for row in rows if (level := level_of(row)) is not None}, key=level_order)
     by_difficulty = {
         str(level): _scores([g for row, g in zip(rows, groups, strict=True) if level_of(row) == level], samples)
         for level in levels
@@ -177,9 +177,3 @@ def _prefers_shorter(right: Sequence[bool | None], records: Sequence[CompletionR
 def _mean_of(verdict: Sequence[bool | None]) -> float | None:
     right, scored = right_and_scored(verdict)
     return right / scored if scored else None
-
-
-def _level_order(level: Any) -> tuple[bool, Any]:
-    """Numbers by size, before anything else by its name."""
-    number = isinstance(level, int | float)
-    return (not number, level if number else str(level))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from entropy_rft.evaluation.result import Evaluation, Scores
+from entropy_rft.evaluation.result import Evaluation, Scores, level_order
 from entropy_rft.evaluation.run import Run
 from entropy_rft.reporting.figures import DASHES, INK, colour, new_figure, svg_text
 
@@ -169,8 +168,4 @@ def difficulty_svg(rows: Sequence[tuple[int, str, Evaluation]], title: str, scor
 def difficulty_levels(evaluations: Sequence[Evaluation]) -> list[str]:
     """Every difficulty that occurs, numbers by size and before words."""
     levels = {level for evaluation in evaluations for level in evaluation.by_difficulty}
-    return sorted(levels, key=lambda level: (0, float(level), "") if _is_number(level) else (1, 0.0, level))
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
+    return sorted(levels, key=level_order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from entropy_rft.atomic import write_text
 from entropy_rft.errors import UserValueError
 
 SCHEMA = 1
+
+
+def level_order(level: Any) -> tuple[bool, float, str]:
+    """By which levels of difficulty are sorted: numbers by size, also where they are text, before anything else."""
+    text = str(level)
+    number = re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", text) is not None
+    return (not number, float(text) if number else 0.0, text)
 
 
 @dataclass(kw_only=True)

@@ -186,7 +186,7 @@ def _entropy_collapse(level: float, levels: Levels, facts: Facts, entropy: Serie
         return None
     return (
         f"the entropy fell from {found[0]:.3g} to {found[1]:.3g} nats within {_within(entropy, levels)} updates and "
-        f"the reward did not rise in them: {keep_entropy(facts)}"
+        f"the reward did not clearly rise in them: {keep_entropy(facts)}"
     )
 
 
@@ -197,7 +197,7 @@ def _entropy_runaway(level: float, levels: Levels, facts: Facts, entropy: Series
         return None
     return (
         f"the entropy rose from {found[0]:.3g} to {found[1]:.3g} nats within {_within(entropy, levels)} updates and "
-        f"the reward did not rise in them: {lose_entropy(facts)}"
+        f"the reward did not clearly rise in them: {lose_entropy(facts)}"
     )
 
 
@@ -266,7 +266,7 @@ def _thinking_explosion(level: float, levels: Levels, facts: Facts, length: Seri
 def _thinking(found: tuple[float, float], how: str) -> str:
     return (
         f"the thinking (where that is not logged, the completion) {how} from {found[0]:.0f} to {found[1]:.0f} tokens "
-        "and the reward did not rise"
+        "and the reward did not clearly rise"
     )
 
 

@@ -38,8 +38,12 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Holds when it holds at both ends of the interval, does not hold when it holds at neither end."""
-        low, high = self.estimate.low, self.estimate.high
+        """Holds when it holds at both ends of the interval, does not hold when it holds at neither end.
+
+        The ends are those that the tables show, three digits: what the bootstrap's random draws could change decides
+        nothing.
+        """
+        low, high = (float(f"{end:.3g}") for end in (self.estimate.low, self.estimate.high))
         if not low <= high:  # NaN
             return UNDECIDED
         ends = {_RELATIONS[self.relation](end, self.threshold) for end in (low, high)}

@@ -154,7 +154,8 @@ def measure(
 ) -> tuple[dict[str, list[Any]], str]:
     """The columns of :class:`~studies.methods.results.RunResult`, and the digest of the questions.
 
-    Without `entropies`, whose scoring takes a third of a measurement, their columns are not there.
+    The entropies are those of the distribution that was sampled from, as in training. Without `entropies`, whose
+    scoring takes a third of a measurement, their columns are not there.
     """
     from entropy_rft.sampling import right_and_scored
     from entropy_rft.sampling.identity import digest
@@ -177,7 +178,9 @@ def measure(
         "marker_missing": [int(bool(thinking.all())) for thinking, _ in phases],
     }
     if entropies:
-        records = record_completions(model, flat, marker, min(asked.batch_size, SCORED_AT_ONCE), False)
+        records = record_completions(
+            model, flat, marker, min(asked.batch_size, SCORED_AT_ONCE), False, asked.temperature
+        )
         each |= {
             "entropy": [record.entropy for record in records],
             "entropy_thinking": [record.entropy_thinking for record in records],

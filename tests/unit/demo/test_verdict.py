@@ -32,16 +32,24 @@ def test_it_says_what_differs_from_the_first() -> None:
     assert verdict(rows) == (
         "What to look at: target has 2.0 times GRPO's entropy, 5 % fewer thinking tokens, pass@8 at level 10 "
         "+25.0 points, avg@8 +1.0 points; PEAR has 1.0 times GRPO's entropy, 25 % fewer thinking tokens, pass@8 at "
-        "level 10 +0.0 points, avg@8 +0.0 points (within the noise)."
+        "level 10 +0.0 points (within the noise), avg@8 +0.0 points (within the noise). Each is one run: another seed "
+        "may differ by several points."
     )
 
 
 def test_more_entropy_alone_is_no_gain() -> None:
     text = verdict([GRPO, ("Clip_B", evaluation(0.3, 0.25, 0.15, 86))])
     assert text is not None
-    assert text.endswith("Nothing here is better than GRPO: with these settings, use GRPO.")
+    assert ". Nothing here is clearly better than GRPO: with these settings, use GRPO. Each is one run" in text
     assert "3.0 times GRPO's entropy, 7 % more thinking tokens" in text
     assert "-40.0 points" in text
+
+
+def test_a_few_questions_more_are_no_gain() -> None:
+    text = verdict([GRPO, ("target", evaluation(0.6, 0.3, 0.15, 86))])
+    assert text is not None
+    assert "pass@8 at level 10 +5.0 points (within the noise)" in text
+    assert "Nothing here is clearly better than GRPO" in text
 
 
 def test_what_cannot_be_compared_is_left_out() -> None:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from entropy_rft.assets import DEFAULT_TASK
 from entropy_rft.evaluation import Evaluation, difficulty_table, evaluation_table
+from entropy_rft.evaluation.result import level_order
 from entropy_rft.evaluation.table import evaluation_lines
 
 
@@ -103,3 +104,15 @@ def test_what_pear_would_prefer_stands_beside_one_evaluation_only(make_evaluatio
     assert shown(known, known) == []
     assert shown(make_evaluation()) == []
     assert Evaluation.from_dict(known.to_dict()).pear_prefers_shorter == 0.125
+
+
+def test_levels_are_ordered_by_size_also_where_they_are_text() -> None:
+    assert sorted(["10", "hard", 9, "8", 2.5, "-1", "easy"], key=level_order) == [
+        "-1",
+        2.5,
+        "8",
+        9,
+        "10",
+        "easy",
+        "hard",
+    ]

@@ -161,6 +161,7 @@ def test_group_numbers(plan: Plan) -> None:
         (1.4, 1.6, "≥", HOLDS), (1.0, 1.2, "≥", FAILS), (1.2, 1.4, "≥", UNDECIDED), (1.3, 1.3, "≥", HOLDS),
         (1.4, 1.6, "<", FAILS), (1.0, 1.2, "<", HOLDS), (1.3, 1.3, "<", FAILS), (1.3, 1.3, "≤", HOLDS),
         (1.3, 1.4, ">", UNDECIDED), (1.3, 1.3, ">", FAILS), (math.nan, math.nan, ">", UNDECIDED),
+        (1.0, 1.2999, "≥", UNDECIDED),  # shown as 1.30
     ],
 )  # fmt: skip
 def test_verdict_of_a_check(low: float, high: float, relation: str, verdict: str) -> None:

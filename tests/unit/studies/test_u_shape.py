@@ -50,3 +50,11 @@ def test_numbers() -> None:
 
 def test_ten_comes_after_nine() -> None:
     assert u_shape([traces([0.4] * 9)])["levels"][-1] == "10"
+
+
+def test_noise_is_hardly_ever_a_u(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels without a left arm: the lowest of several equal means is always below the easiest level's."""
+    monkeypatch.setattr("studies.u_shape.RESAMPLES", 2000)
+    flat = [[1.0] * 6 + [1.3]] * 60
+    verdicts = [u_shape([traces(means, 0.3, 22, seed)])["verdict"] for seed, means in enumerate(flat)]
+    assert verdicts.count(U) <= 0.15 * len(flat)  # 28 % where the lowest level is determined again in each draw

@@ -277,7 +277,7 @@ def test_the_completion_stands_in_for_the_thinking() -> None:
         ("entropy_runaway", "clip_b", {}, "raise entropy_clip_mu_low from 2.5 to 3.8"),
         ("entropy_runaway", None, {"entropy_coef": 0.01}, "lower entropy_coef from 0.01 to 0.005"),
         ("entropy_runaway", None, {"temperature": 1.2}, "lower temperature from 1.2 to 1"),
-        ("entropy_runaway", None, {}, "did not rise in them: lower learning_rate from 2e-06 to 1e-06"),
+        ("entropy_runaway", None, {}, "did not clearly rise in them: lower learning_rate from 2e-06 to 1e-06"),
         ("rule_idle", "clip_v", {}, "clip_v dropped no token in 20 updates.*lower entropy_clip_mu_low from 8.5 to 6.8"),
         ("rule_idle", "clip_cov", {}, "lower entropy_clip_cov_low from 1 to 0.5"),
         ("entropy_collapse", "target", {}, "raise entropy_clip_target from 0.5x to 0.75x, or lower learning_rate"),
