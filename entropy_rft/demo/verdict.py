@@ -42,9 +42,8 @@ def _compared(title: str, own: Evaluation, baseline: str, grpo: Evaluation) -> t
         change = own.thinking_tokens / grpo.thinking_tokens - 1
         better |= change <= -_SHORTER
         parts.append(f"{100 * abs(change):.0f} % {'fewer' if change < 0 else 'more'} thinking tokens")
-    hardest = (own.hardest, grpo.hardest)
-    if hardest[0] is not None and hardest[1] is not None:
-        (level, ours), (_, theirs) = hardest
+    if own.hardest is not None and grpo.hardest is not None:
+        (level, ours), (_, theirs) = own.hardest, grpo.hardest
         k = max(set(ours.pass_at_k) & set(theirs.pass_at_k), default=None)
         if k is not None:
             points = 100 * (ours.pass_at_k[k] - theirs.pass_at_k[k])
