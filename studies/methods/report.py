@@ -163,6 +163,7 @@ def markdown(
         f"Study `{plan.name}`: {asked.questions} {asked.split} questions × {asked.samples} samples, seeds {seeds}, "
         f"{plan.steps} steps. Brackets: 95 % interval over seeds (Student's t of the paired differences) and questions "
         "(bootstrap); with few seeds it is wide, and a claim is undecided unless all of it lies on one side.",
+        *(["", _ONE_SEED] if len(plan.seeds) == 1 else []),
         "",
         "| claim | comparison | found | needed | |",
         "| --- | --- | --- | --- | --- |",
@@ -206,6 +207,7 @@ def _table(first: str, groups: Mapping[str, Group]) -> list[str]:
     return lines
 
 
+_ONE_SEED = "**One seed**: the intervals are of questions alone, and the verdicts say nothing about other seeds."
 _REACHED = (0.7, 0.75, 0.8, 0.85)
 _WINDOW = 6  # generations, of which the mean is taken: one has few questions
 
