@@ -21,9 +21,7 @@ def load_tokenizer(source: str, **options: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(_with_tokenizer(source), **options)
-    except (
-        Exception
-    ) as error:  # for files that it cannot read `tokenizers` raises plain ones, and transformers KeyErrors
+    except Exception as error:  # of a file that cannot be read: `tokenizers` raises plain ones, transformers KeyErrors
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserValueError(f"the tokenizer of {source!r} cannot be loaded: {said}") from error
 

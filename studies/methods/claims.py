@@ -10,7 +10,7 @@ from operator import ge, gt, le, lt
 from typing import Any
 
 from entropy_rft.errors import UserValueError
-from studies.methods.compare import Estimate, Group, Quantity, difference, in_points, proportion, trend
+from studies.methods.compare import Estimate, Group, Quantity, difference, in_points, proportion, three_digits, trend
 from studies.methods.plan import START, Plan, point
 
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
@@ -43,7 +43,7 @@ class Check:
         The ends are those that the tables show, three digits: what the bootstrap's random draws could change decides
         nothing.
         """
-        low, high = (float(f"{end:.3g}") for end in (self.estimate.low, self.estimate.high))
+        low, high = (float(three_digits(end)) for end in (self.estimate.low, self.estimate.high))
         if not low <= high:  # NaN
             return UNDECIDED
         ends = {_RELATIONS[self.relation](end, self.threshold) for end in (low, high)}

@@ -184,7 +184,7 @@ def trend(points: Sequence[Quantity]) -> Estimate:
     return estimate(points, lambda *values: np.tensordot(weights, np.stack(values), 1))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # tens of megabytes each; a report asks again and again for the same ones
 def _counts(questions: int, draws: int, seed: int) -> np.ndarray:
     """How often each question is drawn, (draws, questions), so that one product does all sums."""
     drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), draws)
