@@ -33,7 +33,7 @@ MODELS: dict[str, DemoModel] = {
     for model in (
         DemoModel(
             DEFAULT_MODEL,
-            "the embedded model, on chains of five operations modulo ten (4 to 6 minutes on two cores)",
+            "the embedded model, on chains of five operations modulo ten (5 to 8 minutes on two cores, by the processor)",
             recipes="tiny",
             questions=200,
             samples=8,

@@ -5,12 +5,16 @@ math-verify's own time limits do not interrupt C code, and do not exist outside 
 cannot contain such an expression (text, numbers, a box around them) is checked here, by TRL's reward as it is. Every
 other answer is checked by the same reward in a separate process, which the kernel ends after some seconds of computing.
 An answer whose check is ended counts as wrong.
+
+The completions of a group often have the same answer, and a check takes milliseconds. So what was checked here is
+remembered.
 """
 
 from __future__ import annotations
 
 import atexit
 import re
+from functools import lru_cache
 from typing import Any
 
 from entropy_rft.rewards.checking_worker import check
@@ -21,6 +25,7 @@ _HARMLESS = re.compile(r"(?:[^\\^!*]|\*(?!\*)|\\(?:boxed|text)\b|\\[$%,;:() \[\]
 EXPONENT = re.compile(r"\d[eE][+-]?\d")
 _LONG_NUMBER = re.compile(r"\d{40}")
 _LONGEST = 4_000  # characters
+_REMEMBERED = 4_096  # answers with their gold
 
 
 def is_harmless(text: str) -> bool:
@@ -47,7 +52,8 @@ class Checker(TimedProcess):
             return check(reward, content, solution, delimiters)
         read = content if delimiters is None else after_thinking(content, delimiters)
         if is_harmless(read) and is_harmless(solution):
-            return check(reward, content, solution, delimiters)
+            value, columns = _remembered(reward, *_without_thinking(content, delimiters), solution)
+            return value, dict(columns)
         request = {"reward": reward, "content": content, "solution": solution, "delimiters": delimiters}
         reply = self.ask((reward, read, solution), request, budget, read)
         if reply is None:
@@ -60,6 +66,21 @@ class Checker(TimedProcess):
 CHECKER = Checker()
 """The checker of this process."""
 atexit.register(CHECKER.close)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(
+    reward: str, content: str, delimiters: tuple[str, ...] | None, solution: str
+) -> tuple[float | None, dict[str, Any]]:
+    return check(reward, content, solution, None if delimiters is None else list(delimiters))
+
+
+def _without_thinking(content: str, delimiters: list[str] | None) -> tuple[str, tuple[str, ...] | None]:
+    """What TRL's reward reads of a completion, with the one of `delimiters` that it looks for."""
+    if delimiters is None:
+        return content, None
+    ends = tuple(delimiter for delimiter in delimiters if delimiter in content)[:1]
+    return (ends[0] + after_thinking(content, delimiters) if ends else ""), ends
 
 
 def after_thinking(content: str, delimiters: list[str]) -> str:

@@ -23,7 +23,7 @@ from trl.rewards import (
 )
 
 from entropy_rft import PEARReward
-from entropy_rft.rewards import Accuracy, timed
+from entropy_rft.rewards import Accuracy, checking, checking_worker, timed
 from entropy_rft.rewards.checking import CHECKER, is_harmless
 from entropy_rft.rewards.fitting import fitted
 from entropy_rft.rewards.parameters import parameters_of
@@ -57,6 +57,43 @@ def test_values_and_logged_columns_are_trls(reward: Any) -> None:
     assert pickle.loads(pickle.dumps(ours))(completions=said(texts[0]), solution=["7"]) == [1.0]
     assert ours(completions=[r"</think>\boxed{7}"], solution=["7"]) == [1.0]  # plain text, as plain prompts get
     assert ours(completions=[], solution=[]) == []
+
+
+def test_an_answer_that_was_checked_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checking._remembered.cache_clear()
+    checked = []
+
+    def check(reward: str, content: str, solution: str | None, delimiters: list[str] | None) -> Any:
+        checked.append((reward, content, solution, delimiters))
+        return checking_worker.check(reward, content, solution, delimiters)
+
+    monkeypatch.setattr(checking, "check", check)
+    answers = [
+        r"One</think>\boxed{7}",
+        r"Two</think>\boxed{7}",
+        r"Two</think>\boxed{8}",
+        "no end",
+        r"A</b>B</think>\boxed{7}",
+    ]
+    reasoning = Accuracy("reasoning_accuracy_reward", ["</b>", "</think>"])
+    columns: list[dict[str, list]] = [{}, {}]
+    for logged in columns:
+        assert reasoning(completions=answers, solution=["7"] * 5, log_extra=logged.__setitem__) == [1, 1, 0, 0, 1]
+    assert [content for _, content, _, _ in checked] == [
+        r"</think>\boxed{7}",
+        r"</think>\boxed{8}",
+        "",
+        r"</b>B</think>\boxed{7}",
+    ]
+    theirs: dict[str, list] = {}
+    reasoning_accuracy_reward(
+        said(*answers), ["7"] * 5, reasoning_delimiters=["</b>", "</think>"], log_extra=theirs.__setitem__
+    )
+    assert columns == [theirs, theirs]
+    # Another gold and another reward are other questions.
+    assert reasoning(completions=answers[:1], solution=["8"]) == [0]
+    assert Accuracy()(completions=[r"</think>\boxed{7}"], solution=["7"]) == [1]
+    assert len(checked) == 6
 
 
 @pytest.mark.parametrize("bounds", [{}, {"min_value_wrong": -2.0, "max_value_wrong": 0.25, "min_value_correct": 0.75}])
