@@ -33,7 +33,7 @@ MODELS: dict[str, DemoModel] = {
     for model in (
         DemoModel(
             DEFAULT_MODEL,
-            "the embedded model, on chains of five operations modulo ten (5 to 8 minutes on two cores, by the processor)",
+            "the embedded model, on chains of five operations modulo ten (5 to 8 minutes on two cores)",
             recipes="tiny",
             questions=200,
             samples=8,
