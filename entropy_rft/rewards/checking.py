@@ -50,9 +50,12 @@ class Checker(TimedProcess):
         """TRL's `reward` of a completion, and the columns that it logs; 0 where the check does not end."""
         if solution is None:  # the row has no gold answer: TRL's function does not score it
             return check(reward, content, solution, delimiters)
-        read = content if delimiters is None else after_thinking(content, delimiters)
+        end, read = ("", content) if delimiters is None else _end_and_rest(content, delimiters)
         if is_harmless(read) and is_harmless(solution):
-            value, columns = _remembered(reward, *_without_thinking(content, delimiters), solution)
+            # Nothing before the end of the thinking is read, and with it the same answer would be a new one each time.
+            value, columns = _remembered(
+                reward, end + read, solution, None if delimiters is None else tuple(delimiters)
+            )
             return value, dict(columns)
         request = {"reward": reward, "content": content, "solution": solution, "delimiters": delimiters}
         reply = self.ask((reward, read, solution), request, budget, read)
@@ -70,22 +73,19 @@ atexit.register(CHECKER.close)
 
 @lru_cache(maxsize=_REMEMBERED)
 def _remembered(
-    reward: str, content: str, delimiters: tuple[str, ...] | None, solution: str
+    reward: str, content: str, solution: str, delimiters: tuple[str, ...] | None
 ) -> tuple[float | None, dict[str, Any]]:
     return check(reward, content, solution, None if delimiters is None else list(delimiters))
 
 
-def _without_thinking(content: str, delimiters: list[str] | None) -> tuple[str, tuple[str, ...] | None]:
-    """What TRL's reward reads of a completion, with the one of `delimiters` that it looks for."""
-    if delimiters is None:
-        return content, None
-    ends = tuple(delimiter for delimiter in delimiters if delimiter in content)[:1]
-    return (ends[0] + after_thinking(content, delimiters) if ends else ""), ends
-
-
 def after_thinking(content: str, delimiters: list[str]) -> str:
     """What a reward reads of a completion: the text after the last of the first of `delimiters` in it, or nothing."""
+    return _end_and_rest(content, delimiters)[1]
+
+
+def _end_and_rest(content: str, delimiters: list[str]) -> tuple[str, str]:
+    """The first of `delimiters` that is in a completion, and the text after its last place; two empty texts without."""
     for delimiter in delimiters:
         if delimiter in content:
-            return content.split(delimiter)[-1]
-    return ""  # without the end of the thinking nothing is read
+            return delimiter, content.split(delimiter)[-1]
+    return "", ""  # without the end of the thinking nothing is read
